@@ -1,0 +1,36 @@
+# Every target sets itself up: a virtual environment in .venv, with torch pinned by constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+export DDE_BACKEND = pytorch
+# Small networks: one thread is as fast as two, and leaves a core for the run beside it.
+export OMP_NUM_THREADS = 1
+
+.PHONY: demo test check bench clean
+
+demo: .venv/.installed
+	$(BIN)/sciml-snr compare convection --optimizers adamw,snr_adam --out runs/demo/convection
+	$(BIN)/sciml-snr solve lynx_hare --out runs/demo/lynx_hare
+	@echo "The demo's figures: runs/demo/convection/comparison.png, runs/demo/lynx_hare/figure.png"
+
+test: .venv/.installed
+	$(BIN)/python -m pytest
+
+check: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/.installed-bench
+	$(BIN)/python -m benchmarks.convection
+
+clean:
+	rm -rf .venv runs
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[test]"
+	touch $@
+
+.venv/.installed-bench: .venv/.installed
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[bench]"
+	touch $@

@@ -1,0 +1,30 @@
+"""Convection, full batch: AdamW and the published rule in its three gates, tuned on one grid.
+
+    python -m benchmarks.convection
+
+writes benchmarks/results/convection.csv and prints its medians.
+"""
+
+from __future__ import annotations
+
+from benchmarks.harness import RESULTS, run_all
+from sciml_snr.run import RunConfig
+
+PATH = RESULTS / "convection.csv"
+METHODS = [("adamw", {})] + [("snr_adam", {"gate": gate}) for gate in ("soft", "hard", "snr")]
+LRS = (3e-4, 1e-3, 3e-3, 1e-2)
+SEEDS = range(5)
+
+
+def configs() -> list[RunConfig]:
+    """Seed by seed, so that a stop leaves whole comparisons."""
+    return [
+        RunConfig("convection", optimizer, lr, iterations=8000, seed=seed, snr_options=options)
+        for seed in SEEDS
+        for optimizer, options in METHODS
+        for lr in LRS
+    ]
+
+
+if __name__ == "__main__":
+    run_all(configs(), PATH)

@@ -1,0 +1,295 @@
+"""What a problem with noisy measurements consists of, and what every such problem shares."""
+
+from __future__ import annotations
+
+import csv
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import deepxde as dde
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating[Any]]
+Predict = Callable[[Array], Array]
+"""A field: points (n, d) -> outputs (n, m), both in the problem's own units."""
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Noisy measurements of a problem's outputs.
+
+    Args:
+        points: (n, d) coordinates, columns in the order of ``Problem.coordinates``.
+        values: (n, m) measured outputs, columns in the order of ``Problem.outputs``.
+        sigma: (n, 1) standard deviation of the error of each row (in the units of
+            :meth:`Problem.encode`), or None if unknown.
+        clean: (n, m) the outputs without error, where known (synthetic data).
+    """
+
+    points: Array
+    values: Array
+    sigma: Array | None = None
+    clean: Array | None = None
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+
+class Problem(ABC):
+    """A differential equation with noisy measurements: what to train, and what to compare with.
+
+    A subclass states the equation in DeepXDE's terms and fills in the abstract methods; see
+    ``problems/convection.py`` for the smallest one. Networks are trained on *encoded* outputs
+    (:meth:`encode`; the identity unless a problem says otherwise); everything else here, from
+    observations to metrics, is in the problem's own units.
+
+    Args:
+        points: number of synthetic measurements.
+        noise: standard deviation of their error, in encoded units.
+        seed: seed of the measurements' positions and errors.
+        observations: the user's own measurements instead of the problem's, or a CSV file with them
+            (see :meth:`read`).
+
+    Raises:
+        ValueError: an argument is out of range, or the measurements cannot be used.
+        FileNotFoundError: there is no such CSV file.
+    """
+
+    name: ClassVar[str]
+    equation: ClassVar[str]
+    """One line, for tables."""
+    coordinates: ClassVar[tuple[str, ...]]
+    outputs: ClassVar[tuple[str, ...]]
+    lr: ClassVar[float]
+    """Default learning rate."""
+    iterations: ClassVar[int]
+    """Default budget."""
+    synthetic: ClassVar[bool] = True
+    """Whether measurements are drawn (``points``, ``noise``, ``seed``), or real data ship along."""
+    points: ClassVar[int]
+    """Default number of measurements."""
+    noise: ClassVar[float | None]
+    """Default standard deviation of their error; None: estimated."""
+    unknown_names: ClassVar[tuple[str, ...]] = ()
+    """Unknown physical parameters."""
+
+    def __init__(
+        self,
+        *,
+        points: int | None = None,
+        noise: float | None = None,
+        seed: int = 0,
+        observations: Observations | str | Path | None = None,
+    ) -> None:
+        if points is not None and points < 1:
+            raise ValueError(f"points must be at least 1, got {points}.")
+        if noise is not None and not (noise >= 0 and math.isfinite(noise)):
+            raise ValueError(f"noise must be a finite number >= 0, got {noise}.")
+        if points is not None and not self.synthetic:
+            raise ValueError(f"{self.name} has real data: the number of points cannot be chosen.")
+        if points is not None and observations is not None:
+            raise ValueError("points is the number of synthetic measurements; own data were given.")
+        self.seed = seed
+        self.unknowns = {name: dde.Variable(0.0) for name in self.unknown_names}
+        if isinstance(observations, (str, Path)):
+            observations = self.read(observations)
+        if observations is None:
+            rng = np.random.default_rng(seed)
+            observations = self.observe(
+                rng,
+                self.points if points is None else points,
+                self.noise if noise is None else noise,
+            )
+        if observations.sigma is None and noise is not None:
+            sigma = np.full((len(observations), 1), noise)
+            observations = replace(observations, sigma=sigma)
+        self.observations = observations
+
+    # What a problem states.
+
+    @property
+    @abstractmethod
+    def domain(self) -> Mapping[str, tuple[float, float]]:
+        """Lowest and highest value of each coordinate."""
+
+    @abstractmethod
+    def geometry(self) -> Any:
+        """The domain as a DeepXDE geometry."""
+
+    @abstractmethod
+    def residual(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
+        """Residual of the equation(s): x (n, d), network outputs y (n, m) -> (n, 1) each."""
+
+    @abstractmethod
+    def observe(self, rng: np.random.Generator, points: int, noise: float | None) -> Observations:
+        """Draw synthetic measurements, or load the real ones."""
+
+    @abstractmethod
+    def reference(self, points: Array) -> Array:
+        """Reference solution (n, m) at points (n, d), or the best fit known where no truth is."""
+
+    @abstractmethod
+    def evaluation_points(self) -> Array:
+        """(n, d) points at which errors are measured, a full grid in the order of :meth:`shape`."""
+
+    @abstractmethod
+    def network(self) -> Any:
+        """A fresh network of the default size."""
+
+    @abstractmethod
+    def data(self) -> Any:
+        """Points, residual, conditions and measurements as DeepXDE data."""
+
+    def conditions(self) -> list[Any]:
+        """Exact boundary and initial conditions (none by default)."""
+        return []
+
+    def loss_weights(self) -> list[float] | None:
+        """One weight per term, in DeepXDE's order: residuals, conditions, measurements."""
+        return None
+
+    def unknown_values(self) -> dict[str, float]:
+        """Current values of the unknown parameters, in physical units.
+
+        ``self.unknowns`` maps their names to trainable ``dde.Variable`` that start at 0; a problem
+        that trains something else than the value itself (its logarithm, say) says so here.
+        """
+        return {name: float(v.detach()) for name, v in self.unknowns.items()}
+
+    def truth(self) -> dict[str, float]:
+        """True values of the unknown parameters, or the reference fit's."""
+        return {}
+
+    def encode(self, values: Array) -> Array:
+        """Outputs in the problem's units -> what the network is trained to give."""
+        return values
+
+    def decode(self, encoded: Array) -> Array:
+        """The inverse of :meth:`encode`."""
+        return encoded
+
+    def estimate_sigma(self) -> float | None:
+        """Standard deviation of the measurements' error where it was not given (unknown: None)."""
+        return None
+
+    # What all problems share.
+
+    def sigma(self) -> Array | None:
+        """(n, 1) standard deviation of the error per measurement: as given, or as estimated."""
+        if self.observations.sigma is not None:
+            return self.observations.sigma
+        estimate = self.estimate_sigma()
+        return None if estimate is None else np.full((len(self.observations), 1), estimate)
+
+    def measurement_conditions(self) -> list[Any]:
+        """The measurements as DeepXDE conditions, one per output."""
+        encoded = self.encode(self.observations.values)
+        return [
+            dde.icbc.PointSetBC(self.observations.points, encoded[:, i : i + 1], component=i)
+            for i in range(len(self.outputs))
+        ]
+
+    def model(self, network: Any | None = None) -> dde.Model:
+        """An uncompiled model on a fresh network (or the given one)."""
+        return dde.Model(self.data(), self.network() if network is None else network)
+
+    def predict(self, model: dde.Model, points: Array) -> Array:
+        """The model's outputs (n, m) at points (n, d), in the problem's units."""
+        return self.decode(np.asarray(model.predict(points)))
+
+    def metrics(self, predict: Predict) -> dict[str, float]:
+        """Errors of a field: ``relative_l2`` over the evaluation points, and one of each unknown.
+
+        With a clean truth at the measurements, also ``memorized``: see
+        :func:`sciml_snr.memorization.memorized_share`.
+        """
+        from sciml_snr.memorization import memorized_share
+
+        points = self.evaluation_points()
+        truth = self.reference(points)
+        result = {
+            "relative_l2": float(np.linalg.norm(predict(points) - truth) / np.linalg.norm(truth))
+        }
+        observed = self.observations
+        if observed.clean is not None and not np.array_equal(observed.values, observed.clean):
+            result["memorized"] = memorized_share(
+                self.encode(predict(observed.points)),
+                self.encode(observed.clean),
+                self.encode(observed.values),
+            )
+        values = self.unknown_values()
+        for name, true in self.truth().items():
+            result[f"{name}_relative_error"] = abs(values[name] - true) / abs(true)
+        return result
+
+    def read(self, path: str | Path) -> Observations:
+        """Measurements from a CSV file with columns named after coordinates and outputs.
+
+        A column ``sigma`` with the standard deviation of each row's error is optional; other
+        columns are ignored, and so are lines that start with ``#``.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: a column is missing, there are no rows, or a value is not a number, not
+                finite, or outside the domain; the message names row (line of the file) and column.
+        """
+        needed = (*self.coordinates, *self.outputs)
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        numbered = [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
+        numbered = [(i, line) for i, line in numbered if not line.lstrip().startswith("#")]
+        reader = csv.DictReader((line for _, line in numbered), skipinitialspace=True)
+        header = [name.strip() for name in reader.fieldnames or []]
+        reader.fieldnames = header
+        missing = [name for name in needed if name not in header]
+        if missing:
+            raise ValueError(
+                f"{path}: column {', '.join(map(repr, missing))} is missing. {self.name} needs the "
+                f"columns {', '.join(needed)} (and optionally sigma); found: "
+                f"{', '.join(header) or 'none'}."
+            )
+        columns = (*needed, "sigma") if "sigma" in header else needed
+        # A quoted field may span lines; rows of plain numbers, which we need, do not.
+        rows = [
+            [self._number(path, line, name, row[name]) for name in columns]
+            for (line, _), row in zip(numbered[1:], reader, strict=False)
+        ]
+        if not rows:
+            raise ValueError(f"{path}: there are no rows of measurements below the header.")
+        table = np.array(rows)
+        d, m = len(self.coordinates), len(self.outputs)
+        sigma = table[:, d + m :] if "sigma" in header else None
+        return Observations(table[:, :d], table[:, d : d + m], sigma)
+
+    def _number(self, path: str | Path, line: int, name: str, text: str | None) -> float:
+        where = f"{path}, line {line}, column {name!r}"
+        try:
+            value = float(text or "")
+        except ValueError:
+            raise ValueError(f"{where}: {text!r} is not a number.") from None
+        if not math.isfinite(value):
+            raise ValueError(f"{where}: {text!r} is not finite; remove the row or fill it in.")
+        if name in self.domain:
+            low, high = self.domain[name]
+            slack = 1e-9 * (high - low)
+            if not low - slack <= value <= high + slack:
+                raise ValueError(f"{where}: {value:g} is outside the domain [{low:g}, {high:g}].")
+        if name == "sigma" and value <= 0:
+            raise ValueError(f"{where}: a standard deviation must be positive, got {value:g}.")
+        if name in self.outputs and not np.isfinite(self._encoded(value)):
+            raise ValueError(f"{where}: {value:g} is not a possible value of {name}.")
+        return value
+
+    def _encoded(self, value: float) -> float:
+        with np.errstate(all="ignore"):
+            return float(self.encode(np.full((1, len(self.outputs)), value))[0, 0])
+
+
+def grid(*axes: Array) -> Array:
+    """All combinations of the axes' values as (n, d) points, last axis fastest."""
+    return np.stack([a.ravel() for a in np.meshgrid(*axes, indexing="ij")], axis=1)

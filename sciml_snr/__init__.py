@@ -1,0 +1,41 @@
+"""Noise-robust training for PINNs and neural fields: Adam gated by the gradient's signal-to-noise.
+
+``import sciml_snr`` and ``model.compile("snr_adam", lr=1e-3)`` works in DeepXDE, whichever of the
+two is imported first; DeepXDE itself is imported only by those who use it.
+"""
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+import wrapt
+
+from ._version import __version__
+from .gate import GATES
+from .snr_adam import Floor, GateStats, SNRAdam
+
+__all__ = [
+    "GATES",
+    "Floor",
+    "GateStats",
+    "ProgressBar",
+    "SNRAdam",
+    "__version__",
+    "set_SNR_options",
+]
+
+_IN_DDE = ("ProgressBar", "set_SNR_options")
+
+
+def _register(deepxde: ModuleType) -> None:
+    importlib.import_module("sciml_snr.dde.registration").register(deepxde)
+
+
+wrapt.register_post_import_hook(_register, "deepxde")
+
+
+def __getattr__(name: str) -> Any:
+    """The DeepXDE part on first use (PEP 562): importing it sets DeepXDE's backend and device."""
+    if name in _IN_DDE:
+        return getattr(importlib.import_module("sciml_snr.dde"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

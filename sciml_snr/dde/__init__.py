@@ -1,0 +1,6 @@
+"""Everything that knows DeepXDE. Importing this imports ``deepxde``."""
+
+from .callbacks import ProgressBar
+from .registration import SNR_options, register, set_SNR_options
+
+__all__ = ["ProgressBar", "SNR_options", "register", "set_SNR_options"]

@@ -1,0 +1,133 @@
+"""Make ``model.compile("snr_adam", lr=...)`` work in DeepXDE, and its options settable there."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from torch.optim import Optimizer
+
+from ..snr_adam import SNRAdam, validate_options
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"snr_adam": SNRAdam}
+"""The names this package adds to DeepXDE, and what they build."""
+
+SNR_options: dict[str, Any] = {}
+"""The options the next ``compile("snr_adam")`` will use; change them by :func:`set_SNR_options`."""
+
+_DEFAULTS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(SNRAdam.__init__).parameters.items()
+    if parameter.default is not inspect.Parameter.empty
+}
+
+
+def set_SNR_options(
+    gate: str = "soft",
+    alpha: float | str = "fresh",
+    lambd: float = 1.0,
+    rho: float = 0.99,
+    warmup_steps: int = 0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    gate_eps: float = 1e-30,
+    batch_size: int | None = None,
+    data_size: int | None = None,
+    nonfinite: str = "raise",
+    gate_external: bool = False,
+) -> None:
+    """Sets the hyperparameters of ``"snr_adam"``, for every ``compile`` from now on.
+
+    Also to be found as ``dde.optimizers.set_SNR_options``. As with ``set_LBFGS_options``, an
+    option that is not given is set (back) to its default. The learning rate and its decay are
+    ``compile``'s; an l2 regularizer of the network acts as it does for ``"adam"``.
+
+    Args:
+        gate (str): "soft" (published), "hard", "snr", or "none" for plain Adam.
+        alpha (float or str): Threshold of the gate; "fresh" = 1, or "finite" = b / (n - b).
+        lambd (float): Weight of the noise floor in the soft and snr gates.
+        rho (float): Decay rate of the streaming gradient variance.
+        warmup_steps (int): Steps before the gate acts.
+        betas (tuple): Adam's decay rates.
+        eps (float): Adam's epsilon.
+        gate_eps (float): Epsilon of the gate.
+        batch_size (int): b, for ``alpha="finite"``.
+        data_size (int): n, for ``alpha="finite"``.
+        nonfinite (str): At a NaN or infinite gradient "raise" an error, or "skip" the step.
+        gate_external (bool): Gate the ``external_trainable_variables`` too. They are few, carry
+            all the data's information on an unknown coefficient, and are not gated by default.
+
+    Raises:
+        ValueError: A value is out of range; nothing is changed then.
+    """
+    options = dict(locals())
+    if not isinstance(gate_external, bool):
+        raise ValueError(f"Invalid gate_external: {gate_external!r}; it must be True or False.")
+    validate_options({**_DEFAULTS, **options})
+    SNR_options.update(options)
+
+
+set_SNR_options()
+
+
+def register(deepxde: ModuleType) -> None:
+    """Teach ``deepxde.optimizers`` the names in :data:`OPTIMIZERS`; doing it twice does nothing."""
+    optimizers = deepxde.optimizers
+    if not hasattr(optimizers.get, "_sciml_snr"):
+        optimizers.get = _extended(optimizers.get)
+        optimizers.set_SNR_options = set_SNR_options
+        optimizers.SNR_options = SNR_options
+
+
+def _extended(original: Callable[..., Any]) -> Callable[..., Any]:
+    """DeepXDE's ``optimizers.get`` with our names added; all other calls pass through."""
+
+    @functools.wraps(original)
+    def get(*args: Any, **kwargs: Any) -> Any:
+        arguments = (*args, *kwargs.values())
+        name = next((a for a in arguments if isinstance(a, str) and a in OPTIMIZERS), None)
+        if name is None:
+            return original(*args, **kwargs)
+        _require_pytorch(name)
+        call = inspect.signature(original).bind(*args, **kwargs)
+        call.apply_defaults()
+        if call.arguments["learning_rate"] is None:
+            raise ValueError(f"No learning rate for {name}.")
+        # With an optimizer instance the original adds what remains: the learning rate's decay.
+        call.arguments["optimizer"] = _build(name, **call.arguments)
+        return original(*call.args, **call.kwargs)
+
+    get._sciml_snr = True  # type: ignore[attr-defined]
+    return get
+
+
+def _build(
+    name: str, params: Any, learning_rate: float, weight_decay: float, **_: Any
+) -> Optimizer:
+    """The optimizer for DeepXDE's parameters: the network's, or [network's, external] groups."""
+    options = dict(SNR_options)
+    gate_external = options.pop("gate_external")
+    groups = list(params)
+    if len(groups) == 2 and isinstance(groups[1], dict) and not gate_external:
+        groups[1] = {**groups[1], "gate": "none"}
+    return OPTIMIZERS[name](
+        groups,
+        lr=learning_rate,
+        weight_decay=weight_decay,
+        decoupled_weight_decay=False,  # DeepXDE's l2 regularizer is Adam's L2 term
+        **options,
+    )
+
+
+def _require_pytorch(name: str) -> None:
+    from deepxde.backend import backend_name
+
+    if backend_name != "pytorch":
+        raise RuntimeError(
+            f'The optimizer "{name}" needs DeepXDE\'s backend "pytorch", but the backend in use is '
+            f'"{backend_name}". Switch with DDE_BACKEND=pytorch in the environment before deepxde '
+            'is imported, or for good with "python -m deepxde.backend.set_default_backend pytorch".'
+        )

@@ -1,0 +1,187 @@
+"""Figures of runs, drawn from what a run folder holds."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLORS = ["#1b6ca8", "#d1495b", "#2a9d8f", "#e09f3e", "#7b5ea7"]
+_NOISY: dict[str, Any] = dict(marker=".", linestyle="none", color="0.65", markersize=4, zorder=1)
+_TRUTH: dict[str, Any] = dict(color="black", linewidth=1.2, linestyle="--", zorder=2)
+
+
+def run_figure(folder: str | Path) -> Path:
+    """Truth, noisy data, fit, and error over iterations of one run.
+
+    Args:
+        folder: a run folder.
+
+    Returns:
+        The figure's path, ``folder/figure.png``.
+    """
+    folder = Path(folder)
+    fields, rows = _load(folder)
+    outputs = [str(name) for name in fields["outputs"]]
+    is_curve = fields["points"].shape[1] == 1
+    panels = len(outputs) if is_curve else 3
+    figure = Figure(figsize=(4.2 * (panels + 1), 3.6), layout="constrained")
+    axes: Any = figure.subplots(1, panels + 1)
+    if is_curve:
+        for i, name in enumerate(outputs):
+            _curve(axes[i], fields, i, name)
+    else:
+        _measured_slice(axes[0], [(fields, "fit", COLORS[0])])
+        _field_pair(figure, axes[1:3], fields)
+    _errors(axes[-1], [(rows, "relative L2 error", COLORS[0])])
+    return _save(figure, folder / "figure.png")
+
+
+def comparison_figure(out: str | Path, folders: Sequence[Path]) -> Path:
+    """Errors over iterations and fits of several runs: median and range over seeds.
+
+    Args:
+        out: where to put ``comparison.png``.
+        folders: run folders of one problem.
+
+    Returns:
+        The figure's path.
+    """
+    runs: dict[str, list[Path]] = {}
+    for folder in folders:
+        runs.setdefault(folder.name.rsplit("-seed", 1)[0].split("-", 1)[1], []).append(folder)
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    shown = []
+    for (name, members), color in zip(runs.items(), _colors(len(runs)), strict=True):
+        fields, _ = _load(members[0])
+        shown.append((fields, name, color))
+        _error_band(right, [_load(folder)[1] for folder in members], name, color)
+    if shown[0][0]["points"].shape[1] == 1:
+        fields = shown[0][0]
+        left.plot(fields["observed_points"][:, 0], fields["observed_values"][:, 0], **_NOISY)
+        left.plot(fields["points"][:, 0], fields["reference"][:, 0], label="reference", **_TRUTH)
+        for fields, name, color in shown:
+            left.plot(fields["points"][:, 0], fields["fit"][:, 0], color=color, label=name)
+        left.set(xlabel=str(fields["coordinates"][0]), ylabel=str(fields["outputs"][0]))
+        left.legend(frameon=False)
+    else:
+        _measured_slice(left, shown)
+    right.legend(frameon=False)
+    return _save(figure, Path(out) / "comparison.png")
+
+
+def _curve(ax: Axes, fields: dict[str, Any], i: int, name: str) -> None:
+    ax.plot(
+        fields["observed_points"][:, 0], fields["observed_values"][:, i], label="data", **_NOISY
+    )
+    ax.plot(fields["points"][:, 0], fields["reference"][:, i], label="reference", **_TRUTH)
+    ax.plot(fields["points"][:, 0], fields["fit"][:, i], color=COLORS[0], label="fit")
+    ax.set(title=name, xlabel=str(fields["coordinates"][0]))
+    ax.legend(frameon=False)
+
+
+def _measured_slice(ax: Axes, shown: list[tuple[dict[str, Any], str, str]]) -> None:
+    """First output at the measured points over the first coordinate: data, truth, fits."""
+    fields = shown[0][0]
+    x = fields["observed_points"][:, 0]
+    order = np.argsort(x)
+    ax.plot(x, fields["observed_values"][:, 0], label="noisy data", **_NOISY)
+    if "observed_clean" in fields:
+        ax.plot(x[order], fields["observed_clean"][order, 0], label="truth", **_TRUTH)
+    for fields, name, color in shown:
+        own = np.argsort(fields["observed_points"][:, 0])
+        ax.plot(
+            fields["observed_points"][own, 0],
+            fields["observed_fit"][own, 0],
+            color=color,
+            label=name,
+        )
+    output, coordinate = str(fields["outputs"][0]), str(fields["coordinates"][0])
+    ax.set(title="at the measured points", xlabel=coordinate, ylabel=output)
+    ax.legend(frameon=False, loc="upper right")
+
+
+def _field_pair(figure: Figure, axes: Any, fields: dict[str, Any]) -> None:
+    """Truth and fit of the first output on the evaluation grid, on one colour scale."""
+    first, second = (np.unique(fields["points"][:, i]) for i in range(2))
+    limit = float(np.abs(fields["reference"][:, 0]).max())
+    for ax, key in zip(axes, ("reference", "fit"), strict=True):
+        image = ax.pcolormesh(
+            second,
+            first,
+            fields[key][:, 0].reshape(len(first), len(second)),
+            cmap="RdBu_r",
+            vmin=-limit,
+            vmax=limit,
+            rasterized=True,
+        )
+        ax.set(
+            title="truth" if key == "reference" else "fit",
+            xlabel=str(fields["coordinates"][1]),
+            ylabel=str(fields["coordinates"][0]),
+        )
+    figure.colorbar(image, ax=list(axes), label=str(fields["outputs"][0]))
+
+
+def _errors(ax: Axes, series: list[tuple[list[dict[str, float]], str, str]]) -> None:
+    for rows, label, color in series:
+        _error_band(ax, [rows], label, color)
+    ax.legend(frameon=False)
+
+
+def _error_band(ax: Axes, runs: list[list[dict[str, float]]], label: str, color: str) -> None:
+    """Median over runs and their range; a dot at the median's best."""
+    length = min(map(len, runs))
+    iterations = np.array([row["iteration"] for row in runs[0][:length]])
+    errors = np.array([[row["relative_l2"] for row in rows[:length]] for rows in runs])
+    median = np.median(errors, axis=0)
+    ax.semilogy(
+        iterations,
+        median,
+        color=color,
+        label=f"{label}: best {median.min():.3f}, final {median[-1]:.3f}",
+    )
+    if len(runs) > 1:
+        ax.fill_between(
+            iterations, errors.min(0), errors.max(0), color=color, alpha=0.2, linewidth=0
+        )
+    best = int(median.argmin())
+    ax.plot(iterations[best], median[best], "o", color=color, markersize=5)
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(ticker.FuncFormatter(_label_125))
+    ax.set(xlabel="iteration", ylabel="relative L2 error")
+
+
+def _label_125(value: float, _: int | None = None) -> str:
+    """Labels on the minor ticks 2 and 5 of a logarithmic axis, as plain numbers."""
+    leading = value / 10 ** np.floor(np.log10(value))
+    return f"{value:g}" if round(leading) in (2, 5) else ""
+
+
+def _colors(n: int) -> list[Any]:
+    return (
+        COLORS[:n]
+        if n <= len(COLORS)
+        else list(matplotlib.colormaps["turbo"](np.linspace(0, 1, n)))
+    )
+
+
+def _load(folder: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    with np.load(folder / "prediction.npz") as archive:
+        fields = dict(archive)
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    return fields, rows
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    figure.savefig(path, dpi=130)
+    return path

@@ -1,0 +1,482 @@
+"""Run a problem: train, measure, keep everything in a folder, stop cleanly, resume.
+
+A run folder holds ``config.json``, ``metrics.csv`` (one row per evaluation), ``checkpoint.pt``,
+``prediction.npz``, ``summary.json`` and ``figure.png``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+# DeepXDE announces its backend on stderr, in every worker process again.
+with contextlib.redirect_stderr(io.StringIO()):
+    import deepxde as dde
+
+from sciml_snr import problems
+
+from .dde import ProgressBar, SNR_options, set_SNR_options
+from .snr_adam import SNRAdam
+
+OPTIMIZERS = ("adam", "adamw", "rmsprop", "sgd", "snr_adam")
+"""Optimizers by DeepXDE's names. L-BFGS is not among them: it counts iterations differently."""
+
+ADAMW_WEIGHT_DECAY = 0.01
+"""torch.optim.AdamW's default; DeepXDE wants it stated."""
+
+EVALUATIONS = 200
+"""Errors are measured this many times in a run."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What defines a run; two runs with the same one on one machine end with the same bits.
+
+    ``lr``, ``iterations``, ``noise`` and ``points`` default to the problem's own; ``data`` is a CSV
+    file with the user's measurements; ``snr_options`` go to :func:`sciml_snr.set_SNR_options`.
+    """
+
+    problem: str
+    optimizer: str = "snr_adam"
+    lr: float | None = None
+    iterations: int | None = None
+    noise: float | None = None
+    points: int | None = None
+    seed: int = 0
+    data: str | None = None
+    device: str | None = None
+    snr_options: dict[str, Any] = field(default_factory=dict)
+
+    def resolved(self) -> RunConfig:
+        """The same with the problem's defaults filled in and everything checked.
+
+        Raises:
+            ValueError: a value is out of range; the message says which and what is possible.
+        """
+        cls = problems.get(self.problem)
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(
+                f"There is no optimizer {self.optimizer!r}. Choose one of: {', '.join(OPTIMIZERS)}."
+            )
+        lr = cls.lr if self.lr is None else self.lr
+        iterations = cls.iterations if self.iterations is None else self.iterations
+        if not 0 < lr < float("inf"):
+            raise ValueError(f"lr must be a positive number, got {lr}.")
+        if iterations < 1:
+            raise ValueError(f"iterations must be at least 1, got {iterations}.")
+        if unknown := self.snr_options.keys() - SNR_options.keys():
+            raise ValueError(
+                f"There is no SNR option {', '.join(map(repr, sorted(unknown)))}. Choose from: "
+                f"{', '.join(SNR_options)}."
+            )
+        with _snr_options(self.snr_options):
+            pass  # refuses values out of range
+        if self.device is not None:
+            _check_device(self.device)
+        data = None if self.data is None else str(Path(self.data).resolve())
+        return replace(self, lr=lr, iterations=iterations, data=data)
+
+    def build(self) -> problems.Problem:
+        """The problem with its measurements.
+
+        Raises:
+            ValueError, FileNotFoundError: the measurements cannot be used; the message says why.
+        """
+        cls = problems.get(self.problem)
+        return cls(points=self.points, noise=self.noise, seed=self.seed, observations=self.data)
+
+
+@dataclass
+class Summary:
+    """How a run ended. Errors are relative L2 errors against the problem's reference."""
+
+    optimizer: str
+    seed: int
+    lr: float
+    iterations: int
+    final_error: float
+    best_error: float
+    best_iteration: int
+    memorized: float | None
+    """Share of the noise memorized at the end; None where no clean truth is known."""
+    mean_q: float | None
+    open_fraction: float | None
+    seconds: float
+    interrupted: bool
+    unknowns: dict[str, float]
+    unknowns_reference: dict[str, float]
+
+
+def solve(
+    config: RunConfig,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+) -> Summary:
+    """Train one problem with one optimizer.
+
+    The first Ctrl-C ends the training after the iteration under way and leaves a complete run
+    folder, which ``resume=True`` continues: with the bits of an uninterrupted run.
+
+    Args:
+        config: what to run.
+        out: folder for the results; None keeps nothing.
+        resume: continue the run in ``out`` (with its own config) instead of starting one.
+        progress: draw a progress bar.
+
+    Raises:
+        ValueError, FileNotFoundError: the config or the measurements cannot be used.
+        FileExistsError: ``out`` already holds a run and ``resume`` is False.
+    """
+    from . import figures  # matplotlib only where pictures are drawn
+
+    folder = None if out is None else Path(out)
+    if resume:
+        if folder is None or not (folder / "checkpoint.pt").exists():
+            raise FileNotFoundError(f"There is no run to resume in {out}: no checkpoint.pt there.")
+        saved = json.loads((folder / "config.json").read_text())
+        if config.iterations is not None:  # a longer (or shorter) budget may be asked for
+            saved["iterations"] = config.iterations
+        config = RunConfig(**saved)
+    elif folder is not None and (folder / "config.json").exists():
+        raise FileExistsError(f"{folder} already holds a run: resume it, or choose another folder.")
+    config = config.resolved()
+    problem = config.build()
+    with _device(config.device):
+        model = compile_model(config, problem)
+        recorder = Recorder(config, problem, folder)
+        if resume:
+            recorder.load(model)
+        elif folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
+        recorder.train(model, progress)
+        summary = recorder.summary(model)
+        if folder is not None:
+            recorder.save(model)
+            save_prediction(folder / "prediction.npz", problem, model)
+            (folder / "summary.json").write_text(json.dumps(asdict(summary), indent=2) + "\n")
+            figures.run_figure(folder)
+    return summary
+
+
+def compile_model(config: RunConfig, problem: problems.Problem) -> dde.Model:
+    """A seeded model of the problem, compiled as the (resolved) config says."""
+    dde.config.set_random_seed(config.seed)
+    network = problem.network()
+    if config.optimizer == "adamw":
+        network.regularizer = ["l2", ADAMW_WEIGHT_DECAY]
+    model = problem.model(network)
+    with _snr_options(config.snr_options):
+        model.compile(
+            config.optimizer,
+            lr=config.lr,
+            loss_weights=problem.loss_weights(),
+            external_trainable_variables=list(problem.unknowns.values()),
+            verbose=0,
+        )
+    return model
+
+
+class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
+    """Measures errors along a run, writes them as they come, and keeps a checkpoint."""
+
+    checkpoint_seconds = 30.0
+
+    def __init__(
+        self, config: RunConfig, problem: problems.Problem, folder: Path | None = None
+    ) -> None:
+        super().__init__()
+        assert config.iterations is not None
+        self.config = config
+        self.problem = problem
+        self.folder = folder
+        self.budget = config.iterations
+        self.every = max(1, self.budget // EVALUATIONS)
+        self.iteration = 0
+        self.seconds = 0.0
+        self.rows: list[dict[str, float]] = []
+        self.interrupted = False
+        self._bar: ProgressBar | None = None
+
+    def train(self, model: dde.Model, progress: bool) -> None:
+        """Train what is left of the budget."""
+        left = self.budget - self.iteration
+        if left < 1:
+            return
+        callbacks: list[Any] = [self]
+        if progress:
+            label = f"{self.config.problem} {self.config.optimizer} seed {self.config.seed}"
+            self._bar = ProgressBar(self.budget, label, start=self.iteration)
+            callbacks.insert(0, self._bar)
+        try:
+            with _first_interrupt(self._interrupt):
+                model.train(
+                    iterations=left, display_every=self.budget + 1, callbacks=callbacks, verbose=0
+                )
+        finally:
+            if self._bar is not None:
+                self._bar.stop()
+
+    def _interrupt(self) -> None:
+        self.interrupted = True
+
+    def on_train_begin(self) -> None:
+        self._started = self._saved = time.perf_counter()
+        self._before = self.seconds
+        if not self.rows:
+            self._measure()
+
+    def on_epoch_end(self) -> None:
+        self.iteration += 1
+        self.seconds = self._before + time.perf_counter() - self._started
+        if self.iteration % self.every == 0 or self.iteration == self.budget or self.interrupted:
+            self._measure()
+        if self.folder and time.perf_counter() - self._saved > self.checkpoint_seconds:
+            self.save(self.model)
+            self._saved = time.perf_counter()
+        if self.interrupted:
+            self.model.stop_training = True
+
+    def _measure(self) -> None:
+        model = self.model
+        metrics = self.problem.metrics(lambda points: self.problem.predict(model, points))
+        state = model.train_state
+        losses = model.outputs_losses_train(state.X_train, state.y_train, state.train_aux_vars)[1]
+        row = {
+            "iteration": float(self.iteration),
+            "seconds": self.seconds,
+            "loss": float(losses.detach().sum()),
+            **metrics,
+            **self.problem.unknown_values(),
+        }
+        if isinstance(model.opt, SNRAdam):
+            stats = model.opt.gate_stats()
+            row |= {"mean_q": stats.mean_q, "open_fraction": stats.open_fraction}
+        self.rows.append(row)
+        if self.folder:
+            _append_csv(self.folder / "metrics.csv", row)
+        if self._bar is not None:
+            self._bar.status(f"error {row['relative_l2']:.3f}")
+
+    def summary(self, model: dde.Model) -> Summary:
+        """Final and best figures of what has been recorded."""
+        last = self.rows[-1]
+        best = min(self.rows, key=lambda row: row["relative_l2"])
+        return Summary(
+            optimizer=self.config.optimizer,
+            seed=self.config.seed,
+            lr=float(self.config.lr or 0),
+            iterations=self.iteration,
+            final_error=last["relative_l2"],
+            best_error=best["relative_l2"],
+            best_iteration=int(best["iteration"]),
+            memorized=last.get("memorized"),
+            mean_q=last.get("mean_q"),
+            open_fraction=last.get("open_fraction"),
+            seconds=self.seconds,
+            interrupted=self.interrupted,
+            unknowns=self.problem.unknown_values(),
+            unknowns_reference=self.problem.truth(),
+        )
+
+    def save(self, model: dde.Model) -> None:
+        """Write the checkpoint: all that the next iteration depends on."""
+        assert self.folder is not None
+        numpy_state: Any = np.random.get_state(legacy=True)
+        state = {
+            "iteration": self.iteration,
+            "seconds": self.seconds,
+            "rows": self.rows,
+            "network": model.net.state_dict(),
+            "optimizer": model.opt.state_dict(),
+            "unknowns": {name: v.detach() for name, v in self.problem.unknowns.items()},
+            "torch_rng": torch.get_rng_state(),
+            "numpy_rng": [
+                numpy_state[0],
+                torch.tensor(numpy_state[1].astype(np.int64)),
+                *numpy_state[2:],
+            ],
+        }
+        partial = self.folder / "checkpoint.pt.partial"
+        torch.save(state, partial)
+        partial.replace(self.folder / "checkpoint.pt")
+
+    def load(self, model: dde.Model) -> None:
+        """Continue from the checkpoint in the folder."""
+        assert self.folder is not None
+        state = torch.load(self.folder / "checkpoint.pt", weights_only=True, map_location="cpu")
+        self.iteration, self.seconds = state["iteration"], state["seconds"]
+        self.rows = state["rows"]
+        model.net.load_state_dict(state["network"])
+        model.opt.load_state_dict(state["optimizer"])
+        with torch.no_grad():
+            for name, value in state["unknowns"].items():
+                self.problem.unknowns[name].copy_(value)
+        torch.set_rng_state(state["torch_rng"])
+        kind, keys, *rest = state["numpy_rng"]
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+        if self.iteration % self.every and self.iteration != self.budget:
+            self.rows.pop()  # measured only because the run was interrupted there
+        (self.folder / "metrics.csv").unlink(missing_ok=True)
+        for row in self.rows:
+            _append_csv(self.folder / "metrics.csv", row)
+
+
+def save_prediction(path: Path, problem: problems.Problem, model: dde.Model) -> None:
+    """The fit and the reference on the evaluation grid, and the measurements, as npz.
+
+    Arrays: ``points`` (n, d), ``fit`` and ``reference`` (n, m), ``observed_points`` (k, d),
+    ``observed_values`` (k, m), ``observed_fit`` (k, m), and where known ``observed_sigma`` (k, 1)
+    and ``observed_clean`` (k, m); ``coordinates`` and ``outputs`` name the columns.
+    """
+    points, observed = problem.evaluation_points(), problem.observations
+    arrays: dict[str, Any] = {
+        "coordinates": np.array(problem.coordinates),
+        "outputs": np.array(problem.outputs),
+        "points": points,
+        "fit": problem.predict(model, points),
+        "reference": problem.reference(points),
+        "observed_points": observed.points,
+        "observed_values": observed.values,
+        "observed_fit": problem.predict(model, observed.points),
+    }
+    sigma = problem.sigma()
+    if sigma is not None:
+        arrays["observed_sigma"] = sigma
+    if observed.clean is not None:
+        arrays["observed_clean"] = observed.clean
+    np.savez(path, **arrays)
+
+
+def compare(
+    configs: Sequence[RunConfig], out: str | Path, *, jobs: int = 1, progress: bool = True
+) -> list[Summary]:
+    """Run several configs, each in a folder of its own under ``out``; finished ones are kept.
+
+    Interrupted, it can be called again with the same ``out``: it does what is left.
+
+    Args:
+        configs: the runs.
+        out: folder of the run folders and of ``comparison.csv``.
+        jobs: runs at a time, one thread each.
+        progress: draw a progress bar over the runs.
+
+    Returns:
+        One summary per config, in their order.
+    """
+    from joblib import Parallel, delayed
+    from rich.progress import track
+
+    from . import figures
+
+    configs = [config.resolved() for config in configs]
+    for config in {(c.problem, c.data, c.noise, c.points): c for c in configs}.values():
+        config.build()  # refuse bad data before any work
+    folders = [Path(out) / run_name(config) for config in configs]
+    work = (
+        delayed(_run_one)(config, folder) for config, folder in zip(configs, folders, strict=True)
+    )
+    done = Parallel(n_jobs=min(jobs, len(configs)), return_as="generator")(work)
+    results = track(done, "comparing", total=len(configs), disable=not progress)
+    summaries = list(results)
+    with open(Path(out) / "comparison.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(asdict(summaries[0])))
+        writer.writeheader()
+        writer.writerows(asdict(summary) for summary in summaries)
+    figures.comparison_figure(Path(out), folders)
+    return summaries
+
+
+def run_name(config: RunConfig) -> str:
+    """Folder name of a run."""
+    return f"{config.problem}-{config.optimizer}-seed{config.seed}"
+
+
+def _run_one(config: RunConfig, folder: Path) -> Summary:
+    """One run of a comparison in a worker process; taken from its folder where it is finished."""
+    torch.set_num_threads(1)
+    finished = folder / "summary.json"
+    started = folder / "checkpoint.pt"
+    if started.exists() and RunConfig(**json.loads((folder / "config.json").read_text())) != config:
+        raise FileExistsError(f"{folder} holds a run with other settings: choose another folder.")
+    if finished.exists():
+        summary = Summary(**json.loads(finished.read_text()))
+        if not summary.interrupted:
+            return summary
+    if not started.exists():
+        (folder / "config.json").unlink(missing_ok=True)
+    summary = solve(config, folder, resume=started.exists(), progress=False)
+    if summary.interrupted:
+        raise KeyboardInterrupt
+    return summary
+
+
+def _append_csv(path: Path, row: dict[str, float]) -> None:
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(row))
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+@contextlib.contextmanager
+def _first_interrupt(handle: Any) -> Iterator[None]:
+    """Turn the first Ctrl-C inside into a call of ``handle``; a second one acts as ever."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def once(*_: Any) -> None:
+        signal.signal(signal.SIGINT, previous)
+        handle()
+
+    signal.signal(signal.SIGINT, once)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextlib.contextmanager
+def _snr_options(options: dict[str, Any]) -> Iterator[None]:
+    """The user's own DeepXDE-wide options are back in place afterwards."""
+    previous = dict(SNR_options)
+    try:
+        set_SNR_options(**options)
+        yield
+    finally:
+        set_SNR_options(**previous)
+
+
+@contextlib.contextmanager
+def _device(device: str | None) -> Iterator[None]:
+    previous = torch.get_default_device()
+    if device is not None:
+        torch.set_default_device(device)
+    try:
+        yield
+    finally:
+        torch.set_default_device(previous)
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"The device {device!r} cannot be used: {error}") from None

@@ -1,0 +1,491 @@
+r"""SNRAdam: Adam whose every parameter moves only as far as its gradient stands out of its noise.
+
+Source: E. Litman and G. Guo, *A Theory of Generalization in Deep Learning*, arXiv:2605.01172
+(2026), Algorithm 1. The step, for a gradient g at step t:
+
+.. math::
+    s &\leftarrow \rho s + (1-\rho)(g - m)^2 \qquad \text{(m: the previous first moment)} \\
+    m &\leftarrow \beta_1 m + (1-\beta_1) g, \quad v \leftarrow \beta_2 v + (1-\beta_2) g^2 \\
+    \hat m &= m / (1-\beta_1^t), \quad \hat v = v / (1-\beta_2^t), \quad \hat s = s / (1-\rho^t) \\
+    q &= \mathrm{gate}(\hat m^2, \hat s) \\
+    w &\leftarrow w - \eta \bigl( q \hat m / (\sqrt{\hat v} + \epsilon) + \lambda_w w \bigr)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from .gate import GATES, resolve_alpha
+
+Floor = Mapping[Tensor, Tensor]
+"""Variance of the mean gradient, per parameter: ``{parameter: tensor of its shape}``."""
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "exp_grad_var")
+
+
+class GateStats(NamedTuple):
+    """What the gate let through in the last step."""
+
+    mean_q: float
+    """Mean of q over all parameter elements, in [0, 1]."""
+    open_fraction: float
+    """Share of the elements with q >= 1/2."""
+    numel: int
+    """Number of elements the two figures were taken over."""
+
+
+class SNRAdam(Optimizer):
+    r"""Adam with the signal-to-noise gate of Litman and Guo (arXiv:2605.01172, Algorithm 1).
+
+    The same name is used elsewhere for m / std(g) scalings of Adam; this one multiplies Adam's
+    step by a gate q in [0, 1] made from the squared mean gradient and a *floor*, the variance that
+    the mean gradient would have if it were noise. It keeps one state tensor more than
+    :class:`torch.optim.AdamW` (``exp_grad_var``), and with ``gate="none"`` it takes AdamW's steps,
+    bit for bit.
+
+    Args:
+        params: parameters, named parameters or parameter groups, as for any ``torch.optim``
+            optimizer. Every option below can be set per group.
+        lr: learning rate.
+        betas: decay rates of the first and second moment.
+        eps: added to the square root of the second moment.
+        weight_decay: weight decay, AdamW's (``decoupled_weight_decay=True``) or Adam's L2 term.
+        rho: decay rate of the streaming variance ``exp_grad_var``.
+        gate: ``"soft"`` (the published one), ``"hard"``, ``"snr"``, or ``"none"`` for plain
+            Adam; see :mod:`sciml_snr.gate`.
+        alpha: threshold on ``mean_sq / floor``: a number, ``"fresh"`` (1: each batch is drawn
+            anew) or ``"finite"`` (b / (n - b): batches of b out of a fixed set of n).
+        lambd: weight of the floor in the soft and snr gates (lambda in the paper).
+        gate_eps: keeps 0 / 0 out of the gates. Far below any squared gradient, so that the gate
+            does not depend on the scale of the loss.
+        warmup_steps: leave the gate open for a parameter's first so many steps. The streaming
+            variance needs about 1 / (1 - rho) of them to mean something.
+        batch_size, data_size: b and n for ``alpha="finite"``.
+        decoupled_weight_decay: as in :class:`torch.optim.Adam`; here True by default.
+        nonfinite: what to do at a NaN or infinite gradient: ``"raise"`` a FloatingPointError that
+            names the parameter, or ``"skip"`` the step. Parameters and state stay as they were.
+        maximize: ascend instead of descend.
+        foreach: use the multi-tensor path; by default where all parameters are on CUDA, as torch.
+        differentiable: accepted for the signature's sake; must be False.
+
+    Parameters in float16 or bfloat16 keep their state in float32, where second moments do not
+    underflow. Complex parameters are treated as pairs of reals, like in AdamW.
+
+    Raises:
+        ValueError: an option is out of range; the message names it.
+        NotImplementedError: ``differentiable=True``.
+
+    Example:
+        >>> optimizer = SNRAdam(net.parameters(), lr=1e-3)
+        >>> for x, y in batches:
+        ...     optimizer.zero_grad()
+        ...     torch.nn.functional.mse_loss(net(x), y).backward()
+        ...     optimizer.step()
+    """
+
+    _floor: Floor | None = None  # of the last step, for gate_stats(); not part of the state
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        rho: float = 0.99,
+        gate: str = "soft",
+        alpha: float | str = "fresh",
+        lambd: float = 1.0,
+        gate_eps: float = 1e-30,
+        warmup_steps: int = 0,
+        batch_size: int | None = None,
+        data_size: int | None = None,
+        decoupled_weight_decay: bool = True,
+        nonfinite: str = "raise",
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+    ) -> None:
+        if differentiable:
+            raise NotImplementedError("SNRAdam cannot be differentiated through.")
+        defaults = dict(
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            rho=rho,
+            gate=gate,
+            alpha=alpha,
+            lambd=lambd,
+            gate_eps=gate_eps,
+            warmup_steps=warmup_steps,
+            batch_size=batch_size,
+            data_size=data_size,
+            decoupled_weight_decay=decoupled_weight_decay,
+            nonfinite=nonfinite,
+            maximize=maximize,
+            foreach=foreach,
+            differentiable=differentiable,
+        )
+        validate_options(defaults)
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group; its own options are checked like the constructor's."""
+        validate_options({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state; keeps float32 moments of 16-bit parameters (torch would round them)."""
+        super().load_state_dict(state_dict)
+        saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for saved_id, p in zip(saved_ids, params, strict=True):
+            if _is_16_bit(p) and saved_id in state_dict["state"]:
+                saved = state_dict["state"][saved_id]
+                for key in _MOMENTS:
+                    self.state[p][key] = saved[key].to(p.device, torch.float32, copy=True)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None, floor: Floor | None = None) -> Any:
+        """Take one step.
+
+        Args:
+            closure: recomputes the loss and its gradients; called with gradients enabled.
+            floor: the variance of the mean gradient per parameter, each a tensor of the
+                parameter's shape in squared gradient units (for a complex parameter: a complex
+                tensor holding the variances of the real and the imaginary part). Read after the
+                closure has run, so that the closure may update it. Parameters that are not in it
+                use the streaming estimate.
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            RuntimeError: a gradient is sparse.
+            ValueError: a floor has another shape than its parameter.
+            FloatingPointError: a gradient or floor is not finite (unless ``nonfinite="skip"``).
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if not self._check_inputs(floor):
+            return loss
+        self._floor = floor
+        for group in self.param_groups:
+            update = _multi_tensor_snr_adam if _use_foreach(group) else _single_tensor_snr_adam
+            for slots in _slots(group, self.state, floor):
+                update(slots, group)
+                for slot in slots:
+                    if slot.rounded is not None:
+                        slot.rounded.copy_(slot.param)
+        return loss
+
+    def gate_stats(self, group: int | None = None) -> GateStats:
+        """Mean q and open fraction of the last step, overall or of one parameter group.
+
+        Computed from the state when asked for; a training loop that does not ask pays nothing.
+        Parameters that have not been stepped do not count; NaN if none has.
+        """
+        groups = self.param_groups if group is None else [self.param_groups[group]]
+        total, opened, numel = 0.0, 0.0, 0
+        with torch.no_grad():
+            for options in groups:
+                for slots in _slots(options, self.state, self._floor, only_stepped=True):
+                    for slot in slots:
+                        q = _gate_of(slot, options)
+                        total += q.sum(dtype=torch.float64).item()
+                        opened += (q >= 0.5).sum().item()
+                        numel += q.numel()
+        if numel == 0:
+            return GateStats(math.nan, math.nan, 0)
+        return GateStats(total / numel, opened / numel, numel)
+
+    def _check_inputs(self, floor: Floor | None) -> bool:
+        """Refuse what cannot be stepped on before anything changes; False: skip this step."""
+        finite: list[tuple[Tensor, str, str]] = []
+        for g, group in enumerate(self.param_groups):
+            for i, p in enumerate(group["params"]):
+                if p.grad is None:
+                    continue
+                if p.grad.is_sparse:
+                    raise RuntimeError(
+                        f"SNRAdam does not support sparse gradients ({_name(group, g, i)}); "
+                        "torch.optim.SparseAdam does."
+                    )
+                finite.append((p.grad, group["nonfinite"], "gradient of " + _name(group, g, i)))
+                variance = None if floor is None else floor.get(p)
+                if variance is not None:
+                    _check_floor(variance, p, _name(group, g, i))
+                    finite.append((variance, group["nonfinite"], "floor of " + _name(group, g, i)))
+        bad = _first_nonfinite(finite)
+        if bad is None:
+            return True
+        if bad[1] == "skip":
+            return False
+        raise FloatingPointError(
+            f"The {bad[2]} has NaN or infinite entries. Parameters and optimizer state are as they "
+            'were before this step. Lower the learning rate or look at the loss; nonfinite="skip" '
+            "skips such steps."
+        )
+
+
+class _Slot(NamedTuple):
+    """One parameter with all that a step on it reads and writes, as real tensors of one dtype."""
+
+    param: Tensor
+    grad: Tensor | None
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    exp_grad_var: Tensor
+    step: Tensor
+    floor: Tensor | None
+    rounded: Tensor | None
+    """The 16-bit parameter which ``param`` is a float32 copy of."""
+
+
+def _slots(
+    group: dict[str, Any],
+    state: Mapping[Tensor, dict[str, Any]],
+    floor: Floor | None,
+    only_stepped: bool = False,
+) -> Iterable[list[_Slot]]:
+    """The group's parameters that take part, in lists of one device and dtype each."""
+    slots: dict[tuple[torch.device, torch.dtype], list[_Slot]] = {}
+    for p in group["params"]:
+        if (not state.get(p)) if only_stepped else (p.grad is None):
+            continue
+        if not state[p]:
+            _init_state(p, state[p])
+        rounded = p if _is_16_bit(p) else None
+        param = p if rounded is None else p.float()
+        variance = None if floor is None else floor.get(p)
+        slot = _Slot(
+            _real(param),
+            None if p.grad is None else _real(p.grad.to(param.dtype)),
+            _real(state[p]["exp_avg"]),
+            _real(state[p]["exp_avg_sq"]),
+            _real(state[p]["exp_grad_var"]),
+            state[p]["step"],
+            None if variance is None else _real(variance.to(param)),
+            rounded,
+        )
+        slots.setdefault((p.device, slot.param.dtype), []).append(slot)
+    return slots.values()
+
+
+def _init_state(p: Tensor, state: dict[str, Any]) -> None:
+    dtype = torch.float32 if _is_16_bit(p) else p.dtype
+    state["step"] = torch.tensor(0.0)
+    for key in _MOMENTS:
+        state[key] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
+
+
+def _single_tensor_snr_adam(slots: list[_Slot], group: dict[str, Any]) -> None:
+    """The reference: the formulas of the module docstring, one parameter after another."""
+    lr, (beta1, beta2), rho = float(group["lr"]), group["betas"], group["rho"]
+    for slot in slots:
+        param, grad, m, v, s = (
+            slot.param,
+            slot.grad,
+            slot.exp_avg,
+            slot.exp_avg_sq,
+            slot.exp_grad_var,
+        )
+        assert grad is not None
+        step = slot.step.add_(1).item()
+        if group["maximize"]:
+            grad = -grad
+        if group["weight_decay"] != 0:
+            if group["decoupled_weight_decay"]:
+                param.mul_(1 - lr * group["weight_decay"])
+            else:
+                grad = grad.add(param, alpha=group["weight_decay"])
+
+        deviation = grad - m
+        s.mul_(rho).addcmul_(deviation, deviation, value=1 - rho)
+        m.lerp_(grad, 1 - beta1)
+        v.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+
+        denom = (v.sqrt() / (1 - beta2**step) ** 0.5).add_(group["eps"])
+        gated = m * _gate_of(slot, group) if _is_gated(slot, group) else m
+        param.addcdiv_(gated, denom, value=-(lr / (1 - beta1**step)))
+
+
+def _multi_tensor_snr_adam(slots: list[_Slot], group: dict[str, Any]) -> None:
+    """The same on lists of tensors (one device, one dtype), for few kernel launches."""
+    lr, (beta1, beta2), rho = float(group["lr"]), group["betas"], group["rho"]
+    params = [slot.param for slot in slots]
+    grads = [slot.grad for slot in slots if slot.grad is not None]
+    ms = [slot.exp_avg for slot in slots]
+    vs = [slot.exp_avg_sq for slot in slots]
+    ss = [slot.exp_grad_var for slot in slots]
+    steps = [slot.step.add_(1).item() for slot in slots]
+    if group["maximize"]:
+        grads = list(torch._foreach_neg(grads))
+    if group["weight_decay"] != 0:
+        if group["decoupled_weight_decay"]:
+            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+        else:
+            grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
+
+    deviations = torch._foreach_sub(grads, ms)
+    torch._foreach_mul_(ss, rho)
+    torch._foreach_addcmul_(ss, deviations, deviations, 1 - rho)
+    torch._foreach_lerp_(ms, grads, 1 - beta1)
+    torch._foreach_mul_(vs, beta2)
+    torch._foreach_addcmul_(vs, grads, grads, 1 - beta2)
+
+    denoms = torch._foreach_sqrt(vs)
+    torch._foreach_div_(denoms, [(1 - beta2**step) ** 0.5 for step in steps])
+    torch._foreach_add_(denoms, group["eps"])
+    torch._foreach_addcdiv_(
+        params, _foreach_gated(slots, group), denoms, [-(lr / (1 - beta1**step)) for step in steps]
+    )
+
+
+def _foreach_gated(slots: list[_Slot], group: dict[str, Any]) -> list[Tensor]:
+    """q m for every slot; the gate sees all gated elements as one flat tensor."""
+    gated = [i for i, slot in enumerate(slots) if _is_gated(slot, group)]
+    result = [slot.exp_avg for slot in slots]
+    if gated:
+        mean_sq, floor = zip(*(_mean_sq_and_floor(slots[i], group) for i in gated), strict=True)
+        q = _gate(
+            torch.cat([x.flatten() for x in mean_sq]),
+            torch.cat([x.flatten() for x in floor]),
+            group,
+        )
+        parts = torch.split(q, [x.numel() for x in mean_sq])
+        moments = [result[i] for i in gated]
+        opened = torch._foreach_mul(
+            moments, [part.view_as(m) for part, m in zip(parts, moments, strict=True)]
+        )
+        for i, product in zip(gated, opened, strict=True):
+            result[i] = product
+    return result
+
+
+def _is_gated(slot: _Slot, group: dict[str, Any]) -> bool:
+    return bool(group["gate"] != "none" and slot.step.item() > group["warmup_steps"])
+
+
+def _gate_of(slot: _Slot, group: dict[str, Any]) -> Tensor:
+    """q of a slot whose moments are those of its current step."""
+    if not _is_gated(slot, group):
+        return torch.ones_like(slot.exp_avg)
+    return _gate(*_mean_sq_and_floor(slot, group), group)
+
+
+def _mean_sq_and_floor(slot: _Slot, group: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    step = slot.step.item()
+    mean_sq = (slot.exp_avg / (1 - group["betas"][0] ** step)).square_()
+    if slot.floor is not None:
+        return mean_sq, slot.floor
+    return mean_sq, slot.exp_grad_var / (1 - group["rho"] ** step)
+
+
+def _gate(mean_sq: Tensor, floor: Tensor, group: dict[str, Any]) -> Tensor:
+    alpha = resolve_alpha(group["alpha"], group["batch_size"], group["data_size"])
+    return GATES[group["gate"]](mean_sq, floor, alpha, group["lambd"], group["gate_eps"])
+
+
+def _real(x: Tensor) -> Tensor:
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
+def _is_16_bit(p: Tensor) -> bool:
+    return p.dtype in (torch.float16, torch.bfloat16)
+
+
+def _use_foreach(group: dict[str, Any]) -> bool:
+    if group["foreach"] is None:
+        return all(p.is_cuda for p in group["params"])
+    return bool(group["foreach"])
+
+
+def _name(group: dict[str, Any], group_index: int, index: int) -> str:
+    shape = tuple(group["params"][index].shape)
+    if "param_names" in group:
+        return f"parameter {group['param_names'][index]!r} of shape {shape}"
+    return f"parameter {index} of group {group_index}, of shape {shape}"
+
+
+def _check_floor(variance: Tensor, p: Tensor, name: str) -> None:
+    if variance.shape != p.shape:
+        raise ValueError(
+            f"The floor of {name} has shape {tuple(variance.shape)}; it must have the parameter's."
+        )
+    if p.is_complex() != variance.is_complex():
+        raise ValueError(
+            f"The floor of {name} must be {'complex' if p.is_complex() else 'real'}, like it "
+            "(real and imaginary part: the variances of the gradient's real and imaginary part)."
+        )
+
+
+def _first_nonfinite(entries: list[tuple[Tensor, str, str]]) -> tuple[Tensor, str, str] | None:
+    """The first entry whose tensor is not finite; entries to be raised on come first."""
+    if not entries:
+        return None
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for tensor, *_ in entries:
+        by_device.setdefault(tensor.device, []).append(tensor)
+    norms = [n for ts in by_device.values() for n in torch._foreach_norm(ts)]
+    if all(math.isfinite(n) for n in map(float, norms)):
+        return None
+    # A norm can overflow where no entry does; look at the entries themselves.
+    for entry in sorted(entries, key=lambda entry: entry[1]):
+        if not torch.isfinite(entry[0]).all():
+            return entry
+    return None
+
+
+def validate_options(options: Mapping[str, Any]) -> None:
+    """Check a full set of SNRAdam's group options.
+
+    Raises:
+        ValueError: names the option that is out of range and the range.
+    """
+
+    def require(name: str, ok: bool, what: str) -> None:
+        if not ok:
+            raise ValueError(f"Invalid {name}: {options[name]!r}; it must be {what}.")
+
+    def number(name: str, low: float, high: float = math.inf) -> None:
+        value = options[name]
+        if isinstance(value, Tensor):
+            require(name, value.numel() == 1, "a number or a 1-element tensor")
+            value = value.item()
+        span = f"a finite number >= {low:g}" + (f" and < {high:g}" if high < math.inf else "")
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        require(name, is_number and low <= value < high, span)
+
+    for name in ("lr", "eps", "weight_decay", "lambd", "gate_eps"):
+        number(name, 0)
+    number("rho", 0, 1)
+    betas = options["betas"]
+    require(
+        "betas",
+        isinstance(betas, (tuple, list))
+        and len(betas) == 2
+        and all(isinstance(b, (int, float)) and 0 <= b < 1 for b in betas),
+        "two numbers >= 0 and < 1",
+    )
+    gate = options["gate"]
+    known = isinstance(gate, str) and gate in GATES
+    require("gate", known, "one of " + ", ".join(map(repr, GATES)))
+    require("nonfinite", options["nonfinite"] in ("raise", "skip"), "'raise' or 'skip'")
+    warmup = options["warmup_steps"]
+    require("warmup_steps", isinstance(warmup, int) and warmup >= 0, "an integer >= 0")
+    for name in ("batch_size", "data_size"):
+        size = options[name]
+        ok = size is None or (isinstance(size, int) and size >= 1)
+        require(name, ok, "None or an integer >= 1")
+    resolve_alpha(options["alpha"], options["batch_size"], options["data_size"])

@@ -1,0 +1,85 @@
+"""Seeded cases that several test files share. Step t sees the same data in every run."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+GATED = ["hard", "soft", "snr"]
+GATES = ["none", *GATED]
+FLOATS = [torch.float32, torch.float64, torch.bfloat16]
+
+
+def network(dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Sequential:
+    """A small tanh network from R^2 to R."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 1)
+    ).to(dtype)
+
+
+def batch(t: int, n: int = 16, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Points (n, 2) and noisy values (n, 1) of sin(3 x) y for step t."""
+    rng = torch.Generator().manual_seed(t)
+    x = torch.rand(n, 2, generator=rng)
+    y = torch.sin(3 * x[:, :1]) * x[:, 1:] + 0.1 * torch.randn(n, 1, generator=rng)
+    return x.to(dtype), y.to(dtype)
+
+
+def train(net, optimizer, steps: int, start: int = 0, scheduler=None) -> None:
+    """Steps start, ..., start + steps - 1 of fitting ``batch``."""
+    dtype = next(net.parameters()).dtype
+    for t in range(start, start + steps):
+        x, y = batch(t, dtype=dtype)
+        optimizer.zero_grad()
+        nn.functional.mse_loss(net(x), y).backward()
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+
+
+def parameters(dtype: torch.dtype = torch.float32, seed: int = 0) -> list[nn.Parameter]:
+    """Parameters of all the awkward shapes: a number, a vector, an empty and a strided matrix."""
+    rng = torch.Generator().manual_seed(seed)
+    values = [
+        _randn((), dtype, rng),
+        _randn((5,), dtype, rng),
+        _randn((0, 3), dtype, rng),
+        _randn((4, 3), dtype, rng).T,
+        _randn((2, 3, 2, 2), dtype, rng).to(memory_format=torch.channels_last),
+    ]
+    return [nn.Parameter(value) for value in values]
+
+
+def gradients(params, t: int) -> list[Tensor]:
+    """Signal and noise: N(0.5, 1) for every element, anew at every step t."""
+    rng = torch.Generator().manual_seed(100 + t)
+    return [_randn(p.shape, p.dtype, rng) + 0.5 for p in params]
+
+
+def feed(optimizer, steps: int, start: int = 0, **step_options) -> None:
+    """Steps start, ..., start + steps - 1 on ``gradients``."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    for t in range(start, start + steps):
+        for p, g in zip(params, gradients(params, t), strict=True):
+            p.grad = g
+        optimizer.step(**step_options)
+
+
+def snapshot(optimizer) -> list:
+    """Copies of all parameters and of all their state."""
+    return [
+        (p.detach().clone(), {key: x.clone() for key, x in optimizer.state.get(p, {}).items()})
+        for group in optimizer.param_groups
+        for p in group["params"]
+    ]
+
+
+def assert_same_bits(actual, expected) -> None:
+    """Equal dtypes, shapes and values, in tensors or nested lists and dicts of them."""
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+def _randn(shape, dtype: torch.dtype, rng: torch.Generator) -> Tensor:
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    return torch.randn(shape, dtype=wide, generator=rng).to(dtype)
