@@ -132,7 +132,7 @@ def test_alpha_must_make_sense(alpha):
 
 @pytest.mark.parametrize("sizes", [(None, None), (10, None), (None, 100)])
 def test_finite_alpha_asks_for_both_sizes(sizes):
-    with pytest.raises(ValueError, match="give batch_size .* and data_size"):
+    with pytest.raises(ValueError, match=r"give batch_size .* and data_size"):
         resolve_alpha("finite", *sizes)
 
 

@@ -4,7 +4,6 @@ import deepxde as dde
 import numpy as np
 import pytest
 import torch
-
 from sciml_snr.problems import PROBLEMS, Convection, LynxHare, Observations, Problem, get
 
 ALL = pytest.mark.parametrize("cls", PROBLEMS.values(), ids=PROBLEMS)
@@ -74,9 +73,7 @@ def test_gradients_flow_to_network_and_unknowns(cls: type[Problem]) -> None:
     before = [p.detach().clone() for p in model.net.parameters()]
     unknowns = problem.unknown_values()
     model.train(iterations=2, display_every=10, verbose=0)
-    changed = [
-        not torch.equal(a, b) for a, b in zip(before, model.net.parameters(), strict=True)
-    ]
+    changed = [not torch.equal(a, b) for a, b in zip(before, model.net.parameters(), strict=True)]
     assert all(changed)
     assert all(problem.unknown_values()[name] != value for name, value in unknowns.items())
 

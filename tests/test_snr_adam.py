@@ -115,6 +115,13 @@ def test_matches_algorithm_1(gate, rule, seam, foreach):
     assert stats.mean_q == pytest.approx(q_sum / stats.numel, rel=1e-9)
 
 
+def test_defaults_are_the_published_rule_and_adams_constants():
+    published = {"gate": "soft", "rho": 0.99, "alpha": "fresh", "lambd": 1.0, "warmup_steps": 0}
+    adam = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+    defaults = SNRAdam(parameters()).defaults
+    assert {key: defaults[key] for key in (published | adam)} == published | adam
+
+
 # One weight 1, gradients 1 and 3, lr = 0.1, eps = 0, beta1 = beta2 = rho = alpha = 1/2, lambda = 1:
 #   t = 1: s = 1/2,                             m = 1/2,             v = 1/2
 #          s_hat = 1,                           m_hat = 1,           v_hat = 1
@@ -492,7 +499,7 @@ def test_sparse_gradients_are_refused():
     before = snapshot(optimizer)
     dense.grad = torch.ones(3)
     sparse.grad = torch.ones(4, 2).to_sparse()
-    with pytest.raises(RuntimeError, match="sparse.*parameter 0 of group 1"):
+    with pytest.raises(RuntimeError, match=r"sparse.*parameter 0 of group 1"):
         optimizer.step()
     assert_same_bits(snapshot(optimizer), before)
 
@@ -936,7 +943,7 @@ def test_complex_floors_are_pairs_of_variances(gate, foreach):
 def test_floor_must_be_complex_where_its_parameter_is(dtype, floor_dtype):
     p = nn.Parameter(torch.ones(3, dtype=dtype))
     p.grad = torch.ones_like(p)
-    with pytest.raises(ValueError, match="must be (real|complex)"):
+    with pytest.raises(ValueError, match=r"must be (real|complex)"):
         SNRAdam([p]).step(floor={p: torch.ones(3, dtype=floor_dtype)})
 
 

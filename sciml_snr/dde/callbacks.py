@@ -99,7 +99,9 @@ class ProgressBar(Callback):  # type: ignore[misc]
 
     def _stop_after(self, loop: str) -> None:
         """Give the terminal back however the model's loop ends: no callback hears of exceptions."""
-        model, run = self.model, getattr(self.model, loop)
+        model, run = self.model, getattr(self.model, loop, None)
+        if run is None:  # another DeepXDE: then the bar stands until the process or the next one
+            return
 
         def run_and_stop(*args: Any, **kwargs: Any) -> None:
             try:

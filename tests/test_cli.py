@@ -1,0 +1,112 @@
+"""The command line, called as a user would."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sciml_snr.cli import app
+
+runner = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def fresh_directory(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(*arguments: str, code: int = 0) -> str:
+    result = runner.invoke(app, list(arguments))
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_help_and_version() -> None:
+    for command in ("problems", "solve", "compare"):
+        assert command in call("--help")
+        call(command, "--help")
+    assert call("--version").strip()
+
+
+def test_problems() -> None:
+    output = call("problems")
+    assert "convection" in output and "lynx_hare" in output
+
+
+def test_solve_prints_a_summary_and_says_where_the_figure_is() -> None:
+    output = call("solve", "lynx_hare", "--iterations", "20")
+    assert "alpha" in output and "final" in output
+    assert "runs/lynx_hare-snr_adam-seed0/figure.png" in output
+    assert Path("runs/lynx_hare-snr_adam-seed0/summary.json").exists()
+
+
+def test_solve_options(fresh_directory) -> None:
+    call(
+        "solve", "convection", "--optimizer", "adamw", "--lr", "0.01", "--noise", "0.5", "--points",
+        "40", "--iterations", "10", "--seed", "3", "--device", "cpu", "--out", "here",
+    )  # fmt: skip
+    config = Path("here/config.json").read_text()
+    for fragment in ('"lr": 0.01', '"noise": 0.5', '"points": 40', '"seed": 3', '"adamw"'):
+        assert fragment in config
+
+
+def test_snr_options_are_parsed() -> None:
+    call(
+        "solve", "convection", "--iterations", "5", "--out", "here",
+        "--snr-option", "gate=hard", "--snr-option", "lambd=4",
+    )  # fmt: skip
+    assert '"gate": "hard"' in Path("here/config.json").read_text()
+    assert '"lambd": 4' in Path("here/config.json").read_text()
+
+
+def test_own_data() -> None:
+    Path("mine.csv").write_text("x,t,u,sigma\n1,0,0.8,0.1\n3,0,0.2,0.1\n")
+    output = call("solve", "convection", "--data", "mine.csv", "--iterations", "5")
+    assert "-" in output
+
+
+def test_resume() -> None:
+    call("solve", "convection", "--iterations", "10", "--out", "here")
+    call("solve", "convection", "--iterations", "20", "--out", "here", "--resume")
+    assert '"iterations": 20' in Path("here/summary.json").read_text()
+
+
+def test_compare() -> None:
+    output = call("compare", "convection", "--iterations", "10", "--seeds", "2", "--jobs", "1")
+    assert "adamw" in output and "snr_adam" in output
+    assert Path("runs/compare-convection/comparison.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["solve", "nothing"], "There is no problem 'nothing'"),
+        (["solve", "convection", "--optimizer", "foo"], "There is no optimizer 'foo'"),
+        (["solve", "convection", "--data", "absent.csv"], "absent.csv"),
+        (["solve", "convection", "--data", "bad.csv"], "line 3, column 'u'"),
+        (["solve", "convection", "--resume"], "no run to resume"),
+        (["solve", "convection", "--snr-option", "gate"], "name=value"),
+        (["compare", "convection", "--optimizers", "adam,foo"], "There is no optimizer 'foo'"),
+        (["compare", "convection", "--data", "bad.csv"], "line 3, column 'u'"),
+    ],
+)
+def test_errors_are_plain(arguments: list[str], message: str) -> None:
+    Path("bad.csv").write_text("x,t,u\n1,0,1\n1,0,nan\n")
+    output = " ".join(call(*arguments, code=2).split())
+    assert message in output
+    assert "Traceback" not in output
+    assert not Path("runs").exists()
+
+
+def test_installed_command_in_a_fresh_directory() -> None:
+    """As a process of its own: nothing on stderr but what is meant for the user."""
+    command = Path(sys.executable).with_name("sciml-snr")
+    done = subprocess.run(
+        [command, "solve", "convection", "--iterations", "5"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert "convection" in done.stdout

@@ -1,0 +1,223 @@
+"""Runs: what they leave behind, interruption, resumption, comparison."""
+
+import csv
+import json
+import os
+import signal
+from pathlib import Path
+
+import deepxde as dde
+import numpy as np
+import pytest
+import torch
+
+from sciml_snr.dde import SNR_options, set_SNR_options
+from sciml_snr.run import Recorder, RunConfig, compare, compile_model, solve
+
+CONVECTION = RunConfig("convection", iterations=60, points=32)
+LYNX = RunConfig("lynx_hare", iterations=60)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def checkpoint(folder: Path) -> dict:
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    a, b = checkpoint(one), checkpoint(other)
+    assert a["iteration"] == b["iteration"]
+    assert all(torch.equal(a["network"][k], b["network"][k]) for k in a["network"])
+    assert all(torch.equal(a["unknowns"][k], b["unknowns"][k]) for k in a["unknowns"])
+    timeless = [
+        [{k: v for k, v in r.items() if k != "seconds"} for r in rows(f)] for f in (one, other)
+    ]
+    assert timeless[0] == timeless[1]
+
+
+class StopAt(dde.callbacks.Callback):
+    """Sends this process a Ctrl-C after some iterations."""
+
+    def __init__(self, iteration: int) -> None:
+        super().__init__()
+        self.left = iteration
+
+    def on_epoch_end(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture
+def interrupt_after(monkeypatch):
+    """Make every training send itself a Ctrl-C after so many iterations."""
+
+    def install(iterations: int) -> None:
+        train = dde.Model.train
+
+        def interrupted(self, *args, callbacks=(), **kwargs):
+            return train(self, *args, callbacks=[*callbacks, StopAt(iterations)], **kwargs)
+
+        monkeypatch.setattr(dde.Model, "train", interrupted)
+
+    return install
+
+
+@pytest.mark.parametrize("config", [CONVECTION, LYNX], ids=lambda c: c.problem)
+def test_run_folder(tmp_path, config: RunConfig) -> None:
+    summary = solve(config, tmp_path / "run", progress=False)
+    folder = tmp_path / "run"
+    assert {p.name for p in folder.iterdir()} == {
+        *("config.json", "metrics.csv", "checkpoint.pt"),
+        *("prediction.npz", "summary.json", "figure.png"),
+    }
+    problem = config.build()
+    saved = RunConfig(**json.loads((folder / "config.json").read_text()))
+    assert saved == config.resolved()
+    assert (summary.iterations, summary.interrupted) == (60, False)
+
+    errors = [float(row["relative_l2"]) for row in rows(folder)]
+    assert summary.final_error == errors[-1]
+    assert summary.best_error == min(errors)
+    assert int(float(rows(folder)[-1]["iteration"])) == 60
+    assert summary.best_iteration == errors.index(min(errors))
+    assert 0 <= summary.open_fraction <= 1
+    assert (summary.memorized is None) == (problem.observations.clean is None)
+    assert set(summary.unknowns) == set(problem.unknown_names)
+
+    with np.load(folder / "prediction.npz") as fields:
+        error = np.linalg.norm(fields["fit"] - fields["reference"])
+        assert error / np.linalg.norm(fields["reference"]) == pytest.approx(summary.final_error)
+        assert fields["observed_values"].shape == fields["observed_fit"].shape
+    assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_same_config_same_bits(tmp_path) -> None:
+    for name in "ab":
+        solve(CONVECTION, tmp_path / name, progress=False)
+    assert_same_end(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("config", [CONVECTION, LYNX], ids=lambda c: c.problem)
+@pytest.mark.parametrize("optimizer", ["snr_adam", "adamw"])
+def test_interrupted_and_resumed_run_has_the_same_bits(
+    tmp_path, interrupt_after, monkeypatch, config: RunConfig, optimizer: str
+) -> None:
+    config = RunConfig(config.problem, optimizer, iterations=60)
+    monkeypatch.setattr("sciml_snr.run.EVALUATIONS", 12)
+    solve(config, tmp_path / "whole", progress=False)
+    with monkeypatch.context():
+        interrupt_after(33)
+        summary = solve(config, tmp_path / "parts", progress=False)
+    assert summary.interrupted
+    assert summary.iterations == 34  # the iteration under way when the signal came is finished
+    assert (tmp_path / "parts" / "figure.png").exists()
+
+    monkeypatch.undo()
+    monkeypatch.setattr("sciml_snr.run.EVALUATIONS", 12)
+    summary = solve(RunConfig(config.problem), tmp_path / "parts", resume=True, progress=False)
+    assert not summary.interrupted
+    assert summary.optimizer == optimizer
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_checkpoints_are_written_on_the_way(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(Recorder, "checkpoint_seconds", 0.0)
+    config = CONVECTION.resolved()
+    problem = config.build()
+    recorder = Recorder(config, problem, tmp_path)
+    recorder.train(compile_model(config, problem), progress=False)
+    assert checkpoint(tmp_path)["iteration"] == 60
+
+
+def test_a_finished_run_can_be_given_a_larger_budget(tmp_path) -> None:
+    solve(CONVECTION, tmp_path / "run", progress=False)
+    longer = RunConfig("convection", iterations=80)
+    assert solve(longer, tmp_path / "run", resume=True, progress=False).iterations == 80
+
+
+def test_an_existing_run_is_not_overwritten(tmp_path) -> None:
+    solve(CONVECTION, tmp_path, progress=False)
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        solve(CONVECTION, tmp_path, progress=False)
+
+
+def test_nothing_to_resume(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match="no run to resume"):
+        solve(CONVECTION, tmp_path, resume=True, progress=False)
+
+
+def test_own_data_reach_the_run(tmp_path) -> None:
+    data = tmp_path / "own.csv"
+    data.write_text("x,t,u\n1,0,1\n2,0.5,0.3\n")
+    solve(RunConfig("convection", iterations=2, data=str(data)), tmp_path / "run", progress=False)
+    with np.load(tmp_path / "run" / "prediction.npz") as fields:
+        np.testing.assert_array_equal(fields["observed_values"], [[1.0], [0.3]])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"problem": "burgers"}, "no problem 'burgers'"),
+        ({"optimizer": "L-BFGS"}, "no optimizer 'L-BFGS'.*snr_adam"),
+        ({"lr": 0.0}, "lr must be a positive number"),
+        ({"iterations": 0}, "iterations must be at least 1"),
+        ({"device": "gpu"}, "device 'gpu' cannot be used"),
+        ({"snr_options": {"gte": 1}}, "no SNR option 'gte'.*gate"),
+        ({"snr_options": {"gate": "wide"}}, "Invalid gate"),
+    ],
+)
+def test_bad_config_leaves_nothing_behind(tmp_path, changes: dict, message: str) -> None:
+    config = RunConfig(**{"problem": "convection", **changes})
+    with pytest.raises(ValueError, match=message):
+        solve(config, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_snr_options_reach_the_optimizer_and_are_put_back() -> None:
+    set_SNR_options(lambd=3.0)
+    try:
+        config = RunConfig("convection", snr_options={"gate": "hard"}).resolved()
+        model = compile_model(config, config.build())
+        assert model.opt.param_groups[0]["gate"] == "hard"
+        assert model.opt.param_groups[0]["lambd"] == 1.0
+        assert (SNR_options["gate"], SNR_options["lambd"]) == ("soft", 3.0)
+    finally:
+        set_SNR_options()
+
+
+def test_adamw_has_torchs_weight_decay_and_spares_the_unknowns() -> None:
+    config = RunConfig("lynx_hare", "adamw").resolved()
+    model = compile_model(config, config.build())
+    assert isinstance(model.opt, torch.optim.AdamW)
+    assert [group["weight_decay"] for group in model.opt.param_groups] == [0.01, 0]
+
+
+def test_compare_and_repeat(tmp_path) -> None:
+    """The second call finds all runs finished; the third refuses other settings."""
+    configs = [RunConfig("convection", o, iterations=20) for o in ("adamw", "snr_adam")]
+    first = compare(configs, tmp_path, progress=False)
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("checkpoint.pt")}
+    assert compare(configs, tmp_path, progress=False) == first
+    assert stamps == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("checkpoint.pt")}
+    assert [s.optimizer for s in first] == ["adamw", "snr_adam"]
+    with open(tmp_path / "comparison.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [float(row["final_error"]) for row in table] == [s.final_error for s in first]
+    assert (tmp_path / "comparison.png").exists()
+    with pytest.raises(FileExistsError, match="other settings"):
+        compare([RunConfig("convection", "adamw", iterations=30)], tmp_path, progress=False)
+
+
+def test_compare_finishes_an_interrupted_run(tmp_path, monkeypatch, interrupt_after) -> None:
+    config = RunConfig("convection", "snr_adam", iterations=20)
+    with monkeypatch.context():
+        interrupt_after(8)
+        with pytest.raises(KeyboardInterrupt):
+            compare([config], tmp_path, progress=False)
+    monkeypatch.undo()
+    (summary,) = compare([config], tmp_path, progress=False)
+    assert (summary.iterations, summary.interrupted) == (20, False)
