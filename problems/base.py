@@ -15,6 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sciml_snr.dde import NoisyPointSetBC
+from sciml_snr.memorization import memorized_share
+
 Array = NDArray[np.floating[Any]]
 Predict = Callable[[Array], Array]
 """A field: points (n, d) -> outputs (n, m), both in the problem's own units."""
@@ -189,11 +192,12 @@ class Problem(ABC):
 
     def measurement_conditions(self) -> list[Any]:
         """The measurements as DeepXDE conditions, one per output."""
-        encoded = self.encode(self.observations.values)
-        return [
-            dde.icbc.PointSetBC(self.observations.points, encoded[:, i : i + 1], component=i)
-            for i in range(len(self.outputs))
-        ]
+        points, encoded = self.observations.points, self.encode(self.observations.values)
+        sigma = self.sigma()
+        columns = [(i, encoded[:, i : i + 1]) for i in range(len(self.outputs))]
+        if sigma is None:
+            return [dde.icbc.PointSetBC(points, column, component=i) for i, column in columns]
+        return [NoisyPointSetBC(points, column, sigma, component=i) for i, column in columns]
 
     def model(self, network: Any | None = None) -> dde.Model:
         """An uncompiled model on a fresh network (or the given one)."""
@@ -209,8 +213,6 @@ class Problem(ABC):
         With a clean truth at the measurements, also ``memorized``: see
         :func:`sciml_snr.memorization.memorized_share`.
         """
-        from sciml_snr.memorization import memorized_share
-
         points = self.evaluation_points()
         truth = self.reference(points)
         result = {

@@ -12,19 +12,23 @@ import wrapt
 
 from ._version import __version__
 from .gate import GATES
+from .noise import LabelNoise, NoisyTerm
 from .snr_adam import Floor, GateStats, SNRAdam
 
 __all__ = [
     "GATES",
     "Floor",
     "GateStats",
+    "LabelNoise",
+    "NoisyPointSetBC",
+    "NoisyTerm",
     "ProgressBar",
     "SNRAdam",
     "__version__",
     "set_SNR_options",
 ]
 
-_IN_DDE = ("ProgressBar", "set_SNR_options")
+_IN_DDE = ("NoisyPointSetBC", "ProgressBar", "set_SNR_options")
 
 
 def _register(deepxde: ModuleType) -> None:

@@ -49,12 +49,13 @@ def _main(
 @app.command("problems")
 def list_problems() -> None:
     """List the problems that `solve` and `compare` know."""
-    from .run import problems
+    from . import run  # noqa: F401 (imports DeepXDE without its announcement)
+    from .problems import PROBLEMS
 
     table = Table()
     for column in ("name", "equation", "CSV columns", "unknown", "default noise", "iterations"):
         table.add_column(column, overflow="fold")
-    for name, cls in problems.PROBLEMS.items():
+    for name, cls in PROBLEMS.items():
         noise = "real data" if not cls.synthetic else f"{cls.noise:g} on {cls.points} points"
         table.add_row(
             name,

@@ -1,6 +1,7 @@
 """Everything that knows DeepXDE. Importing this imports ``deepxde``."""
 
 from .callbacks import ProgressBar
+from .observations import NoisyPointSetBC
 from .registration import SNR_options, register, set_SNR_options
 
-__all__ = ["ProgressBar", "SNR_options", "register", "set_SNR_options"]
+__all__ = ["NoisyPointSetBC", "ProgressBar", "SNR_options", "register", "set_SNR_options"]

@@ -10,10 +10,12 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from ..noise import NoisyTerm
 from ..snr_adam import SNRAdam, validate_options
+from .observations import LabelGatedSNRAdam, noisy_terms
 
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"snr_adam": SNRAdam}
-"""The names this package adds to DeepXDE, and what they build."""
+OPTIMIZERS = ("snr_adam",)
+"""The names this package adds to DeepXDE."""
 
 SNR_options: dict[str, Any] = {}
 """The options the next ``compile("snr_adam")`` will use; change them by :func:`set_SNR_options`."""
@@ -25,10 +27,19 @@ _DEFAULTS = {
 }
 
 
+STREAM_GATE: dict[str, Any] = {"gate": "soft", "alpha": "fresh", "lambd": 1.0}
+"""The published gate, for the streaming floor."""
+
+LABEL_GATE: dict[str, Any] = {"gate": "snr", "alpha": 9.0, "lambd": 1.0}
+"""The gate for the label floor."""
+
+
 def set_SNR_options(
-    gate: str = "soft",
-    alpha: float | str = "fresh",
-    lambd: float = 1.0,
+    gate: str | None = None,
+    alpha: float | str | None = None,
+    lambd: float | None = None,
+    floor: str = "auto",
+    floor_every: int = 1,
     rho: float = 0.99,
     warmup_steps: int = 0,
     betas: tuple[float, float] = (0.9, 0.999),
@@ -46,9 +57,14 @@ def set_SNR_options(
     ``compile``'s; an l2 regularizer of the network acts as it does for ``"adam"``.
 
     Args:
-        gate (str): "soft" (published), "hard", "snr", or "none" for plain Adam.
+        gate (str): "soft", "hard", "snr", or "none" for plain Adam. The defaults of this and the
+            next two go with the floor: :data:`STREAM_GATE` (published), :data:`LABEL_GATE`.
         alpha (float or str): Threshold of the gate; "fresh" = 1, or "finite" = b / (n - b).
         lambd (float): Weight of the noise floor in the soft and snr gates.
+        floor (str): What the gradient has to stand out of: "label", the error of the measurements
+            (:class:`NoisyPointSetBC`); "stream", the published estimate from step to step; "auto",
+            the first where there is a measurement that knows its error, else the second.
+        floor_every (int): Refresh the label floor every so many steps.
         rho (float): Decay rate of the streaming gradient variance.
         warmup_steps (int): Steps before the gate acts.
         betas (tuple): Adam's decay rates.
@@ -64,9 +80,13 @@ def set_SNR_options(
         ValueError: A value is out of range; nothing is changed then.
     """
     options = dict(locals())
+    if floor not in ("auto", "label", "stream"):
+        raise ValueError(f"Invalid floor: {floor!r}; it must be 'auto', 'label' or 'stream'.")
+    if not isinstance(floor_every, int) or floor_every < 1:
+        raise ValueError(f"Invalid floor_every: {floor_every!r}; it must be an integer >= 1.")
     if not isinstance(gate_external, bool):
         raise ValueError(f"Invalid gate_external: {gate_external!r}; it must be True or False.")
-    validate_options({**_DEFAULTS, **options})
+    validate_options({**_DEFAULTS, **{k: v for k, v in options.items() if v is not None}})
     SNR_options.update(options)
 
 
@@ -78,6 +98,7 @@ def register(deepxde: ModuleType) -> None:
     optimizers = deepxde.optimizers
     if not hasattr(optimizers.get, "_sciml_snr"):
         optimizers.get = _extended(optimizers.get)
+        deepxde.Model.compile = _announced(deepxde.Model.compile)
         optimizers.set_SNR_options = set_SNR_options
         optimizers.SNR_options = SNR_options
 
@@ -104,22 +125,66 @@ def _extended(original: Callable[..., Any]) -> Callable[..., Any]:
     return get
 
 
+_compiling: list[tuple[Any, Any]] = []
+"""The model that is being compiled, and its loss: ``optimizers.get`` is not told of them."""
+
+
+def _announced(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``Model.compile`` that lets :func:`_build` know of the model."""
+
+    @functools.wraps(original)
+    def compile(self: Any, *args: Any, **kwargs: Any) -> Any:
+        call = inspect.signature(original).bind(self, *args, **kwargs)
+        _compiling.append((self, call.arguments.get("loss", "MSE")))
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            _compiling.pop()
+
+    return compile
+
+
 def _build(
     name: str, params: Any, learning_rate: float, weight_decay: float, **_: Any
 ) -> Optimizer:
     """The optimizer for DeepXDE's parameters: the network's, or [network's, external] groups."""
     options = dict(SNR_options)
     gate_external = options.pop("gate_external")
+    floor, every = options.pop("floor"), options.pop("floor_every")
+    terms = None if floor == "stream" else _label_terms(required=floor == "label")
+    defaults = STREAM_GATE if terms is None else LABEL_GATE
+    options |= {k: v for k, v in defaults.items() if options[k] is None}
     groups = list(params)
     if len(groups) == 2 and isinstance(groups[1], dict) and not gate_external:
         groups[1] = {**groups[1], "gate": "none"}
-    return OPTIMIZERS[name](
-        groups,
-        lr=learning_rate,
-        weight_decay=weight_decay,
-        decoupled_weight_decay=False,  # DeepXDE's l2 regularizer is Adam's L2 term
-        **options,
-    )
+    options |= {
+        "lr": learning_rate,
+        "weight_decay": weight_decay,
+        "decoupled_weight_decay": False,  # DeepXDE's l2 regularizer is Adam's L2 term
+    }
+    if terms is None:
+        return SNRAdam(groups, **options)
+    return LabelGatedSNRAdam(groups, terms=terms, every=every, **options)
+
+
+def _label_terms(required: bool) -> Callable[[], list[NoisyTerm]] | None:
+    """The noisy terms of the model that is being compiled, if it has any."""
+    model, loss = _compiling[-1] if _compiling else (None, "MSE")
+    terms = None if model is None else noisy_terms(model)
+    if terms is None:
+        if required:
+            raise ValueError(
+                'floor="label" needs a sciml_snr.NoisyPointSetBC among the conditions: it is the '
+                "measurements' error that the gradient is compared with."
+            )
+        return None
+    losses = loss if isinstance(loss, (list, tuple)) else [loss]
+    if any(one not in ("MSE", "mse", "mean squared error") for one in losses):
+        raise ValueError(
+            f'The label floor is derived for the squared error, loss="MSE", not {loss!r}. Use it, '
+            'or set_SNR_options(floor="stream").'
+        )
+    return terms
 
 
 def _require_pytorch(name: str) -> None:

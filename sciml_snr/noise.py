@@ -1,0 +1,173 @@
+r"""Floors: how large a parameter's gradient would be if a term of the loss were only noise.
+
+The unit of every floor is the variance of the (mean) gradient, per parameter. The streaming floor
+of the published rule lives in the optimizer (``exp_grad_var``); it sees the noise of *sampling*,
+and nothing when the same data are used in every step. :class:`LabelNoise` is the floor from the
+*measurement error*: for a data term :math:`\frac{c}{n}\sum_i (f(x_i) - y_i)^2` with error
+:math:`\sigma_i` in :math:`y_i`,
+
+.. math::
+    \mathrm{Var}\, g_k = (2c/n)^2 \sum_i \sigma_i^2 (\partial f(x_i) / \partial w_k)^2
+                       = \mathbb E\, h_k^2, \qquad
+    h = \nabla_w \tfrac{2c}{n} \sum_i \epsilon_i \sigma_i f(x_i), \quad \epsilon_i = \pm 1.
+
+No residual enters, so that it does not vanish while the noise is being memorized. Random signs in
+place of per-sample gradients: M. Hutchinson, Commun. Stat. Simul. Comput. 19 (1990) 433.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class NoisyTerm(NamedTuple):
+    """One summand ``weight * mean((model - data)**2)`` of the loss, its data with error sigma."""
+
+    model: Tensor
+    """Model part of the residual (n, m), or the residual itself: attached to the graph."""
+    sigma: Tensor | float
+    """Standard deviation of the data's error, broadcastable to (n, m); 0 for exact data."""
+    weight: float = 1.0
+
+
+class LabelNoise(Mapping[Tensor, Tensor]):
+    """Variance of the gradient under the error of the measurements, as a running average.
+
+    A mapping from parameter to variance, to be handed to :meth:`SNRAdam.step` as its ``floor``.
+
+    Args:
+        params: the parameters to keep a floor for.
+        sigma: default standard deviation of the measurements' error, in units of the data.
+        rho: decay rate of the average over random-sign passes.
+        every: make a pass at every so many calls of :meth:`update`; cost follows.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> optimizer = SNRAdam(net.parameters(), lr=1e-3, gate="snr", alpha=9.0)
+        >>> floor = LabelNoise(net.parameters(), sigma=0.1)
+        >>> for _ in range(10_000):
+        ...     optimizer.zero_grad()
+        ...     floor.backward(net(x), y)
+        ...     optimizer.step(floor=floor)
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        sigma: float | Tensor | None = None,
+        *,
+        rho: float = 0.99,
+        every: int = 1,
+    ) -> None:
+        if not 0 <= rho < 1:
+            raise ValueError(f"rho must be >= 0 and < 1, got {rho}.")
+        if every < 1:
+            raise ValueError(f"every must be at least 1, got {every}.")
+        if sigma is not None:
+            check_sigma(torch.as_tensor(sigma))
+        self.sigma = sigma
+        self.rho = rho
+        self.every = every
+        self.params = [p for p in params if p.requires_grad]
+        if not self.params:
+            raise ValueError("There are no parameters to keep a floor for.")
+        self._mean_sq = {p: torch.zeros_like(p) for p in self.params}
+        self._calls = 0
+        self._passes = 0
+
+    def __getitem__(self, param: Tensor) -> Tensor:
+        if self._passes == 0:
+            raise KeyError(param)
+        return self._mean_sq[param] / (1 - self.rho**self._passes)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.params if self._passes else ())
+
+    def __len__(self) -> int:
+        return len(self.params) if self._passes else 0
+
+    def update(self, terms: Iterable[NoisyTerm]) -> None:
+        """Account for one step's data terms; the graph stays alive for the loss's own backward.
+
+        Args:
+            terms: the summands of the loss with noisy data. Their errors are independent, so that
+                their variances add up.
+        """
+        self._calls += 1
+        if (self._calls - 1) % self.every:
+            return
+        with torch.enable_grad():
+            probe = sum(_random_sign_sum(term) for term in terms)
+        if not isinstance(probe, Tensor):
+            return
+        draws = torch.autograd.grad(probe, self.params, retain_graph=True, allow_unused=True)
+        self._passes += 1
+        for mean_sq, draw in zip(self._mean_sq.values(), draws, strict=True):
+            mean_sq.mul_(self.rho)
+            if draw is not None:
+                mean_sq.addcmul_(draw, draw, value=1 - self.rho)
+
+    def backward(self, prediction: Tensor, target: Tensor, extra: Tensor | None = None) -> Tensor:
+        """Update the floor, and backpropagate ``mse_loss(prediction, target) + extra``.
+
+        Args:
+            prediction: (n, m), attached to the graph.
+            target: (n, m), with error ``sigma``.
+            extra: the loss's other terms, taken to be free of measurement error.
+
+        Returns:
+            The loss, a detached scalar.
+
+        Raises:
+            ValueError: ``sigma`` was not given, or the shapes differ.
+        """
+        if self.sigma is None:
+            raise ValueError("LabelNoise(params, sigma=...): backward needs the data's error.")
+        if prediction.shape != target.shape:
+            raise ValueError(
+                f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ."
+            )
+        self.update([NoisyTerm(prediction, self.sigma)])
+        loss = torch.nn.functional.mse_loss(prediction, target)
+        if extra is not None:
+            loss = loss + extra
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running averages: tensors and numbers only."""
+        return {
+            "mean_sq": list(self._mean_sq.values()),
+            "calls": self._calls,
+            "passes": self._passes,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict` of a floor for the same parameters."""
+        for own, saved in zip(self._mean_sq.values(), state["mean_sq"], strict=True):
+            own.copy_(saved)
+        self._calls, self._passes = state["calls"], state["passes"]
+
+
+def check_sigma(sigma: Tensor) -> None:
+    """Refuse a standard deviation that is negative or not finite.
+
+    Raises:
+        ValueError: says which entry is wrong.
+    """
+    bad = ~(torch.isfinite(sigma) & (sigma >= 0))
+    if bad.any():
+        entry = sigma[bad].flatten()[0].item()
+        raise ValueError(f"sigma must be finite and >= 0, got {entry:g}.")
+
+
+def _random_sign_sum(term: NoisyTerm) -> Tensor:
+    model = term.model
+    signs = torch.randint(0, 2, model.shape, device=model.device, dtype=torch.int8) * 2 - 1
+    return (2 * term.weight / model.numel()) * (signs * term.sigma * model).sum()
