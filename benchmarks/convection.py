@@ -1,4 +1,4 @@
-"""Convection, full batch: AdamW and the published rule in its three gates, tuned on one grid.
+"""Convection, full batch: AdamW, the published rule in its three gates, and the label floor.
 
     python -m benchmarks.convection
 
@@ -11,7 +11,11 @@ from benchmarks.harness import RESULTS, run_all
 from sciml_snr.run import RunConfig
 
 PATH = RESULTS / "convection.csv"
-METHODS = [("adamw", {})] + [("snr_adam", {"gate": gate}) for gate in ("soft", "hard", "snr")]
+METHODS = [
+    ("adamw", {}),
+    ("snr_adam", {"floor": "label", "gate": "snr", "alpha": 9.0, "warmup_steps": 500}),
+    *[("snr_adam", {"floor": "stream", "gate": gate}) for gate in ("soft", "hard", "snr")],
+]
 LRS = (3e-4, 1e-3, 3e-3, 1e-2)
 SEEDS = range(5)
 

@@ -37,7 +37,7 @@ class Convection(Problem):
     equation = "u_t + beta u_x = 0, periodic; noisy u(x, 0)"
     coordinates = ("x", "t")
     outputs = ("u",)
-    lr = 1e-3
+    lr = 3e-3
     iterations = 8000
     points = 256
     noise = 1.0

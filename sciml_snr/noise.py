@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .snr_adam import _is_16_bit, _real
+
 
 class NoisyTerm(NamedTuple):
     """One summand ``weight * mean((model - data)**2)`` of the loss, its data with error sigma."""
@@ -77,20 +79,23 @@ class LabelNoise(Mapping[Tensor, Tensor]):
         self.params = [p for p in params if p.requires_grad]
         if not self.params:
             raise ValueError("There are no parameters to keep a floor for.")
-        self._mean_sq = {p: torch.zeros_like(p) for p in self.params}
+        # As SNRAdam's moments: float32 for 16-bit parameters, pairs of reals for complex ones.
+        self._mean_sq = {
+            p: torch.zeros_like(p, dtype=torch.float32 if _is_16_bit(p) else p.dtype)
+            for p in self.params
+        }
+        self._variance: dict[Tensor, Tensor] = {}
         self._calls = 0
         self._passes = 0
 
     def __getitem__(self, param: Tensor) -> Tensor:
-        if self._passes == 0:
-            raise KeyError(param)
-        return self._mean_sq[param] / (1 - self.rho**self._passes)
+        return self._variance[param]
 
     def __iter__(self) -> Iterator[Tensor]:
-        return iter(self.params if self._passes else ())
+        return iter(self._variance)
 
     def __len__(self) -> int:
-        return len(self.params) if self._passes else 0
+        return len(self._variance)
 
     def update(self, terms: Iterable[NoisyTerm]) -> None:
         """Account for one step's data terms; the graph stays alive for the loss's own backward.
@@ -111,7 +116,14 @@ class LabelNoise(Mapping[Tensor, Tensor]):
         for mean_sq, draw in zip(self._mean_sq.values(), draws, strict=True):
             mean_sq.mul_(self.rho)
             if draw is not None:
-                mean_sq.addcmul_(draw, draw, value=1 - self.rho)
+                draw = _real(draw.to(mean_sq.dtype))
+                _real(mean_sq).addcmul_(draw, draw, value=1 - self.rho)
+        self._correct_bias()
+
+    def _correct_bias(self) -> None:
+        """The average started from zero, as Adam's moments do."""
+        correction = 1 - self.rho**self._passes
+        self._variance = {p: mean_sq / correction for p, mean_sq in self._mean_sq.items()}
 
     def backward(self, prediction: Tensor, target: Tensor, extra: Tensor | None = None) -> Tensor:
         """Update the floor, and backpropagate ``mse_loss(prediction, target) + extra``.
@@ -153,6 +165,9 @@ class LabelNoise(Mapping[Tensor, Tensor]):
         for own, saved in zip(self._mean_sq.values(), state["mean_sq"], strict=True):
             own.copy_(saved)
         self._calls, self._passes = state["calls"], state["passes"]
+        self._variance = {}
+        if self._passes:
+            self._correct_bias()
 
 
 def check_sigma(sigma: Tensor) -> None:
@@ -170,4 +185,10 @@ def check_sigma(sigma: Tensor) -> None:
 def _random_sign_sum(term: NoisyTerm) -> Tensor:
     model = term.model
     signs = torch.randint(0, 2, model.shape, device=model.device, dtype=torch.int8) * 2 - 1
-    return (2 * term.weight / model.numel()) * (signs * term.sigma * model).sum()
+    scaled = signs * term.sigma
+    if scaled.shape != model.shape:
+        raise ValueError(
+            f"sigma {tuple(torch.as_tensor(term.sigma).shape)} does not broadcast to the model's "
+            f"{tuple(model.shape)}."
+        )
+    return (2 * term.weight / model.numel()) * (scaled * model).sum()

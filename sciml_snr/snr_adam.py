@@ -65,7 +65,8 @@ class SNRAdam(Optimizer):
         gate_eps: keeps 0 / 0 out of the gates. Far below any squared gradient, so that the gate
             does not depend on the scale of the loss.
         warmup_steps: leave the gate open for a parameter's first so many steps. The streaming
-            variance needs about 1 / (1 - rho) of them to mean something.
+            variance needs about 1 / (1 - rho) of them to mean something; at the very first it
+            equals the squared mean gradient, and round-off decides for a hard gate with alpha 1.
         batch_size, data_size: b and n for ``alpha="finite"``.
         decoupled_weight_decay: as in :class:`torch.optim.Adam`; here True by default.
         nonfinite: what to do at a NaN or infinite gradient: ``"raise"`` a FloatingPointError that
@@ -394,7 +395,9 @@ def _mean_sq_and_floor(slot: _Slot, group: dict[str, Any]) -> tuple[Tensor, Tens
 
 def _gate(mean_sq: Tensor, floor: Tensor, group: dict[str, Any]) -> Tensor:
     alpha = resolve_alpha(group["alpha"], group["batch_size"], group["data_size"])
-    return GATES[group["gate"]](mean_sq, floor, alpha, group["lambd"], group["gate_eps"])
+    q = GATES[group["gate"]](mean_sq, floor, alpha, group["lambd"], group["gate_eps"])
+    # A finite gradient may have a square that is not: signal cannot be told from noise there.
+    return q.nan_to_num_(nan=0.0)
 
 
 def _real(x: Tensor) -> Tensor:
@@ -437,8 +440,8 @@ def _first_nonfinite(entries: list[tuple[Tensor, str, str]]) -> tuple[Tensor, st
     by_device: dict[torch.device, list[Tensor]] = {}
     for tensor, *_ in entries:
         by_device.setdefault(tensor.device, []).append(tensor)
-    norms = [n for ts in by_device.values() for n in torch._foreach_norm(ts)]
-    if all(math.isfinite(n) for n in map(float, norms)):
+    norms = [sum(map(Tensor.float, torch._foreach_norm(ts))) for ts in by_device.values()]
+    if all(math.isfinite(norm) for norm in norms):  # one synchronization per device
         return None
     # A norm can overflow where no entry does; look at the entries themselves.
     for entry in sorted(entries, key=lambda entry: entry[1]):

@@ -44,6 +44,12 @@ class NoisyPointSetBC(PointSetBC):  # type: ignore[misc]
         sigma = torch.as_tensor(np.asarray(sigma), dtype=torch.get_default_dtype())
         check_sigma(sigma)
         sigma = sigma.reshape(-1, 1) if sigma.ndim < 2 else sigma
+        components = len(component) if isinstance(component, list) else 1
+        if sigma.ndim > 2 or sigma.shape[1] not in (1, components):
+            raise ValueError(
+                f"sigma has the shape {tuple(sigma.shape)} for {len(self)} points and {components} "
+                "component(s): give one number, one per point, or one per value."
+            )
         if len(sigma) not in (1, len(self)):
             raise ValueError(
                 f"sigma has {len(sigma)} entries for {len(self)} points: give one number, or one "
@@ -51,6 +57,10 @@ class NoisyPointSetBC(PointSetBC):  # type: ignore[misc]
             )
         self.sigma = sigma
         self.residual: torch.Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has no last forward pass: tensors inside a graph cannot be copied."""
+        return {**self.__dict__, "residual": None}
 
     def error(
         self, X: Any, inputs: Any, outputs: Any, beg: int, end: int, aux_var: Any = None

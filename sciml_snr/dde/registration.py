@@ -27,11 +27,17 @@ _DEFAULTS = {
 }
 
 
-STREAM_GATE: dict[str, Any] = {"gate": "soft", "alpha": "fresh", "lambd": 1.0}
+STREAM_GATE: dict[str, Any] = {
+    "gate": "soft",
+    "alpha": "fresh",
+    "lambd": 1.0,
+    "warmup_steps": 0,
+}
 """The published gate, for the streaming floor."""
 
-LABEL_GATE: dict[str, Any] = {"gate": "snr", "alpha": 9.0, "lambd": 1.0}
-"""The gate for the label floor."""
+LABEL_GATE: dict[str, Any] = {"gate": "snr", "alpha": 9.0, "lambd": 1.0, "warmup_steps": 500}
+"""The gate for the label floor: half open at three standard errors. Adam's first steps are left
+free, where signal is found fast and noise is not yet: without, runs start slowly or get stuck."""
 
 
 def set_SNR_options(
@@ -41,7 +47,7 @@ def set_SNR_options(
     floor: str = "auto",
     floor_every: int = 1,
     rho: float = 0.99,
-    warmup_steps: int = 0,
+    warmup_steps: int | None = None,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     gate_eps: float = 1e-30,
@@ -57,8 +63,9 @@ def set_SNR_options(
     ``compile``'s; an l2 regularizer of the network acts as it does for ``"adam"``.
 
     Args:
-        gate (str): "soft", "hard", "snr", or "none" for plain Adam. The defaults of this and the
-            next two go with the floor: :data:`STREAM_GATE` (published), :data:`LABEL_GATE`.
+        gate (str): "soft", "hard", "snr", or "none" for plain Adam. The defaults of gate, alpha,
+            lambd and warmup_steps go with the floor: :data:`STREAM_GATE` (published rule),
+            :data:`LABEL_GATE`.
         alpha (float or str): Threshold of the gate; "fresh" = 1, or "finite" = b / (n - b).
         lambd (float): Weight of the noise floor in the soft and snr gates.
         floor (str): What the gradient has to stand out of: "label", the error of the measurements
@@ -86,7 +93,8 @@ def set_SNR_options(
         raise ValueError(f"Invalid floor_every: {floor_every!r}; it must be an integer >= 1.")
     if not isinstance(gate_external, bool):
         raise ValueError(f"Invalid gate_external: {gate_external!r}; it must be True or False.")
-    validate_options({**_DEFAULTS, **{k: v for k, v in options.items() if v is not None}})
+    given = {k: v for k, v in options.items() if v is not None or k not in STREAM_GATE}
+    validate_options({**_DEFAULTS, **given})
     SNR_options.update(options)
 
 
@@ -162,7 +170,7 @@ def _build(
         "weight_decay": weight_decay,
         "decoupled_weight_decay": False,  # DeepXDE's l2 regularizer is Adam's L2 term
     }
-    if terms is None:
+    if terms is None or options["gate"] == "none":
         return SNRAdam(groups, **options)
     return LabelGatedSNRAdam(groups, terms=terms, every=every, **options)
 

@@ -16,6 +16,7 @@ import torch
 import sciml_snr
 from sciml_snr import GateStats, SNRAdam
 from sciml_snr.dde import SNR_options, register, set_SNR_options
+from sciml_snr.dde.registration import LABEL_GATE, STREAM_GATE
 
 
 @pytest.fixture(autouse=True)
@@ -363,6 +364,8 @@ ALL_OTHER = dict(
     gate="snr",
     alpha="finite",
     lambd=2.0,
+    floor="stream",
+    floor_every=3,
     rho=0.9,
     warmup_steps=7,
     betas=(0.8, 0.99),
@@ -375,16 +378,29 @@ ALL_OTHER = dict(
 )
 
 
+OURS = ("floor", "floor_every", "gate_external")
+"""The options that are not the optimizer's."""
+
+
 def defaults(function):
     parameters = inspect.signature(function).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
 
 def test_defaults_are_those_of_the_optimizer():
+    """None in the gate's three: the defaults that go with the floor."""
     options = defaults(set_SNR_options)
-    assert options.pop("gate_external") is False
+    assert [options.pop(name) for name in OURS] == ["auto", 1, False]
+    assert [options.pop(name) for name in STREAM_GATE] == [None, None, None]
+    assert set(LABEL_GATE) == set(STREAM_GATE)
     own = defaults(SNRAdam.__init__)
-    assert options == {name: own[name] for name in options}
+    assert {**STREAM_GATE, **options} == {name: own[name] for name in (*STREAM_GATE, *options)}
+
+
+def test_gate_not_given_is_the_floors_own():
+    set_SNR_options(lambd=2.0)
+    group = trained("snr_adam", 1).opt.param_groups[0]
+    assert {name: group[name] for name in STREAM_GATE} == {**STREAM_GATE, "lambd": 2.0}
 
 
 def test_every_option_reaches_the_optimizer():
@@ -392,7 +408,7 @@ def test_every_option_reaches_the_optimizer():
     group = trained("snr_adam", 1).opt.param_groups[0]
     for name, default in defaults(set_SNR_options).items():
         assert ALL_OTHER[name] != default, name
-        if name != "gate_external":
+        if name not in OURS:
             assert group[name] == ALL_OTHER[name], name
 
 
@@ -409,9 +425,11 @@ def test_options_leave_a_compiled_model_alone():
 
 
 NONSENSE = {
-    "gate": ["open", None, 3, ["soft"]],
-    "alpha": [-1, math.nan, math.inf, "stale", "finite", None, [1.0]],
-    "lambd": [-1, math.nan, "1", None],
+    "gate": ["open", 3, ["soft"]],
+    "alpha": [-1, math.nan, math.inf, "stale", "finite", [1.0]],
+    "lambd": [-1, math.nan, "1"],
+    "floor": ["labels", None, 1, ["label"]],
+    "floor_every": [0, -1, 1.5, None, "2"],
     "rho": [1, -0.1, math.nan, None],
     "warmup_steps": [-1, 1.5, None, "3"],
     "betas": [(0.9,), (0.9, 1.0), (-1, 0.9), 0.9, None, (0.9, math.nan), ("a", "b"), "ab"],
@@ -432,7 +450,7 @@ def test_nonsense_is_refused_by_name_and_changes_nothing(name, value):
     set_SNR_options(rho=0.5)
     before = dict(SNR_options)
     with pytest.raises(ValueError, match=rf"\b{name}\b"):
-        set_SNR_options(**{"lambd": 3.0, name: value})
+        set_SNR_options(**{"warmup_steps": 3, name: value})
     assert before == SNR_options
 
 
@@ -474,7 +492,8 @@ def other_backend(request, monkeypatch):
     """A backend's name, and ``get`` as it is called there with a name, after registration."""
     original, leading = BACKENDS[request.param]
     monkeypatch.setattr(dde.backend, "backend_name", request.param)
-    fake = SimpleNamespace(optimizers=SimpleNamespace(get=original))
+    model = SimpleNamespace(compile=lambda self, optimizer: None)
+    fake = SimpleNamespace(optimizers=SimpleNamespace(get=original), Model=model)
     register(fake)
 
     def get(name):

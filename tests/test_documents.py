@@ -1,0 +1,47 @@
+"""The documents say what the results files say, and their examples run."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import report
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_tables_are_those_of_the_results() -> None:
+    assert report.stale() == []
+
+
+def test_a_stale_table_is_noticed(tmp_path, monkeypatch) -> None:
+    changed = re.sub(r"\d\.\d\d\d", "0.000", README, count=1)
+    assert changed != README
+    path = tmp_path / "README.md"
+    path.write_text(changed)
+    monkeypatch.setattr(report, "DOCUMENTS", (path,))
+    assert report.stale() == [path]
+
+
+@pytest.mark.parametrize("code", EXAMPLES, ids=["deepxde", "torch", "label"])
+def test_readme_example_runs(code: str) -> None:
+    """With fewer iterations, and with the network and data that the text takes for granted."""
+    import torch
+
+    import sciml_snr
+
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    x = torch.rand(20, 1)
+    names = {"torch": torch, "sciml_snr": sciml_snr, "net": net}
+    names |= {"x": x, "y": 2 * x, "batches": [(x, 2 * x)] * 3}
+    exec(code.replace("10000", "20").replace("10_000", "20"), names)
+
+
+def test_links_lead_somewhere() -> None:
+    for name in ("README.md", "docs/convection.md"):
+        page = ROOT / name
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{name} links to {target}"
