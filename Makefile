@@ -22,6 +22,7 @@ check: .venv/.installed
 
 bench: .venv/.installed-bench
 	$(BIN)/python -m benchmarks.convection
+	$(BIN)/python -m benchmarks.report
 
 clean:
 	rm -rf .venv runs

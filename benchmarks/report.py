@@ -30,8 +30,6 @@ METHODS = {
         "snr_adam",
         '{"alpha": 9.0, "floor": "label", "gate": "snr", "warmup_steps": 500}',
     ): "SNRAdam, label floor (default)",
-    ("snr_adam", '{"alpha": 9.0, "floor": "label", "gate": "snr"}'): "the same, no warm-up",
-    ("snr_adam", '{"alpha": 4.0, "floor": "label", "gate": "snr"}'): "the same, no warm-up, z = 2",
 }
 Rows = list[dict[str, str]]
 

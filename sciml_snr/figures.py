@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,9 @@ def run_figure(folder: str | Path) -> Path:
     else:
         _measured_slice(axes[0], [(fields, "fit", COLORS[0])])
         _field_pair(figure, axes[1:3], fields)
-    _errors(axes[-1], [(rows, "relative L2 error", COLORS[0])])
+    optimizer = json.loads((folder / "config.json").read_text())["optimizer"]
+    _error_band(axes[-1], [rows], optimizer, COLORS[0])
+    axes[-1].legend(frameon=False)
     return _save(figure, folder / "figure.png")
 
 
@@ -85,6 +88,7 @@ def _curve(ax: Axes, fields: dict[str, Any], i: int, name: str) -> None:
     ax.plot(fields["points"][:, 0], fields["reference"][:, i], label="reference", **_TRUTH)
     ax.plot(fields["points"][:, 0], fields["fit"][:, i], color=COLORS[0], label="fit")
     ax.set(title=name, xlabel=str(fields["coordinates"][0]))
+    ax.xaxis.set_major_locator(ticker.MaxNLocator(5))
     ax.legend(frameon=False)
 
 
@@ -129,12 +133,6 @@ def _field_pair(figure: Figure, axes: Any, fields: dict[str, Any]) -> None:
             ylabel=str(fields["coordinates"][0]),
         )
     figure.colorbar(image, ax=list(axes), label=str(fields["outputs"][0]))
-
-
-def _errors(ax: Axes, series: list[tuple[list[dict[str, float]], str, str]]) -> None:
-    for rows, label, color in series:
-        _error_band(ax, [rows], label, color)
-    ax.legend(frameon=False)
 
 
 def _error_band(ax: Axes, runs: list[list[dict[str, float]]], label: str, color: str) -> None:

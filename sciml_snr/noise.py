@@ -11,8 +11,13 @@ and nothing when the same data are used in every step. :class:`LabelNoise` is th
                        = \mathbb E\, h_k^2, \qquad
     h = \nabla_w \tfrac{2c}{n} \sum_i \epsilon_i \sigma_i f(x_i), \quad \epsilon_i = \pm 1.
 
-No residual enters, so that it does not vanish while the noise is being memorized. Random signs in
-place of per-sample gradients: M. Hutchinson, Commun. Stat. Simul. Comput. 19 (1990) 433.
+It does not vanish while the noise is being memorized, as a variance built from residuals does.
+Random signs for per-sample gradients: M. Hutchinson, Commun. Stat. Simul. Comput. 19 (1990) 433.
+
+Residuals enter in one place only. Where a term's misfit R = mean((residual / sigma)^2) is above 1,
+its residuals are more than noise, and its floor is divided by R: a run on a plateau, where
+gradients are small everywhere, is let go. R is 1 at the truth and falls from there to 0 as noise
+is memorized: then the floor is whole.
 """
 
 from __future__ import annotations
@@ -27,10 +32,10 @@ from .snr_adam import _is_16_bit, _real
 
 
 class NoisyTerm(NamedTuple):
-    """One summand ``weight * mean((model - data)**2)`` of the loss, its data with error sigma."""
+    """One summand ``weight * mean(residual**2)`` of the loss, whose data carry an error."""
 
-    model: Tensor
-    """Model part of the residual (n, m), or the residual itself: attached to the graph."""
+    residual: Tensor
+    """Model minus data (n, m), attached to the graph."""
     sigma: Tensor | float
     """Standard deviation of the data's error, broadcastable to (n, m); 0 for exact data."""
     weight: float = 1.0
@@ -51,7 +56,7 @@ class LabelNoise(Mapping[Tensor, Tensor]):
         ValueError: an argument is out of range.
 
     Example:
-        >>> optimizer = SNRAdam(net.parameters(), lr=1e-3, gate="snr", alpha=9.0)
+        >>> optimizer = SNRAdam(net.parameters(), lr=1e-3, gate="snr", alpha=9.0, warmup_steps=500)
         >>> floor = LabelNoise(net.parameters(), sigma=0.1)
         >>> for _ in range(10_000):
         ...     optimizer.zero_grad()
@@ -112,6 +117,8 @@ class LabelNoise(Mapping[Tensor, Tensor]):
         if not isinstance(probe, Tensor):
             return
         draws = torch.autograd.grad(probe, self.params, retain_graph=True, allow_unused=True)
+        if all(draw is None for draw in draws):  # the terms are of another network, or used up
+            return
         self._passes += 1
         for mean_sq, draw in zip(self._mean_sq.values(), draws, strict=True):
             mean_sq.mul_(self.rho)
@@ -145,7 +152,7 @@ class LabelNoise(Mapping[Tensor, Tensor]):
             raise ValueError(
                 f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ."
             )
-        self.update([NoisyTerm(prediction, self.sigma)])
+        self.update([NoisyTerm(prediction - target, self.sigma)])
         loss = torch.nn.functional.mse_loss(prediction, target)
         if extra is not None:
             loss = loss + extra
@@ -183,12 +190,23 @@ def check_sigma(sigma: Tensor) -> None:
 
 
 def _random_sign_sum(term: NoisyTerm) -> Tensor:
-    model = term.model
-    signs = torch.randint(0, 2, model.shape, device=model.device, dtype=torch.int8) * 2 - 1
-    scaled = signs * term.sigma
-    if scaled.shape != model.shape:
+    """What the random-sign pass differentiates: its gradient is one draw of h."""
+    residual = term.residual
+    sigma = torch.as_tensor(term.sigma, dtype=residual.dtype, device=residual.device)
+    try:
+        sigma = sigma.expand_as(residual)
+    except RuntimeError:
         raise ValueError(
-            f"sigma {tuple(torch.as_tensor(term.sigma).shape)} does not broadcast to the model's "
-            f"{tuple(model.shape)}."
-        )
-    return (2 * term.weight / model.numel()) * (scaled * model).sum()
+            f"sigma {tuple(sigma.shape)} does not broadcast to the residual's "
+            f"{tuple(residual.shape)}."
+        ) from None
+    signs = torch.randint(0, 2, residual.shape, device=residual.device, dtype=torch.int8) * 2 - 1
+    lowered = _misfit(residual.detach(), sigma).clamp_min(1).rsqrt()  # of h; R of the floor
+    scale = 2 * term.weight / residual.numel() * lowered
+    return scale * (signs * sigma * residual).sum()
+
+
+def _misfit(residual: Tensor, sigma: Tensor) -> Tensor:
+    """R = mean((residual / sigma)**2) over the data that carry an error; 0 where none does."""
+    noisy = sigma > 0
+    return ((residual / sigma) ** 2).where(noisy, 0).sum() / noisy.sum().clamp_min(1)

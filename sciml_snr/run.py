@@ -219,7 +219,7 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
             return
         callbacks: list[Any] = [self]
         if progress:
-            label = f"{self.config.problem} {self.config.optimizer} seed {self.config.seed}"
+            label = f"{self.config.problem} {self.config.optimizer}"
             self._bar = ProgressBar(self.budget, label, start=self.iteration)
             callbacks.insert(0, self._bar)
         try:

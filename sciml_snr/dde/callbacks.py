@@ -12,10 +12,8 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
-    SpinnerColumn,
     Task,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.text import Text
@@ -64,20 +62,19 @@ class ProgressBar(Callback):  # type: ignore[misc]
         self.start = start
         self._progress: Progress | None = None
         self._finalizer: Any = None
+        self._losses: Any = None
 
     def on_train_begin(self) -> None:
         """Start the bar (anew, if an interrupted training left one standing)."""
         self.stop()
         self._progress = Progress(
-            SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=None),
             MofNCompleteColumn(),
             _Rate(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("left {task.fields[status]}"),
+            expand=True,
             console=self.console,
         )
         self._task = self._progress.add_task(
@@ -89,9 +86,13 @@ class ProgressBar(Callback):  # type: ignore[misc]
             self._stop_after(loop)
 
     def on_epoch_end(self) -> None:
-        """Advance by one iteration."""
+        """Advance by one iteration; show the loss when DeepXDE has computed a new one."""
         if self._progress is not None:
             self._progress.advance(self._task)
+            losses = self.model.train_state.loss_train
+            if losses is not self._losses:
+                self._losses = losses
+                self.status(f"loss {sum(losses):.3g}")
 
     def on_train_end(self) -> None:
         """Leave the finished bar standing."""

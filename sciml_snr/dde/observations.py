@@ -130,7 +130,7 @@ class LabelGatedSNRAdam(SNRAdam):
 def noisy_terms(model: Any) -> Callable[[], list[NoisyTerm]] | None:
     """What gives the noisy terms of a DeepXDE model's loss, or None if it has none.
 
-    DeepXDE orders losses and their weights [residuals, conditions].
+    DeepXDE orders losses and their weights [residuals, conditions]; a single weight is for all.
     """
     conditions = list(getattr(model.data, "bcs", ()))
     if not any(isinstance(condition, NoisyPointSetBC) for condition in conditions):
@@ -139,10 +139,11 @@ def noisy_terms(model: Any) -> Callable[[], list[NoisyTerm]] | None:
     def terms() -> list[NoisyTerm]:
         weights = [1.0] * len(conditions)
         if model.loss_weights is not None:
-            weights = list(model.loss_weights)[-len(conditions) :]
+            weights = list(model.loss_weights)
+            weights *= len(conditions) if len(weights) == 1 else 1
         found = [
             condition.term(weight)
-            for condition, weight in zip(conditions, weights, strict=True)
+            for condition, weight in zip(conditions, weights[-len(conditions) :], strict=True)
             if isinstance(condition, NoisyPointSetBC)
         ]
         return [term for term in found if term is not None]

@@ -186,8 +186,10 @@ def _label_terms(required: bool) -> Callable[[], list[NoisyTerm]] | None:
                 "measurements' error that the gradient is compared with."
             )
         return None
+    from deepxde import losses as dde_losses
+
     losses = loss if isinstance(loss, (list, tuple)) else [loss]
-    if any(one not in ("MSE", "mse", "mean squared error") for one in losses):
+    if any(dde_losses.get(one) is not dde_losses.mean_squared_error for one in losses):
         raise ValueError(
             f'The label floor is derived for the squared error, loss="MSE", not {loss!r}. Use it, '
             'or set_SNR_options(floor="stream").'
