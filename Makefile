@@ -5,9 +5,10 @@ export DDE_BACKEND = pytorch
 # Small networks: one thread is as fast as two, and leaves a core for the run beside it.
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench docs clean
 
 demo: .venv/.installed
+	rm -rf runs/demo
 	$(BIN)/sciml-snr compare convection --optimizers adamw,snr_adam --out runs/demo/convection
 	$(BIN)/sciml-snr solve lynx_hare --out runs/demo/lynx_hare
 	@echo "The demo's figures: runs/demo/convection/comparison.png, runs/demo/lynx_hare/figure.png"
@@ -20,8 +21,12 @@ check: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/.installed-bench
+bench: .venv/.installed
 	$(BIN)/python -m benchmarks.convection
+	$(BIN)/python -m benchmarks.report
+
+docs: .venv/.installed-docs
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
 	$(BIN)/python -m benchmarks.report
 
 clean:
@@ -32,6 +37,6 @@ clean:
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[test]"
 	touch $@
 
-.venv/.installed-bench: .venv/.installed
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[bench]"
+.venv/.installed-docs: .venv/.installed
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[docs]"
 	touch $@

@@ -16,21 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from benchmarks.convection import SEEDS
-from benchmarks.harness import RESULTS, THRESHOLDS, read
+from benchmarks.convection import METHODS, PATH, SEEDS
+from benchmarks.harness import THRESHOLDS, read
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "convection.md")
-METHODS = {
-    ("adamw", "{}"): "AdamW",
-    ("snr_adam", '{"floor": "stream", "gate": "soft"}'): "SNRAdam, published rule, soft",
-    ("snr_adam", '{"floor": "stream", "gate": "hard"}'): "SNRAdam, published rule, hard",
-    ("snr_adam", '{"floor": "stream", "gate": "snr"}'): "SNRAdam, published rule, snr",
-    (
-        "snr_adam",
-        '{"alpha": 9.0, "floor": "label", "gate": "snr", "warmup_steps": 500}',
-    ): "SNRAdam, label floor (default)",
-}
 Rows = list[dict[str, str]]
 
 
@@ -39,8 +29,8 @@ def convection_grid() -> str:
     lines = [
         "| method | lr | seeds | final | best | best at | "
         + " | ".join(f"to {level}" for level in THRESHOLDS)
-        + " | memorized |",
-        "| --- " * 10 + "|",
+        + " | memorized | seconds |",
+        "| --- " * 11 + "|",
     ]
     for (method, lr), rows in _groups().items():
         cells = [
@@ -53,6 +43,7 @@ def convection_grid() -> str:
         cells += [f"{median(_column(rows, 'best_iteration')):.0f}"]
         cells += [_reached(rows, f"iterations_to_{level}") for level in THRESHOLDS]
         cells += [f"{100 * median(_column(rows, 'memorized')):.1f} %"]
+        cells += [f"{median(_column(rows, 'seconds')):.0f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -64,9 +55,9 @@ def convection_tuned() -> str:
         "| --- " * 5 + "|",
     ]
     groups = _groups()
-    for method in METHODS.values():
+    for method in METHODS:
         own = {lr: rows for (name, lr), rows in groups.items() if name == method}
-        if any(len(rows) < len(SEEDS) for rows in own.values()):
+        if not own or any(len(rows) < len(SEEDS) for rows in own.values()):
             continue
         lr, rows = min(own.items(), key=lambda item: median(_column(item[1], "final_error")))
         share = f"{100 * median(_column(rows, 'memorized')):.1f} %"
@@ -97,17 +88,17 @@ def stale() -> list[Path]:
 
 def _groups() -> dict[tuple[str, str], Rows]:
     """(method, learning rate) -> its rows, in the order of METHODS and of the learning rates."""
-    rows = read(RESULTS / "convection.csv")
+    rows = read(PATH)
     groups: dict[tuple[str, str], Rows] = {}
-    for key, method in METHODS.items():
-        own = [r for r in rows if (r["optimizer"], _canonical(r["snr_options"])) == key]
+    for method, (optimizer, options) in METHODS.items():
+        own = [
+            row
+            for row in rows
+            if row["optimizer"] == optimizer and json.loads(row["snr_options"]) == options
+        ]
         for row in sorted(own, key=lambda row: float(row["lr"])):
             groups.setdefault((method, row["lr"]), []).append(row)
     return groups
-
-
-def _canonical(options: str) -> str:
-    return json.dumps(json.loads(options), sort_keys=True)
 
 
 def _column(rows: Rows, name: str) -> list[float]:
@@ -127,6 +118,6 @@ def _reached(rows: Rows, name: str) -> str:
 
 if __name__ == "__main__":
     if "--check" in sys.argv:
-        sys.exit("\n".join(f"{path} is stale: python -m benchmarks.report" for path in stale()))
+        sys.exit("\n".join(f"{path} is stale: run this without --check" for path in stale()) or 0)
     for path in stale():
         path.write_text(render(path.read_text()))

@@ -109,6 +109,8 @@ class Problem(ABC):
                 self.points if points is None else points,
                 self.noise if noise is None else noise,
             )
+        if observations.sigma is not None and noise is not None and observations.clean is None:
+            raise ValueError("The measurements have a sigma of their own: leave out noise.")
         if observations.sigma is None and noise is not None:
             sigma = np.full((len(observations), 1), noise)
             observations = replace(observations, sigma=sigma)
@@ -157,8 +159,11 @@ class Problem(ABC):
         """One weight per term, in DeepXDE's order: residuals, conditions, measurements."""
         return None
 
-    def unknown_values(self) -> dict[str, float]:
+    def unknown_values(self, predict: Predict | None = None) -> dict[str, float]:
         """Current values of the unknown parameters, in physical units.
+
+        Args:
+            predict: the fit, for unknowns that are read off it, such as an initial state.
 
         ``self.unknowns`` maps their names to trainable ``dde.Variable`` that start at 0; a problem
         that trains something else than the value itself (its logarithm, say) says so here.
@@ -225,7 +230,7 @@ class Problem(ABC):
                 self.encode(observed.clean),
                 self.encode(observed.values),
             )
-        values = self.unknown_values()
+        values = self.unknown_values(predict)
         for name, true in self.truth().items():
             result[f"{name}_relative_error"] = abs(values[name] - true) / abs(true)
         return result

@@ -13,9 +13,11 @@ import torch
 from scipy.integrate import solve_ivp
 from scipy.optimize import least_squares
 
-from .base import Array, Observations, Problem
+from .base import Array, Observations, Predict, Problem
 
 RATES = ("alpha", "beta", "gamma", "delta")
+INITIAL = ("hare_0", "lynx_0")
+"""Populations at the first year."""
 
 
 class LeastSquaresFit(NamedTuple):
@@ -59,6 +61,10 @@ class LynxHare(Problem):
     noise = None
     unknown_names = RATES
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        _ = self.least_squares_fit  # refuses data that cannot be fitted, before any training
+
     @property
     def domain(self) -> Mapping[str, tuple[float, float]]:
         """The years of the data; own measurements may be of any time."""
@@ -88,8 +94,12 @@ class LynxHare(Problem):
             for name, scale in zip(RATES, self.rate_scales, strict=True)
         ]
 
-    def unknown_values(self) -> dict[str, float]:
-        return {name: float(rate.detach()) for name, rate in zip(RATES, self.rates(), strict=True)}
+    def unknown_values(self, predict: Predict | None = None) -> dict[str, float]:
+        values = {name: float(r.detach()) for name, r in zip(RATES, self.rates(), strict=True)}
+        if predict is None:
+            return values
+        first = predict(np.array([[self.domain["year"][0]]]))[0]
+        return values | dict(zip(INITIAL, map(float, first), strict=True))
 
     def residual(self, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
         alpha, beta, gamma, delta = self.rates()
@@ -140,8 +150,10 @@ class LynxHare(Problem):
         return _trajectory(fit.rates, fit.initial, times)[back[1:]]
 
     def truth(self) -> dict[str, float]:
-        """The reference fit's rates: nobody knows the true ones."""
-        return dict(zip(RATES, map(float, self.least_squares_fit.rates), strict=True))
+        """The reference fit's rates and initial state: nobody knows the true ones."""
+        fit = self.least_squares_fit
+        values = map(float, (*fit.rates, *fit.initial))
+        return dict(zip((*RATES, *INITIAL), values, strict=True))
 
     def evaluation_points(self) -> Array:
         return np.linspace(*self.domain["year"], 201)[:, None]
@@ -170,6 +182,8 @@ def _trajectory(rates: Array, initial: Array, times: Array) -> Array:
     """(n, 2) populations at increasing times, by an ODE solver in logs (they stay positive)."""
     alpha, beta, gamma, delta = rates
     unique, back = np.unique(times, return_inverse=True)
+    if len(unique) == 1:
+        return np.tile(initial, (len(times), 1))
     with np.errstate(all="ignore"):
         solution = solve_ivp(
             lambda _, z: [alpha - beta * np.exp(z[1]), -gamma + delta * np.exp(z[0])],

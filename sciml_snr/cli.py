@@ -17,6 +17,7 @@ from rich.table import Table
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from .problems import Problem
     from .run import Summary
 
 # DeepXDE is imported by the commands, not here, so that --help is quick. Its backend is ours.
@@ -28,7 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
+console = Console(markup=False)
 
 
 def _version(wanted: bool) -> None:
@@ -72,7 +73,10 @@ Name = Annotated[str, typer.Argument(help="A problem's name: see `sciml-snr prob
 Lr = Annotated[float | None, typer.Option(help="Learning rate [default: the problem's].")]
 Noise = Annotated[
     float | None,
-    typer.Option(help="Standard deviation of the measurements' error [default: the problem's]."),
+    typer.Option(
+        help="Standard deviation of the measurements' error, in logs for lynx_hare [default: the "
+        "problem's; of own data the sigma column]."
+    ),
 ]
 Points = Annotated[
     int | None, typer.Option(help="Number of synthetic measurements [default: the problem's].")
@@ -127,6 +131,8 @@ def solve(
     )
     folder = out or Path("runs") / run.run_name(config)
     with _plain_errors():
+        if data is not None and not resume:
+            _warn_of_own_data(config.resolved().build())
         summary = run.solve(config, folder, resume=resume)
     _print_summaries(f"{name}: {folder}", [summary])
     _print_unknowns(summary)
@@ -184,12 +190,31 @@ def _plain_errors() -> Iterator[None]:
     """Errors that the user can mend, without a traceback."""
     try:
         yield
-    except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"[bold red]Error:[/] {error}", soft_wrap=True, highlight=False)
+    except (ValueError, OSError, FloatingPointError) as error:
+        _to_stderr(f"Error: {error}")
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        Console(stderr=True).print("Interrupted. Repeat the command to go on.")
+        _to_stderr("Interrupted. `compare` goes on when repeated, `solve` with --resume.")
         raise typer.Exit(130) from None
+
+
+def _to_stderr(text: str) -> None:
+    Console(stderr=True, markup=False, highlight=False).print(text, soft_wrap=True)
+
+
+def _warn_of_own_data(problem: Problem) -> None:
+    """What the numbers to come do and do not say about the user's own measurements."""
+    if problem.synthetic:
+        _to_stderr(
+            f"Note: errors are differences from {problem.name}'s built-in reference, whatever the "
+            "measurements are of."
+        )
+    if problem.sigma() is None:
+        _to_stderr(
+            "Note: the measurements' error is unknown, so that snr_adam falls back to the "
+            "published rule, which memorizes in full-batch training. Give --noise, or a column "
+            "sigma."
+        )
 
 
 def _parse_options(pairs: Sequence[str] | None) -> dict[str, Any]:

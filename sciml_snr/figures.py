@@ -41,8 +41,7 @@ def run_figure(folder: str | Path) -> Path:
     else:
         _measured_slice(axes[0], [(fields, "fit", COLORS[0])])
         _field_pair(figure, axes[1:3], fields)
-    optimizer = json.loads((folder / "config.json").read_text())["optimizer"]
-    _error_band(axes[-1], [rows], optimizer, COLORS[0])
+    _error_band(axes[-1], [rows], _optimizer(folder), COLORS[0])
     axes[-1].legend(frameon=False)
     return _save(figure, folder / "figure.png")
 
@@ -59,7 +58,7 @@ def comparison_figure(out: str | Path, folders: Sequence[Path]) -> Path:
     """
     runs: dict[str, list[Path]] = {}
     for folder in folders:
-        runs.setdefault(folder.name.rsplit("-seed", 1)[0].split("-", 1)[1], []).append(folder)
+        runs.setdefault(_optimizer(folder), []).append(folder)
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     shown = []
@@ -100,14 +99,11 @@ def _measured_slice(ax: Axes, shown: list[tuple[dict[str, Any], str, str]]) -> N
     ax.plot(x, fields["observed_values"][:, 0], label="noisy data", **_NOISY)
     if "observed_clean" in fields:
         ax.plot(x[order], fields["observed_clean"][order, 0], label="truth", **_TRUTH)
+    # A line would join points that differ in the other coordinates.
+    style = "-" if np.ptp(fields["observed_points"][:, 1:], axis=0).max() == 0 else "."
     for fields, name, color in shown:
-        own = np.argsort(fields["observed_points"][:, 0])
-        ax.plot(
-            fields["observed_points"][own, 0],
-            fields["observed_fit"][own, 0],
-            color=color,
-            label=name,
-        )
+        fit = fields["observed_fit"][order, 0]
+        ax.plot(x[order], fit, style, color=color, label=name)
     output, coordinate = str(fields["outputs"][0]), str(fields["coordinates"][0])
     ax.set(title="at the measured points", xlabel=coordinate, ylabel=output)
     ax.legend(frameon=False, loc="upper right")
@@ -170,6 +166,10 @@ def _colors(n: int) -> list[Any]:
         if n <= len(COLORS)
         else list(matplotlib.colormaps["turbo"](np.linspace(0, 1, n)))
     )
+
+
+def _optimizer(folder: Path) -> str:
+    return str(json.loads((folder / "config.json").read_text())["optimizer"])
 
 
 def _load(folder: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:

@@ -22,13 +22,14 @@ is memorized: then the floor is whole.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .snr_adam import _is_16_bit, _real
+from ._dtypes import as_real, is_16_bit
 
 
 class NoisyTerm(NamedTuple):
@@ -86,7 +87,7 @@ class LabelNoise(Mapping[Tensor, Tensor]):
             raise ValueError("There are no parameters to keep a floor for.")
         # As SNRAdam's moments: float32 for 16-bit parameters, pairs of reals for complex ones.
         self._mean_sq = {
-            p: torch.zeros_like(p, dtype=torch.float32 if _is_16_bit(p) else p.dtype)
+            p: torch.zeros_like(p, dtype=torch.float32 if is_16_bit(p) else p.dtype)
             for p in self.params
         }
         self._variance: dict[Tensor, Tensor] = {}
@@ -109,22 +110,26 @@ class LabelNoise(Mapping[Tensor, Tensor]):
             terms: the summands of the loss with noisy data. Their errors are independent, so that
                 their variances add up.
         """
+        terms = list(terms)
+        if not terms:
+            return
         self._calls += 1
         if (self._calls - 1) % self.every:
             return
         with torch.enable_grad():
             probe = sum(_random_sign_sum(term) for term in terms)
-        if not isinstance(probe, Tensor):
-            return
+        assert isinstance(probe, Tensor)
         draws = torch.autograd.grad(probe, self.params, retain_graph=True, allow_unused=True)
-        if all(draw is None for draw in draws):  # the terms are of another network, or used up
+        present = [draw for draw in draws if draw is not None]
+        # Nothing of a step with NaN, which the optimizer refuses, is to stay in the average.
+        if not present or not math.isfinite(sum(map(float, torch._foreach_norm(present)))):
             return
         self._passes += 1
         for mean_sq, draw in zip(self._mean_sq.values(), draws, strict=True):
             mean_sq.mul_(self.rho)
             if draw is not None:
-                draw = _real(draw.to(mean_sq.dtype))
-                _real(mean_sq).addcmul_(draw, draw, value=1 - self.rho)
+                draw = as_real(draw.to(mean_sq.dtype))
+                as_real(mean_sq).addcmul_(draw, draw, value=1 - self.rho)
         self._correct_bias()
 
     def _correct_bias(self) -> None:

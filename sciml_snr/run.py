@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import io
 import json
 import signal
@@ -24,6 +25,8 @@ import torch
 # DeepXDE announces its backend on stderr, in every worker process again.
 with contextlib.redirect_stderr(io.StringIO()):
     import deepxde as dde
+
+from rich.progress import Progress
 
 from sciml_snr import problems
 
@@ -154,15 +157,16 @@ def solve(
     elif folder is not None and (folder / "config.json").exists():
         raise FileExistsError(f"{folder} already holds a run: resume it, or choose another folder.")
     config = config.resolved()
-    problem = config.build()
     with _device(config.device):
+        problem = config.build()
         model = compile_model(config, problem)
         recorder = Recorder(config, problem, folder)
         if resume:
             recorder.load(model)
-        elif folder is not None:
+        if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
+            recorder.save(model)  # whatever happens, the run can be resumed
         recorder.train(model, progress)
         summary = recorder.summary(model)
         if folder is not None:
@@ -205,7 +209,7 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
         self.problem = problem
         self.folder = folder
         self.budget = config.iterations
-        self.every = max(1, self.budget // EVALUATIONS)
+        self.every = _every(self.budget)
         self.iteration = 0
         self.seconds = 0.0
         self.rows: list[dict[str, float]] = []
@@ -253,7 +257,8 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
 
     def _measure(self) -> None:
         model = self.model
-        metrics = self.problem.metrics(lambda points: self.problem.predict(model, points))
+        predict = functools.partial(self.problem.predict, model)
+        metrics = self.problem.metrics(predict)
         state = model.train_state
         losses = model.outputs_losses_train(state.X_train, state.y_train, state.train_aux_vars)[1]
         row = {
@@ -261,7 +266,7 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
             "seconds": self.seconds,
             "loss": float(losses.detach().sum()),
             **metrics,
-            **self.problem.unknown_values(),
+            **self.problem.unknown_values(predict),
         }
         if isinstance(model.opt, SNRAdam):
             stats = model.opt.gate_stats()
@@ -289,7 +294,7 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
             open_fraction=last.get("open_fraction"),
             seconds=self.seconds,
             interrupted=self.interrupted,
-            unknowns=self.problem.unknown_values(),
+            unknowns=self.problem.unknown_values(functools.partial(self.problem.predict, model)),
             unknowns_reference=self.problem.truth(),
         )
 
@@ -304,7 +309,10 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
             "network": model.net.state_dict(),
             "optimizer": model.opt.state_dict(),
             "unknowns": {name: v.detach() for name, v in self.problem.unknowns.items()},
+            # An evaluation that only the interruption caused is not part of the run.
+            "extra_row": self.interrupted and bool(self.iteration % self.every),
             "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all(),
             "numpy_rng": [
                 numpy_state[0],
                 torch.tensor(numpy_state[1].astype(np.int64)),
@@ -327,10 +335,11 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
             for name, value in state["unknowns"].items():
                 self.problem.unknowns[name].copy_(value)
         torch.set_rng_state(state["torch_rng"])
+        torch.cuda.set_rng_state_all(state["cuda_rng"])
         kind, keys, *rest = state["numpy_rng"]
         np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-        if self.iteration % self.every and self.iteration != self.budget:
-            self.rows.pop()  # measured only because the run was interrupted there
+        if state["extra_row"]:
+            self.rows.pop()
         (self.folder / "metrics.csv").unlink(missing_ok=True)
         for row in self.rows:
             _append_csv(self.folder / "metrics.csv", row)
@@ -379,7 +388,6 @@ def compare(
         One summary per config, in their order.
     """
     from joblib import Parallel, delayed
-    from rich.progress import track
 
     from . import figures
 
@@ -387,18 +395,46 @@ def compare(
     for config in {(c.problem, c.data, c.noise, c.points): c for c in configs}.values():
         config.build()  # refuse bad data before any work
     folders = [Path(out) / run_name(config) for config in configs]
+    if len(set(folders)) < len(folders):
+        raise ValueError("Two of the runs have the same problem, optimizer and seed.")
     work = (
         delayed(_run_one)(config, folder) for config, folder in zip(configs, folders, strict=True)
     )
     done = Parallel(n_jobs=min(jobs, len(configs)), return_as="generator")(work)
-    results = track(done, "comparing", total=len(configs), disable=not progress)
-    summaries = list(results)
+    with _progress_of(folders, configs) if progress else contextlib.nullcontext():
+        summaries = list(done)
     with open(Path(out) / "comparison.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(asdict(summaries[0])))
         writer.writeheader()
         writer.writerows(asdict(summary) for summary in summaries)
     figures.comparison_figure(Path(out), folders)
     return summaries
+
+
+@contextlib.contextmanager
+def _progress_of(folders: Sequence[Path], configs: Sequence[RunConfig]) -> Iterator[None]:
+    """A bar over runs in other processes, from the rows they have written."""
+    total = sum(1 + -(-(c.iterations or 0) // _every(c.iterations or 0)) for c in configs)
+    stop = threading.Event()
+
+    def rows() -> int:
+        files = [folder / "metrics.csv" for folder in folders]
+        return sum(len(file.read_bytes().splitlines()) - 1 for file in files if file.exists())
+
+    def watch() -> None:
+        while not stop.wait(1.0):
+            bar.update(task, completed=rows())
+
+    with Progress() as bar:
+        task = bar.add_task(f"{len(folders)} runs", total=total)
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            watcher.join()
+            bar.update(task, completed=rows())
 
 
 def run_name(config: RunConfig) -> str:
@@ -417,12 +453,17 @@ def _run_one(config: RunConfig, folder: Path) -> Summary:
         summary = Summary(**json.loads(finished.read_text()))
         if not summary.interrupted:
             return summary
-    if not started.exists():
+    if not started.exists():  # killed while it was being set up
         (folder / "config.json").unlink(missing_ok=True)
     summary = solve(config, folder, resume=started.exists(), progress=False)
     if summary.interrupted:
         raise KeyboardInterrupt
     return summary
+
+
+def _every(iterations: int) -> int:
+    """Iterations between two evaluations."""
+    return max(1, iterations // EVALUATIONS)
 
 
 def _append_csv(path: Path, row: dict[str, float]) -> None:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from ._dtypes import as_real, is_16_bit
 from .gate import GATES, resolve_alpha
 
 Floor = Mapping[Tensor, Tensor]
@@ -149,7 +150,7 @@ class SNRAdam(Optimizer):
         saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
         for saved_id, p in zip(saved_ids, params, strict=True):
-            if _is_16_bit(p) and saved_id in state_dict["state"]:
+            if is_16_bit(p) and saved_id in state_dict["state"]:
                 saved = state_dict["state"][saved_id]
                 for key in _MOMENTS:
                     self.state[p][key] = saved[key].to(p.device, torch.float32, copy=True)
@@ -203,7 +204,7 @@ class SNRAdam(Optimizer):
                 for slots in _slots(options, self.state, self._floor, only_stepped=True):
                     for slot in slots:
                         q = _gate_of(slot, options)
-                        total += q.sum(dtype=torch.float64).item()
+                        total += q.mean().item() * q.numel()
                         opened += (q >= 0.5).sum().item()
                         numel += q.numel()
         if numel == 0:
@@ -266,17 +267,17 @@ def _slots(
             continue
         if not state[p]:
             _init_state(p, state[p])
-        rounded = p if _is_16_bit(p) else None
+        rounded = p if is_16_bit(p) else None
         param = p if rounded is None else p.float()
         variance = None if floor is None else floor.get(p)
         slot = _Slot(
-            _real(param),
-            None if p.grad is None else _real(p.grad.to(param.dtype)),
-            _real(state[p]["exp_avg"]),
-            _real(state[p]["exp_avg_sq"]),
-            _real(state[p]["exp_grad_var"]),
+            as_real(param),
+            None if p.grad is None else as_real(p.grad.to(param.dtype)),
+            as_real(state[p]["exp_avg"]),
+            as_real(state[p]["exp_avg_sq"]),
+            as_real(state[p]["exp_grad_var"]),
             state[p]["step"],
-            None if variance is None else _real(variance.to(param)),
+            None if variance is None else as_real(variance.to(param)),
             rounded,
         )
         slots.setdefault((p.device, slot.param.dtype), []).append(slot)
@@ -284,8 +285,8 @@ def _slots(
 
 
 def _init_state(p: Tensor, state: dict[str, Any]) -> None:
-    dtype = torch.float32 if _is_16_bit(p) else p.dtype
-    state["step"] = torch.tensor(0.0)
+    dtype = torch.float32 if is_16_bit(p) else p.dtype
+    state["step"] = torch.tensor(0.0, device="cpu")
     for key in _MOMENTS:
         state[key] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
 
@@ -398,14 +399,6 @@ def _gate(mean_sq: Tensor, floor: Tensor, group: dict[str, Any]) -> Tensor:
     q = GATES[group["gate"]](mean_sq, floor, alpha, group["lambd"], group["gate_eps"])
     # A finite gradient may have a square that is not: signal cannot be told from noise there.
     return q.nan_to_num_(nan=0.0)
-
-
-def _real(x: Tensor) -> Tensor:
-    return torch.view_as_real(x) if x.is_complex() else x
-
-
-def _is_16_bit(p: Tensor) -> bool:
-    return p.dtype in (torch.float16, torch.bfloat16)
 
 
 def _use_foreach(group: dict[str, Any]) -> bool:

@@ -65,7 +65,11 @@ def test_snr_options_are_parsed() -> None:
 def test_own_data() -> None:
     Path("mine.csv").write_text("x,t,u,sigma\n1,0,0.8,0.1\n3,0,0.2,0.1\n")
     output = call("solve", "convection", "--data", "mine.csv", "--iterations", "5")
-    assert "-" in output
+    assert "built-in reference" in output
+    assert "error is unknown" not in output
+    Path("mine.csv").write_text("x,t,u\n1,0,0.8\n3,0.5,0.2\n")
+    output = call("solve", "convection", "--data", "mine.csv", "--iterations", "5", "--out", "b")
+    assert "error is unknown" in output
 
 
 def test_resume() -> None:
@@ -87,6 +91,7 @@ def test_compare() -> None:
         (["solve", "convection", "--optimizer", "foo"], "There is no optimizer 'foo'"),
         (["solve", "convection", "--data", "absent.csv"], "absent.csv"),
         (["solve", "convection", "--data", "bad.csv"], "line 3, column 'u'"),
+        (["solve", "convection", "--data", "q[b].csv"], "q[b].csv"),
         (["solve", "convection", "--resume"], "no run to resume"),
         (["solve", "convection", "--snr-option", "gate"], "name=value"),
         (["compare", "convection", "--optimizers", "adam,foo"], "There is no optimizer 'foo'"),
@@ -99,6 +104,11 @@ def test_errors_are_plain(arguments: list[str], message: str) -> None:
     assert message in output
     assert "Traceback" not in output
     assert not Path("runs").exists()
+
+
+def test_a_diverging_run_is_no_traceback() -> None:
+    output = call("solve", "lynx_hare", "--lr", "1e6", "--iterations", "50", code=2)
+    assert "Error: The gradient of" in output and "Traceback" not in output
 
 
 def test_installed_command_in_a_fresh_directory() -> None:

@@ -512,3 +512,13 @@ def test_a_strong_signal_is_fitted(line, gate):
     clean = 20 * torch.sin(3 * x)
     fit = fitted(x, clean + noise, 1000, gate)
     assert (fit - clean).norm() < 0.05 * clean.norm()
+
+
+def test_a_step_that_the_optimizer_refuses_leaves_no_trace_in_the_floor():
+    """NaN in one step's residuals, not in the next one's."""
+    p = nn.Parameter(torch.ones(1))
+    floor = LabelNoise([p])
+    floor.update(constant_draws(p))
+    before = floor[p].clone()
+    floor.update([NoisyTerm((p * math.nan).reshape(1, 1), 1.0)])
+    assert_same_bits(floor[p], before)

@@ -20,8 +20,8 @@ def test_metric_is_zero_on_the_reference_itself(cls: type[Problem]) -> None:
 def test_reference_solves_the_equation(cls: type[Problem]) -> None:
     """Central differences of the reference in place of the network's derivatives."""
     problem = cls()
-    for name, value in problem.truth().items():
-        scale = problem.rate_scales[problem.unknown_names.index(name)]
+    for i, name in enumerate(problem.unknown_names):
+        value, scale = problem.truth()[name], problem.rate_scales[i]
         with torch.no_grad():
             problem.unknowns[name].fill_(float(np.log(value / scale)))
     lows, highs = np.array(list(problem.domain.values())).T
@@ -134,9 +134,16 @@ def test_lynx_hare_reference_recovers_known_rates() -> None:
 
 
 def test_lynx_hare_needs_enough_years() -> None:
-    few = Observations(np.array([[1900.0], [1901.0]]), np.ones((2, 2)))
+    few = Observations(np.array([[1900.0], [1901.0]]), np.ones((2, 2)), np.ones((2, 1)))
     with pytest.raises(ValueError, match="at least 4 different years"):
-        LynxHare(observations=few).reference(few.points)
+        LynxHare(observations=few)
+
+
+def test_lynx_hare_initial_state_is_read_off_the_fit() -> None:
+    problem = LynxHare()
+    found = problem.unknown_values(problem.reference)
+    assert [found["hare_0"], found["lynx_0"]] == pytest.approx(problem.least_squares_fit.initial)
+    assert problem.metrics(problem.reference)["hare_0_relative_error"] < 1e-12
 
 
 @pytest.mark.parametrize(
@@ -174,6 +181,9 @@ def test_read_without_sigma_takes_the_given_noise(tmp_path) -> None:
     path.write_text("x,t,u\n1,0,1\n")
     assert Convection(observations=path).sigma() is None
     assert Convection(observations=path, noise=0.2).sigma() == np.array([[0.2]])
+    path.write_text("x,t,u,sigma\n1,0,1,0.3\n")
+    with pytest.raises(ValueError, match="leave out noise"):
+        Convection(observations=path, noise=0.2)
 
 
 @pytest.mark.parametrize(

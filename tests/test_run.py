@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from sciml_snr.dde import SNR_options, set_SNR_options
+from sciml_snr.dde.registration import LABEL_GATE
 from sciml_snr.run import Recorder, RunConfig, compare, compile_model, solve
 
 CONVECTION = RunConfig("convection", iterations=60, points=32)
@@ -86,7 +87,7 @@ def test_run_folder(tmp_path, config: RunConfig) -> None:
     assert summary.best_iteration == errors.index(min(errors))
     assert 0 <= summary.open_fraction <= 1
     assert (summary.memorized is None) == (problem.observations.clean is None)
-    assert set(summary.unknowns) == set(problem.unknown_names)
+    assert set(summary.unknowns) == set(summary.unknowns_reference) == set(problem.truth())
 
     with np.load(folder / "prediction.npz") as fields:
         error = np.linalg.norm(fields["fit"] - fields["reference"])
@@ -137,6 +138,22 @@ def test_a_finished_run_can_be_given_a_larger_budget(tmp_path) -> None:
     solve(CONVECTION, tmp_path / "run", progress=False)
     longer = RunConfig("convection", iterations=80)
     assert solve(longer, tmp_path / "run", resume=True, progress=False).iterations == 80
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["iterations"] == 80
+
+
+def test_a_run_that_broke_off_can_be_resumed(tmp_path, monkeypatch) -> None:
+    """Whenever it was: a checkpoint is there before the first iteration."""
+
+    def killed(*_, **__):
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dde.Model, "train", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            solve(CONVECTION, tmp_path / "parts", progress=False)
+    solve(CONVECTION, tmp_path / "parts", resume=True, progress=False)
+    solve(CONVECTION, tmp_path / "whole", progress=False)
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_an_existing_run_is_not_overwritten(tmp_path) -> None:
@@ -178,12 +195,12 @@ def test_bad_config_leaves_nothing_behind(tmp_path, changes: dict, message: str)
 
 
 def test_snr_options_reach_the_optimizer_and_are_put_back() -> None:
-    set_SNR_options(lambd=3.0)
+    set_SNR_options(gate="soft", lambd=3.0)
     try:
         config = RunConfig("convection", snr_options={"gate": "hard"}).resolved()
         model = compile_model(config, config.build())
         assert model.opt.param_groups[0]["gate"] == "hard"
-        assert model.opt.param_groups[0]["lambd"] == 1.0
+        assert model.opt.param_groups[0]["lambd"] == LABEL_GATE["lambd"]
         assert (SNR_options["gate"], SNR_options["lambd"]) == ("soft", 3.0)
     finally:
         set_SNR_options()
@@ -210,6 +227,11 @@ def test_compare_and_repeat(tmp_path) -> None:
     assert (tmp_path / "comparison.png").exists()
     with pytest.raises(FileExistsError, match="other settings"):
         compare([RunConfig("convection", "adamw", iterations=30)], tmp_path, progress=False)
+
+
+def test_compare_refuses_runs_that_would_share_a_folder(tmp_path) -> None:
+    with pytest.raises(ValueError, match="same problem, optimizer and seed"):
+        compare([CONVECTION, CONVECTION], tmp_path, progress=False)
 
 
 def test_compare_finishes_an_interrupted_run(tmp_path, monkeypatch, interrupt_after) -> None:

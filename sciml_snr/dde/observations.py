@@ -107,6 +107,12 @@ class LabelGatedSNRAdam(SNRAdam):
             [p for group in gated for p in group["params"]], rho=options["rho"], every=every
         )
 
+    _terms: Callable[[], list[NoisyTerm]] = list
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For deepcopy and pickle: a copy keeps the floor, but is no longer the model's."""
+        return {**super().__getstate__(), "floor": self.floor}
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Refresh the floor, then forget the gradients."""
         self.floor.update(self._terms())
@@ -133,6 +139,12 @@ def noisy_terms(model: Any) -> Callable[[], list[NoisyTerm]] | None:
     DeepXDE orders losses and their weights [residuals, conditions]; a single weight is for all.
     """
     conditions = list(getattr(model.data, "bcs", ()))
+    inner = getattr(getattr(model.data, "pde", None), "bcs", ())
+    if any(isinstance(condition, NoisyPointSetBC) for condition in inner):
+        raise ValueError(
+            "A NoisyPointSetBC inside operator data (PDEOperator) cannot give a floor: its "
+            'residual is formed once per function. Use set_SNR_options(floor="stream").'
+        )
     if not any(isinstance(condition, NoisyPointSetBC) for condition in conditions):
         return None
 

@@ -82,6 +82,7 @@ def set_SNR_options(
         nonfinite (str): At a NaN or infinite gradient "raise" an error, or "skip" the step.
         gate_external (bool): Gate the ``external_trainable_variables`` too. They are few, carry
             all the data's information on an unknown coefficient, and are not gated by default.
+            The label floor of a coefficient that only the equation holds is 0: its gate is open.
 
     Raises:
         ValueError: A value is out of range; nothing is changed then.
@@ -162,7 +163,7 @@ def _build(
     terms = None if floor == "stream" else _label_terms(required=floor == "label")
     defaults = STREAM_GATE if terms is None else LABEL_GATE
     options |= {k: v for k, v in defaults.items() if options[k] is None}
-    groups = list(params)
+    groups = _named(list(params))
     if len(groups) == 2 and isinstance(groups[1], dict) and not gate_external:
         groups[1] = {**groups[1], "gate": "none"}
     options |= {
@@ -173,6 +174,22 @@ def _build(
     if terms is None or options["gate"] == "none":
         return SNRAdam(groups, **options)
     return LabelGatedSNRAdam(groups, terms=terms, every=every, **options)
+
+
+def _named(groups: list[Any]) -> list[Any]:
+    """The same parameters with their names in the model being compiled, for error messages."""
+    if not _compiling:
+        return groups
+    names = {p: name for name, p in _compiling[-1][0].net.named_parameters()}
+
+    def named(params: Any) -> list[tuple[str, Any]]:
+        return [
+            (names.get(p, f"external_trainable_variables[{i}]"), p) for i, p in enumerate(params)
+        ]
+
+    if groups and isinstance(groups[0], dict):
+        return [{**group, "params": named(group["params"])} for group in groups]
+    return named(groups)
 
 
 def _label_terms(required: bool) -> Callable[[], list[NoisyTerm]] | None:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 
 import deepxde as dde
 import numpy as np
@@ -583,3 +584,25 @@ def test_a_floor_handed_to_step_goes_first():
         p.grad = torch.ones_like(p)
     m.opt.step(floor={p: torch.full_like(p, 1e12) for p in m.net.parameters()})
     assert m.opt.gate_stats().mean_q < 1e-6
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_of_the_optimizer_keeps_its_floor(copied):
+    m = trained(model(noisy()), iterations=3)
+    twin = copied(m.opt)
+    assert_same_bits(list(twin.floor.values()), list(m.opt.floor.values()))
+    params = [p for group in twin.param_groups for p in group["params"]]
+    assert all(p in twin.floor for p in params)
+    twin.zero_grad()
+    for p in params:
+        p.grad = torch.ones_like(p)
+    twin.step()
+
+
+def test_errors_name_the_parameter_of_the_network():
+    m = model(noisy())
+    m.compile("snr_adam", lr=1e-3, verbose=0)
+    with torch.no_grad():
+        m.net.linears[1].weight[0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match=r"'linears\.\d\.weight'"):
+        m.train(iterations=1, verbose=0)
