@@ -19,7 +19,7 @@ import torch
 from joblib import Parallel, delayed
 from rich.progress import track
 
-from sciml_snr.run import Recorder, RunConfig, compile_model
+from sciml_snr.run import Recorder, RunConfig, append_row, compile_model
 
 RESULTS = Path(__file__).parent / "results"
 THRESHOLDS = (0.4, 0.3, 0.2)
@@ -35,12 +35,7 @@ def run_all(configs: Iterable[RunConfig], path: Path, jobs: int | None = None) -
         delayed(run_one)(config) for config in todo
     )
     for row in track(rows, path.stem, total=len(todo)):
-        new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(row))
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        append_row(path, row)
 
 
 def run_one(config: RunConfig) -> dict[str, Any]:

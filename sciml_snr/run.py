@@ -273,7 +273,7 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
             row |= {"mean_q": stats.mean_q, "open_fraction": stats.open_fraction}
         self.rows.append(row)
         if self.folder:
-            _append_csv(self.folder / "metrics.csv", row)
+            append_row(self.folder / "metrics.csv", row)
         if self._bar is not None:
             self._bar.status(f"error {row['relative_l2']:.3f}")
 
@@ -342,7 +342,7 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
             self.rows.pop()
         (self.folder / "metrics.csv").unlink(missing_ok=True)
         for row in self.rows:
-            _append_csv(self.folder / "metrics.csv", row)
+            append_row(self.folder / "metrics.csv", row)
 
 
 def save_prediction(path: Path, problem: problems.Problem, model: dde.Model) -> None:
@@ -466,7 +466,8 @@ def _every(iterations: int) -> int:
     return max(1, iterations // EVALUATIONS)
 
 
-def _append_csv(path: Path, row: dict[str, float]) -> None:
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Append a row to a CSV file, with a header where it is the first."""
     new = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(row))

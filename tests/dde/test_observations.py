@@ -26,35 +26,8 @@ def choose(**options):
 
 
 @pytest.fixture(autouse=True)
-def seeded_and_back_to_defaults():
-    torch.manual_seed(0)
-    np.random.seed(0)
+def gated_from_the_first_step(seeded_and_back_to_defaults):
     choose()
-    yield
-    set_SNR_options()
-
-
-@pytest.fixture
-def float64():
-    before = dde.config.default_float()
-    dde.config.set_default_float("float64")
-    yield
-    dde.config.set_default_float(before)
-
-
-@pytest.fixture
-def mixed_precision():
-    before = dde.config.default_float()
-    dde.config.set_default_float("mixed")
-    yield
-    dde.config.mixed = False
-    dde.config.set_default_float(before)
-
-
-@pytest.fixture
-def short_lbfgs(monkeypatch):
-    for option in ("maxiter", "iter_per_step", "fun_per_step"):
-        monkeypatch.setitem(dde.optimizers.LBFGS_options, option, 10)
 
 
 def noisy(sigma=SIGMA, points=X, values=Y, **options):
