@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # DeepXDE is imported by the commands, not here, so that --help is quick. Its backend is ours.
 os.environ.setdefault("DDE_BACKEND", "pytorch")
+# Small networks: two threads are no faster than one, and many times slower on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 app = typer.Typer(
     help="Solve noisy PDE problems without memorizing the noise.",

@@ -60,6 +60,10 @@ def comparison_figure(out: str | Path, folders: Sequence[Path]) -> Path:
     for folder in folders:
         runs.setdefault(_optimizer(folder), []).append(folder)
     figure = Figure(figsize=(10, 3.8), layout="constrained")
+    seeds = len(folders) // len(runs)
+    figure.suptitle(
+        f"fits of the first seed; errors of {seeds} seeds, median and range" if seeds > 1 else ""
+    )
     left, right = figure.subplots(1, 2)
     shown = []
     for (name, members), color in zip(runs.items(), _colors(len(runs)), strict=True):
