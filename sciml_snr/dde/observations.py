@@ -92,6 +92,8 @@ class LabelGatedSNRAdam(SNRAdam):
         every: refresh the floor every so many steps.
     """
 
+    _terms: Callable[[], list[NoisyTerm]] = list  # a copy's: none
+
     def __init__(
         self,
         params: Any,
@@ -106,8 +108,6 @@ class LabelGatedSNRAdam(SNRAdam):
         self.floor = LabelNoise(
             [p for group in gated for p in group["params"]], rho=options["rho"], every=every
         )
-
-    _terms: Callable[[], list[NoisyTerm]] = list
 
     def __getstate__(self) -> dict[str, Any]:
         """For deepcopy and pickle: a copy keeps the floor, but is no longer the model's."""

@@ -127,7 +127,7 @@ def _extended(original: Callable[..., Any]) -> Callable[..., Any]:
         if call.arguments["learning_rate"] is None:
             raise ValueError(f"No learning rate for {name}.")
         # With an optimizer instance the original adds what remains: the learning rate's decay.
-        call.arguments["optimizer"] = _build(name, **call.arguments)
+        call.arguments["optimizer"] = _build(**call.arguments)
         return original(*call.args, **call.kwargs)
 
     get._sciml_snr = True  # type: ignore[attr-defined]
@@ -153,9 +153,7 @@ def _announced(original: Callable[..., Any]) -> Callable[..., Any]:
     return compile
 
 
-def _build(
-    name: str, params: Any, learning_rate: float, weight_decay: float, **_: Any
-) -> Optimizer:
+def _build(params: Any, learning_rate: float, weight_decay: float, **_: Any) -> Optimizer:
     """The optimizer for DeepXDE's parameters: the network's, or [network's, external] groups."""
     options = dict(SNR_options)
     gate_external = options.pop("gate_external")
