@@ -204,7 +204,7 @@ class SNRAdam(Optimizer):
                 for slots in _slots(options, self.state, self._floor, only_stepped=True):
                     for slot in slots:
                         q = _gate_of(slot, options)
-                        total += q.mean().item() * q.numel()
+                        total += q.cpu().sum(dtype=torch.float64).item()
                         opened += (q >= 0.5).sum().item()
                         numel += q.numel()
         if numel == 0:
