@@ -45,7 +45,7 @@ def run_one(config: RunConfig) -> dict[str, Any]:
     model = compile_model(config, problem)
     recorder = Recorder(config, problem)
     recorder.train(model, progress=False)
-    summary = recorder.summary(model)
+    summary = recorder.summary()
     reached = {
         f"iterations_to_{level}": next(
             (int(row["iteration"]) for row in recorder.rows if row["relative_l2"] <= level), ""

@@ -22,14 +22,13 @@ is memorized: then the floor is whole.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._dtypes import as_real, is_16_bit
+from ._tensors import as_real, norms_are_finite, state_like
 
 
 class NoisyTerm(NamedTuple):
@@ -86,10 +85,7 @@ class LabelNoise(Mapping[Tensor, Tensor]):
         if not self.params:
             raise ValueError("There are no parameters to keep a floor for.")
         # As SNRAdam's moments: float32 for 16-bit parameters, pairs of reals for complex ones.
-        self._mean_sq = {
-            p: torch.zeros_like(p, dtype=torch.float32 if is_16_bit(p) else p.dtype)
-            for p in self.params
-        }
+        self._mean_sq = {p: state_like(p) for p in self.params}
         self._variance: dict[Tensor, Tensor] = {}
         self._calls = 0
         self._passes = 0
@@ -122,7 +118,7 @@ class LabelNoise(Mapping[Tensor, Tensor]):
         draws = torch.autograd.grad(probe, self.params, retain_graph=True, allow_unused=True)
         present = [draw for draw in draws if draw is not None]
         # Nothing of a step with NaN, which the optimizer refuses, is to stay in the average.
-        if not present or not math.isfinite(sum(map(float, torch._foreach_norm(present)))):
+        if not present or not norms_are_finite(present):
             return
         self._passes += 1
         for mean_sq, draw in zip(self._mean_sq.values(), draws, strict=True):

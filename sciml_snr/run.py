@@ -168,7 +168,7 @@ def solve(
             (folder / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
             recorder.save(model)  # whatever happens, the run can be resumed
         recorder.train(model, progress)
-        summary = recorder.summary(model)
+        summary = recorder.summary()
         if folder is not None:
             recorder.save(model)
             save_prediction(folder / "prediction.npz", problem, model)
@@ -277,10 +277,11 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
         if self._bar is not None:
             self._bar.status(f"error {row['relative_l2']:.3f}")
 
-    def summary(self, model: dde.Model) -> Summary:
+    def summary(self) -> Summary:
         """Final and best figures of what has been recorded."""
         last = self.rows[-1]
         best = min(self.rows, key=lambda row: row["relative_l2"])
+        reference = self.problem.truth()
         return Summary(
             optimizer=self.config.optimizer,
             seed=self.config.seed,
@@ -294,8 +295,8 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
             open_fraction=last.get("open_fraction"),
             seconds=self.seconds,
             interrupted=self.interrupted,
-            unknowns=self.problem.unknown_values(functools.partial(self.problem.predict, model)),
-            unknowns_reference=self.problem.truth(),
+            unknowns={name: last[name] for name in reference},
+            unknowns_reference=reference,
         )
 
     def save(self, model: dde.Model) -> None:

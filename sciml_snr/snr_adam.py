@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from ._dtypes import as_real, is_16_bit
+from ._tensors import as_real, is_16_bit, norms_are_finite, state_like
 from .gate import GATES, resolve_alpha
 
 Floor = Mapping[Tensor, Tensor]
@@ -285,10 +285,9 @@ def _slots(
 
 
 def _init_state(p: Tensor, state: dict[str, Any]) -> None:
-    dtype = torch.float32 if is_16_bit(p) else p.dtype
     state["step"] = torch.tensor(0.0, device="cpu")
     for key in _MOMENTS:
-        state[key] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
+        state[key] = state_like(p)
 
 
 def _single_tensor_snr_adam(slots: list[_Slot], group: dict[str, Any]) -> None:
@@ -428,13 +427,7 @@ def _check_floor(variance: Tensor, p: Tensor, name: str) -> None:
 
 def _first_nonfinite(entries: list[tuple[Tensor, str, str]]) -> tuple[Tensor, str, str] | None:
     """The first entry whose tensor is not finite; entries to be raised on come first."""
-    if not entries:
-        return None
-    by_device: dict[torch.device, list[Tensor]] = {}
-    for tensor, *_ in entries:
-        by_device.setdefault(tensor.device, []).append(tensor)
-    norms = [sum(map(Tensor.float, torch._foreach_norm(ts))) for ts in by_device.values()]
-    if all(math.isfinite(norm) for norm in norms):  # one synchronization per device
+    if norms_are_finite(tensor for tensor, *_ in entries):
         return None
     # A norm can overflow where no entry does; look at the entries themselves.
     for entry in sorted(entries, key=lambda entry: entry[1]):

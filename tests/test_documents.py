@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import report
+from benchmarks.convection import METHODS
+from sciml_snr.dde.registration import LABEL_GATE
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -14,6 +16,11 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 def test_tables_are_those_of_the_results() -> None:
     assert report.stale() == []
+
+
+def test_the_method_called_default_is_the_default() -> None:
+    _, options = METHODS["SNRAdam, label floor (default)"]
+    assert LABEL_GATE | options == LABEL_GATE | {"floor": "label"}
 
 
 def test_a_stale_table_is_noticed(tmp_path, monkeypatch) -> None:
