@@ -1,90 +1,97 @@
 r"""Floors: how large a parameter's gradient would be if a term of the loss were only noise.
 
-The unit of every floor is the variance of the (mean) gradient, per parameter. The streaming floor
-of the published rule lives in the optimizer (``exp_grad_var``); it sees the noise of *sampling*,
-and nothing when the same data are used in every step. :class:`LabelNoise` is the floor from the
-*measurement error*: for a data term :math:`\frac{c}{n}\sum_i (f(x_i) - y_i)^2` with error
-:math:`\sigma_i` in :math:`y_i`,
+The unit of every floor is the variance of the (mean) gradient, per parameter:
 
-.. math::
-    \mathrm{Var}\, g_k = (2c/n)^2 \sum_i \sigma_i^2 (\partial f(x_i) / \partial w_k)^2
-                       = \mathbb E\, h_k^2, \qquad
-    h = \nabla_w \tfrac{2c}{n} \sum_i \epsilon_i \sigma_i f(x_i), \quad \epsilon_i = \pm 1.
+============================  =====================================================  =============
+:class:`LabelNoise`           measurement error of the data                          fixed data
+:class:`SamplingNoise`        which samples happened to be drawn                     minibatches
+:class:`StreamNoise`          change of the gradient from step to step (published)   minibatches
+============================  =====================================================  =============
 
-It does not vanish while the noise is being memorized, as a variance built from residuals does.
+Each is a running average of squared *draws* h of the gradient's noise, E h = 0, E h^2 = variance:
+
+- label, for a data term :math:`\frac{c}{n}\sum_i (f(x_i) - y_i)^2` with error :math:`\sigma_i` in
+  :math:`y_i`: :math:`h = \nabla_w \tfrac{2c}{n} \sum_i \epsilon_i \sigma_i f(x_i)`, with
+  :math:`\epsilon_i = \pm 1`, so that
+  :math:`\mathbb E h_k^2 = (2c/n)^2 \sum_i \sigma_i^2 (\partial f(x_i) / \partial w_k)^2`. It does
+  not vanish while the noise is being memorized, as every variance built from residuals does;
+- sampling, for losses :math:`\ell_i` of b samples:
+  :math:`h = \nabla_w \sum_i (\epsilon_i - \bar\epsilon) \ell_i / \sqrt{b(b-1)}`, so that
+  :math:`\mathbb E h_k^2 = \sum_i (g_{ik} - \bar g_k)^2 / (b(b-1))`, without per-sample gradients;
+- stream: :math:`h = (g - m)\sqrt{(1+\beta_1)/2}` with the previous first moment m, which has a
+  variance of its own: the root makes up for it.
+
+:func:`exact_label_noise` and :func:`exact_sampling_noise` compute the same two variances from
+per-sample gradients, for reference and small problems.
+
 Random signs for per-sample gradients: M. Hutchinson, Commun. Stat. Simul. Comput. 19 (1990) 433.
+The variance of a mean gradient as the yardstick: E. Litman and G. Guo, arXiv:2605.01172 (2026).
 
-Residuals enter in one place only. Where a term's misfit R = mean((residual / sigma)^2) is above 1,
-its residuals are more than noise, and its floor is divided by R: a run on a plateau, where
-gradients are small everywhere, is let go. R is 1 at the truth and falls from there to 0 as noise
-is memorized: then the floor is whole.
+Residuals enter the label floor in one place only. Where a term's misfit
+R = mean((residual / sigma)^2) is above 1, its residuals are more than noise, and its floor is
+divided by R: a run on a plateau, where gradients are small everywhere, is let go. R is 1 at the
+truth and falls from there to 0 as noise is memorized: then the floor is whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from ._tensors import as_real, norms_are_finite, state_like
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Prediction and target of one shape -> a number, as torch.nn.functional.mse_loss."""
+
 
 class NoisyTerm(NamedTuple):
-    """One summand ``weight * mean(residual**2)`` of the loss, whose data carry an error."""
+    """One summand ``weight * loss`` of the training loss, whose data carry an error."""
 
     residual: Tensor
     """Model minus data (n, m), attached to the graph."""
     sigma: Tensor | float
     """Standard deviation of the data's error, broadcastable to (n, m); 0 for exact data."""
     weight: float = 1.0
+    population: float | None = None
+    """Number of data that each step's n rows are drawn from: None for n, the same rows in every
+    step; infinity where every step draws fresh ones."""
+    loss: Loss = mse_loss
+    """A mean over entries of a function of prediction minus target."""
 
 
-class LabelNoise(Mapping[Tensor, Tensor]):
-    """Variance of the gradient under the error of the measurements, as a running average.
+class NoiseFloor(Mapping[Tensor, Tensor]):
+    """A running average of squared draws of the gradient's noise: parameter -> variance.
 
-    A mapping from parameter to variance, to be handed to :meth:`SNRAdam.step` as its ``floor``.
+    To be handed to the optimizers' ``step`` as ``floor``. Kept in float32 for 16-bit parameters,
+    and as pairs of reals (variances of real and imaginary part) for complex ones.
 
     Args:
         params: the parameters to keep a floor for.
-        sigma: default standard deviation of the measurements' error, in units of the data.
-        rho: decay rate of the average over random-sign passes.
-        every: make a pass at every so many calls of :meth:`update`; cost follows.
+        rho: decay rate of the average over draws.
+        every: draw at every so many calls only; cost follows.
 
     Raises:
         ValueError: an argument is out of range.
-
-    Example:
-        >>> optimizer = SNRAdam(net.parameters(), lr=1e-3, gate="snr", alpha=9.0, warmup_steps=500)
-        >>> floor = LabelNoise(net.parameters(), sigma=0.1)
-        >>> for _ in range(10_000):
-        ...     optimizer.zero_grad()
-        ...     floor.backward(net(x), y)
-        ...     optimizer.step(floor=floor)
     """
 
-    def __init__(
-        self,
-        params: Iterable[Tensor],
-        sigma: float | Tensor | None = None,
-        *,
-        rho: float = 0.99,
-        every: int = 1,
-    ) -> None:
+    def __init__(self, params: Iterable[Tensor], rho: float = 0.99, every: int = 1) -> None:
         if not 0 <= rho < 1:
             raise ValueError(f"rho must be >= 0 and < 1, got {rho}.")
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}.")
-        if sigma is not None:
-            check_sigma(torch.as_tensor(sigma))
-        self.sigma = sigma
         self.rho = rho
         self.every = every
         self.params = [p for p in params if p.requires_grad]
         if not self.params:
             raise ValueError("There are no parameters to keep a floor for.")
-        # As SNRAdam's moments: float32 for 16-bit parameters, pairs of reals for complex ones.
+        self.draws: dict[Tensor, Tensor] = {}
+        """The draw of the last call; empty if that call made none."""
         self._mean_sq = {p: state_like(p) for p in self.params}
         self._variance: dict[Tensor, Tensor] = {}
         self._calls = 0
@@ -99,66 +106,35 @@ class LabelNoise(Mapping[Tensor, Tensor]):
     def __len__(self) -> int:
         return len(self._variance)
 
-    def update(self, terms: Iterable[NoisyTerm]) -> None:
-        """Account for one step's data terms; the graph stays alive for the loss's own backward.
-
-        Args:
-            terms: the summands of the loss with noisy data. Their errors are independent, so that
-                their variances add up.
-        """
-        terms = list(terms)
-        if not terms:
-            return
+    def _is_due(self) -> bool:
+        """Count a call of the user's; whether it is one that draws."""
+        self.draws = {}
         self._calls += 1
-        if (self._calls - 1) % self.every:
-            return
-        with torch.enable_grad():
-            probe = sum(_random_sign_sum(term) for term in terms)
-        assert isinstance(probe, Tensor)
-        draws = torch.autograd.grad(probe, self.params, retain_graph=True, allow_unused=True)
-        present = [draw for draw in draws if draw is not None]
+        return (self._calls - 1) % self.every == 0
+
+    def _draw(self, noise: Tensor) -> None:
+        """Average in one draw: the gradient of the scalar ``noise``, whose graph stays alive."""
+        found = torch.autograd.grad(noise, self.params, retain_graph=True, allow_unused=True)
+        self._average(dict(zip(self.params, found, strict=True)))
+
+    def _average(self, draws: Mapping[Tensor, Tensor | None]) -> None:
+        present = {p: draw for p, draw in draws.items() if draw is not None}
         # Nothing of a step with NaN, which the optimizer refuses, is to stay in the average.
-        if not present or not norms_are_finite(present):
+        if not present or not norms_are_finite(present.values()):
             return
         self._passes += 1
-        for mean_sq, draw in zip(self._mean_sq.values(), draws, strict=True):
+        for p, mean_sq in self._mean_sq.items():
             mean_sq.mul_(self.rho)
-            if draw is not None:
-                draw = as_real(draw.to(mean_sq.dtype))
+            if p in present:
+                draw = as_real(present[p].to(mean_sq.dtype))
                 as_real(mean_sq).addcmul_(draw, draw, value=1 - self.rho)
+        self.draws = present
         self._correct_bias()
 
     def _correct_bias(self) -> None:
         """The average started from zero, as Adam's moments do."""
         correction = 1 - self.rho**self._passes
         self._variance = {p: mean_sq / correction for p, mean_sq in self._mean_sq.items()}
-
-    def backward(self, prediction: Tensor, target: Tensor, extra: Tensor | None = None) -> Tensor:
-        """Update the floor, and backpropagate ``mse_loss(prediction, target) + extra``.
-
-        Args:
-            prediction: (n, m), attached to the graph.
-            target: (n, m), with error ``sigma``.
-            extra: the loss's other terms, taken to be free of measurement error.
-
-        Returns:
-            The loss, a detached scalar.
-
-        Raises:
-            ValueError: ``sigma`` was not given, or the shapes differ.
-        """
-        if self.sigma is None:
-            raise ValueError("LabelNoise(params, sigma=...): backward needs the data's error.")
-        if prediction.shape != target.shape:
-            raise ValueError(
-                f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ."
-            )
-        self.update([NoisyTerm(prediction - target, self.sigma)])
-        loss = torch.nn.functional.mse_loss(prediction, target)
-        if extra is not None:
-            loss = loss + extra
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
 
     def state_dict(self) -> dict[str, Any]:
         """The running averages: tensors and numbers only."""
@@ -173,9 +149,332 @@ class LabelNoise(Mapping[Tensor, Tensor]):
         for own, saved in zip(self._mean_sq.values(), state["mean_sq"], strict=True):
             own.copy_(saved)
         self._calls, self._passes = state["calls"], state["passes"]
-        self._variance = {}
+        self.draws, self._variance = {}, {}
         if self._passes:
             self._correct_bias()
+
+
+class LabelNoise(NoiseFloor):
+    """Variance of the gradient under the error of the measurements, by random-sign passes.
+
+    Args:
+        params: the parameters to keep a floor for.
+        sigma: standard deviation of the measurements' error, in units of the data: a number, or a
+            tensor that broadcasts to the predictions.
+        rho: decay rate of the average over random-sign passes.
+        every: make a pass at every so many calls; cost follows.
+        loss: :meth:`backward`'s loss, a mean over entries of a function of prediction minus
+            target, such as ``mse_loss``, ``huber_loss``, ``l1_loss``. Where it is not the squared
+            error, what counts is the variance of its score (its derivative) under N(0, sigma^2).
+        beta1: decay rate of the optimizer's first moment. It averages noise away that is drawn
+            anew in every step, down to (1 - beta1) / (1 + beta1) of its variance.
+
+    Raises:
+        ValueError: an argument is out of range, or the loss is not of that form.
+
+    Example:
+        >>> optimizer = SNRAdam(net.parameters(), lr=1e-3, gate="snr", z=3.0, warmup_steps=500)
+        >>> floor = LabelNoise(net.parameters(), sigma=0.1)
+        >>> for _ in range(10_000):
+        ...     optimizer.zero_grad()
+        ...     floor.backward(net(x), y)
+        ...     optimizer.step(floor=floor)
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        sigma: float | Tensor | None = None,
+        *,
+        rho: float = 0.99,
+        every: int = 1,
+        loss: Loss = mse_loss,
+        beta1: float = 0.9,
+    ) -> None:
+        super().__init__(params, rho, every)
+        if sigma is not None:
+            check_sigma(torch.as_tensor(sigma))
+        if not 0 <= beta1 < 1:
+            raise ValueError(f"beta1 must be >= 0 and < 1, got {beta1}.")
+        check_loss(loss)
+        self.sigma = sigma
+        self.loss = loss
+        self.beta1 = beta1
+
+    def update(self, terms: Iterable[NoisyTerm]) -> None:
+        """Account for one step's data terms; the graph stays alive for the loss's own backward.
+
+        Args:
+            terms: the summands of the loss with noisy data. Their errors are independent, so that
+                their variances add up.
+        """
+        terms = list(terms)
+        if terms and self._is_due():
+            with torch.enable_grad():
+                noise = sum(self._random_sign_sum(term) for term in terms)
+            assert isinstance(noise, Tensor)
+            self._draw(noise)
+
+    def backward(
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        extra: Tensor | None = None,
+        *,
+        sigma: float | Tensor | None = None,
+        population: float | None = None,
+    ) -> Tensor:
+        """Update the floor, and backpropagate ``loss(prediction, target) + extra``.
+
+        Args:
+            prediction: (n, m), attached to the graph.
+            target: (n, m), with error ``sigma``.
+            extra: the loss's other terms, taken to be free of measurement error.
+            sigma: this batch's, if not the constructor's.
+            population: number of data that batches of n are drawn from; None where all are used
+                in every step.
+
+        Returns:
+            The loss, a detached scalar.
+
+        Raises:
+            ValueError: ``sigma`` was not given, or the shapes differ.
+        """
+        sigma = self.sigma if sigma is None else sigma
+        if sigma is None:
+            raise ValueError("LabelNoise(params, sigma=...): backward needs the data's error.")
+        if prediction.shape != target.shape:
+            raise ValueError(
+                f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ."
+            )
+        self.update([NoisyTerm(prediction - target, sigma, 1.0, population, self.loss)])
+        loss = self.loss(prediction, target)
+        if extra is not None:
+            loss = loss + extra
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def _random_sign_sum(self, term: NoisyTerm) -> Tensor:
+        """What the random-sign pass differentiates: its gradient is one draw of h."""
+        residual = term.residual
+        signs = torch.randint(0, 2, residual.shape, device=residual.device, dtype=torch.int8)
+        return ((signs * 2 - 1) * noise_scale(term, self.beta1) * residual).sum()
+
+
+class SamplingNoise(NoiseFloor):
+    """Variance of the mean gradient over samples, by random signs on their losses.
+
+    What the streaming estimate of the published rule stands for, from a single batch: usable at
+    the first step, and blind to the optimizer's own motion. It vanishes with the residuals: on a
+    fixed data set it cannot keep noise from being memorized (use :class:`LabelNoise`).
+
+    Args:
+        params, rho, every: as for :class:`NoiseFloor`.
+        population: number of samples that batches are drawn from without replacement (their mean's
+            variance is (1 - b/n) times that of fresh ones); infinity: every batch is fresh.
+        beta1: decay rate of the optimizer's first moment, which averages over batches.
+
+    Example:
+        >>> floor = SamplingNoise(net.parameters())
+        >>> floor.backward(torch.nn.functional.mse_loss(net(x), y, reduction="none").mean(1))
+        >>> optimizer.step(floor=floor)
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        *,
+        rho: float = 0.99,
+        every: int = 1,
+        population: float = math.inf,
+        beta1: float = 0.9,
+    ) -> None:
+        super().__init__(params, rho, every)
+        if not population > 0:
+            raise ValueError(f"population must be a positive number, got {population}.")
+        if not 0 <= beta1 < 1:
+            raise ValueError(f"beta1 must be >= 0 and < 1, got {beta1}.")
+        self.population = population
+        self.beta1 = beta1
+
+    def backward(self, losses: Tensor) -> Tensor:
+        """Update the floor, and backpropagate the mean of the losses.
+
+        Args:
+            losses: (b,), one per sample.
+
+        Returns:
+            The mean, a detached scalar.
+
+        Raises:
+            ValueError: there are fewer than two losses, or they are not a vector.
+        """
+        if losses.ndim != 1 or len(losses) < 2:
+            raise ValueError(
+                f"Give one loss per sample, a vector of two or more, not {tuple(losses.shape)}."
+            )
+        if self._is_due():
+            b = len(losses)
+            signs = torch.randint(0, 2, (b,), device=losses.device).to(losses.dtype) * 2 - 1
+            finite = max(0.0, 1 - b / self.population)
+            variance = finite * (1 - self.beta1) / (1 + self.beta1) / (b * (b - 1))
+            self._draw(math.sqrt(variance) * ((signs - signs.mean()) * losses).sum())
+        loss = losses.mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+
+class StreamNoise(NoiseFloor):
+    r"""The published estimate: the variance of the gradient from one step to the next.
+
+    SNRAdam keeps it by itself (``exp_grad_var``) and uses it where no floor is given. This is the
+    same as a floor of its own, with the first moment's share taken out, so that it is unbiased for
+    the variance of a fresh batch's gradient. Like the published rule's, it is *not* reduced by the
+    first moment's averaging.
+
+    Args:
+        params, rho: as for :class:`NoiseFloor`.
+        beta1: decay rate of the first moment that gradients are compared with.
+
+    Source: E. Litman and G. Guo, arXiv:2605.01172, Algorithm 1.
+    """
+
+    def __init__(self, params: Iterable[Tensor], *, rho: float = 0.99, beta1: float = 0.9) -> None:
+        super().__init__(params, rho)
+        if not 0 <= beta1 < 1:
+            raise ValueError(f"beta1 must be >= 0 and < 1, got {beta1}.")
+        self.beta1 = beta1
+        self._mean = {p: state_like(p) for p in self.params}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Account for the gradients that are in ``.grad`` now; call it once a step."""
+        self._is_due()
+        root = math.sqrt((1 + self.beta1) / 2)
+        draws: dict[Tensor, Tensor | None] = {}
+        for p, mean in self._mean.items():
+            if p.grad is not None:
+                grad = p.grad.to(mean.dtype)
+                draws[p] = root * (grad - mean)
+        self._average(draws)
+        if self.draws:
+            for p in self.draws:
+                assert p.grad is not None
+                self._mean[p].lerp_(p.grad.to(self._mean[p].dtype), 1 - self.beta1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running averages: tensors and numbers only."""
+        return {**super().state_dict(), "mean": list(self._mean.values())}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict` of a floor for the same parameters."""
+        super().load_state_dict(state)
+        for own, saved in zip(self._mean.values(), state["mean"], strict=True):
+            own.copy_(saved)
+
+
+def exact_label_noise(
+    params: Iterable[Tensor], terms: Iterable[NoisyTerm], beta1: float = 0.9
+) -> dict[Tensor, Tensor]:
+    """The variance that :class:`LabelNoise` estimates, from the gradient of every residual.
+
+    Args:
+        params: real parameters.
+        terms: as for :meth:`LabelNoise.update`; their graph stays alive.
+        beta1: as for :class:`LabelNoise`.
+
+    Memory grows with entries times parameters: for reference and small problems.
+    """
+    params = list(params)
+    total = {p: torch.zeros_like(p) for p in params}
+    for term in terms:
+        scale = noise_scale(term, beta1).expand_as(term.residual)
+        for p, rows in _per_sample_gradients(term.residual.flatten(), params).items():
+            total[p] += torch.einsum("i,i...->...", scale.flatten() ** 2, rows**2)
+    return total
+
+
+def exact_sampling_noise(params: Iterable[Tensor], losses: Tensor) -> dict[Tensor, Tensor]:
+    """Variance of the mean gradient of a fresh batch, sum (g_i - mean g)^2 / (b (b - 1)).
+
+    Args:
+        params: real parameters.
+        losses: (b,), one per sample; their graph stays alive.
+    """
+    b = len(losses)
+    gradients = _per_sample_gradients(losses, list(params))
+    return {p: rows.var(0, correction=1) / b for p, rows in gradients.items()}
+
+
+def _per_sample_gradients(outputs: Tensor, params: list[Tensor]) -> dict[Tensor, Tensor]:
+    """(n,) outputs -> the gradient of each, (n, *shape), per parameter; torch.func's vmap."""
+    eye = torch.eye(len(outputs), dtype=outputs.dtype, device=outputs.device)
+    rows = torch.autograd.grad(
+        outputs, params, eye, retain_graph=True, allow_unused=True, is_grads_batched=True
+    )
+    return {
+        p: torch.zeros((len(outputs), *p.shape), dtype=p.dtype, device=p.device) if g is None else g
+        for p, g in zip(params, rows, strict=True)
+    }
+
+
+def noise_scale(term: NoisyTerm, beta1: float) -> Tensor:
+    """Standard deviation of the loss's derivative by each residual, broadcastable to them.
+
+    Raises:
+        ValueError: sigma does not broadcast to the residual.
+    """
+    residual = term.residual.detach()
+    sigma = torch.as_tensor(term.sigma, dtype=residual.dtype, device=residual.device)
+    try:
+        wide = sigma.expand_as(residual)
+    except RuntimeError:
+        raise ValueError(
+            f"sigma {tuple(sigma.shape)} does not broadcast to the residual's "
+            f"{tuple(residual.shape)}."
+        ) from None
+    share = 1.0 if term.population is None else min(1.0, len(residual) / term.population)
+    averaged = share + (1 - share) * (1 - beta1) / (1 + beta1)
+    lowered = (averaged / _misfit(residual, wide).clamp_min(1)).sqrt()
+    return term.weight / residual.numel() * lowered * score_deviation(term.loss, sigma)
+
+
+def score_deviation(loss: Loss, sigma: Tensor) -> Tensor:
+    r"""Root mean square of a loss's derivative at an error of N(0, sigma^2); sigma's shape.
+
+    2 sigma for the squared error; by Gauss-Hermite quadrature for others (1 for the absolute
+    error, whatever sigma).
+    """
+    if loss is mse_loss:
+        return 2 * sigma
+    nodes, weights = np.polynomial.hermite_e.hermegauss(64)
+    z = torch.as_tensor(nodes, dtype=sigma.dtype, device=sigma.device)
+    w = torch.as_tensor(weights / weights.sum(), dtype=sigma.dtype, device=sigma.device)
+    errors = (z * sigma[..., None]).requires_grad_()
+    with torch.enable_grad():
+        (score,) = torch.autograd.grad(loss(errors, torch.zeros_like(errors)), errors)
+    deviation = (w * (score * errors.numel()) ** 2).sum(-1).sqrt()
+    return deviation.where(sigma > 0, 0)  # no error, no noise, also where the score jumps at 0
+
+
+def check_loss(loss: Loss) -> None:
+    """Refuse a loss that has no floor: not a mean over entries of a function of the difference.
+
+    Raises:
+        ValueError: says so.
+    """
+    if loss is mse_loss:
+        return
+    target = torch.tensor([0.3, -1.2, 0.7, 2.0])
+    error = torch.tensor([0.5, -0.1, 1.7, -2.3])
+    apart = torch.stack([loss(e[None], 0 * e[None]) for e in error])
+    together = loss(target + error, target)
+    if together.ndim or not torch.allclose(together, apart.mean(), rtol=1e-4):
+        name = getattr(loss, "__name__", repr(loss))
+        raise ValueError(
+            f"There is no label floor for the loss {name}: it is derived for a mean over entries "
+            "of a function of prediction minus target, as mse_loss, l1_loss, huber_loss are."
+        )
 
 
 def check_sigma(sigma: Tensor) -> None:
@@ -188,23 +487,6 @@ def check_sigma(sigma: Tensor) -> None:
     if bad.any():
         entry = sigma[bad].flatten()[0].item()
         raise ValueError(f"sigma must be finite and >= 0, got {entry:g}.")
-
-
-def _random_sign_sum(term: NoisyTerm) -> Tensor:
-    """What the random-sign pass differentiates: its gradient is one draw of h."""
-    residual = term.residual
-    sigma = torch.as_tensor(term.sigma, dtype=residual.dtype, device=residual.device)
-    try:
-        sigma = sigma.expand_as(residual)
-    except RuntimeError:
-        raise ValueError(
-            f"sigma {tuple(sigma.shape)} does not broadcast to the residual's "
-            f"{tuple(residual.shape)}."
-        ) from None
-    signs = torch.randint(0, 2, residual.shape, device=residual.device, dtype=torch.int8) * 2 - 1
-    lowered = _misfit(residual.detach(), sigma).clamp_min(1).rsqrt()  # of h; R of the floor
-    scale = 2 * term.weight / residual.numel() * lowered
-    return scale * (signs * sigma * residual).sum()
 
 
 def _misfit(residual: Tensor, sigma: Tensor) -> Tensor:
