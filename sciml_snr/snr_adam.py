@@ -27,8 +27,6 @@ from .gate import GATES, resolve_alpha
 Floor = Mapping[Tensor, Tensor]
 """Variance of the mean gradient, per parameter: ``{parameter: tensor of its shape}``."""
 
-_MOMENTS = ("exp_avg", "exp_avg_sq", "exp_grad_var")
-
 
 class GateStats(NamedTuple):
     """What the gate let through in the last step."""
@@ -63,6 +61,9 @@ class SNRAdam(Optimizer):
         alpha: threshold on ``mean_sq / floor``: a number, ``"fresh"`` (1: each batch is drawn
             anew) or ``"finite"`` (b / (n - b): batches of b out of a fixed set of n).
         lambd: weight of the floor in the soft and snr gates (lambda in the paper).
+        z: the threshold in standard errors of the mean gradient, in place of ``alpha``: z squared
+            times the variance of the mean gradient. That is the given floor, or what the first
+            moment's averaging leaves of the streaming one, (1 - beta1) / 2 of it.
         gate_eps: keeps 0 / 0 out of the gates. Far below any squared gradient, so that the gate
             does not depend on the scale of the loss.
         warmup_steps: leave the gate open for a parameter's first so many steps. The streaming
@@ -92,6 +93,8 @@ class SNRAdam(Optimizer):
     """
 
     _floor: Floor | None = None  # of the last step, for gate_stats(); not part of the state
+    _state_keys: tuple[str, ...] = ("exp_avg", "exp_avg_sq", "exp_grad_var")
+    """Floating-point tensors in a parameter's state, of its dtype or float32."""
 
     def __init__(
         self,
@@ -105,6 +108,7 @@ class SNRAdam(Optimizer):
         gate: str = "soft",
         alpha: float | str = "fresh",
         lambd: float = 1.0,
+        z: float | None = None,
         gate_eps: float = 1e-30,
         warmup_steps: int = 0,
         batch_size: int | None = None,
@@ -126,6 +130,7 @@ class SNRAdam(Optimizer):
             gate=gate,
             alpha=alpha,
             lambd=lambd,
+            z=z,
             gate_eps=gate_eps,
             warmup_steps=warmup_steps,
             batch_size=batch_size,
@@ -152,7 +157,7 @@ class SNRAdam(Optimizer):
         for saved_id, p in zip(saved_ids, params, strict=True):
             if is_16_bit(p) and saved_id in state_dict["state"]:
                 saved = state_dict["state"][saved_id]
-                for key in _MOMENTS:
+                for key in saved.keys() & set(self._state_keys):
                     self.state[p][key] = saved[key].to(p.device, torch.float32, copy=True)
 
     @torch.no_grad()
@@ -181,15 +186,22 @@ class SNRAdam(Optimizer):
                 loss = closure()
         if not self._check_inputs(floor):
             return loss
-        self._floor = floor
+        self._floor = floor = self._in_own_coordinates(floor)
         for group in self.param_groups:
-            update = _multi_tensor_snr_adam if _use_foreach(group) else _single_tensor_snr_adam
-            for slots in _slots(group, self.state, floor):
-                update(slots, group)
+            for slots in self._slots(group, floor):
+                self._update(_decayed(slots, group), group)
                 for slot in slots:
                     if slot.rounded is not None:
                         slot.rounded.copy_(slot.param)
         return loss
+
+    def _in_own_coordinates(self, floor: Floor | None) -> Floor | None:
+        """The floor in the coordinates of the moments: here the parameters' own."""
+        return floor
+
+    def _update(self, slots: list[_Slot], group: dict[str, Any]) -> None:
+        """Move the slots' parameters."""
+        (_multi_tensor_snr_adam if _use_foreach(group) else _single_tensor_snr_adam)(slots, group)
 
     def gate_stats(self, group: int | None = None) -> GateStats:
         """Mean q and open fraction of the last step, overall or of one parameter group.
@@ -201,7 +213,7 @@ class SNRAdam(Optimizer):
         total, opened, numel = 0.0, 0.0, 0
         with torch.no_grad():
             for options in groups:
-                for slots in _slots(options, self.state, self._floor, only_stepped=True):
+                for slots in self._slots(options, self._floor, only_stepped=True):
                     for slot in slots:
                         q = _gate_of(slot, options)
                         total += q.cpu().sum(dtype=torch.float64).item()
@@ -210,6 +222,39 @@ class SNRAdam(Optimizer):
         if numel == 0:
             return GateStats(math.nan, math.nan, 0)
         return GateStats(total / numel, opened / numel, numel)
+
+    def _slots(
+        self, group: dict[str, Any], floor: Floor | None, only_stepped: bool = False
+    ) -> Iterable[list[_Slot]]:
+        """The group's parameters that take part, in lists of one device and dtype each."""
+        slots: dict[tuple[torch.device, torch.dtype], list[_Slot]] = {}
+        for p in group["params"]:
+            if (not self.state.get(p)) if only_stepped else (p.grad is None):
+                continue
+            state = self.state[p]
+            if not state:
+                self._init_state(p, state)
+            rounded = p if is_16_bit(p) else None
+            param = p if rounded is None else p.float()
+            variance = None if floor is None else floor.get(p)
+            slot = _Slot(
+                as_real(param),
+                None if p.grad is None else as_real(p.grad.to(param.dtype)),
+                as_real(state["exp_avg"]),
+                as_real(state["exp_avg_sq"]),
+                as_real(state["exp_grad_var"]),
+                state["step"],
+                None if variance is None else as_real(variance.to(param)),
+                rounded,
+                state,
+            )
+            slots.setdefault((p.device, slot.param.dtype), []).append(slot)
+        return slots.values()
+
+    def _init_state(self, p: Tensor, state: dict[str, Any]) -> None:
+        state["step"] = torch.tensor(0.0, device="cpu")
+        for key in SNRAdam._state_keys:
+            state[key] = state_like(p)
 
     def _check_inputs(self, floor: Floor | None) -> bool:
         """Refuse what cannot be stepped on before anything changes; False: skip this step."""
@@ -252,42 +297,22 @@ class _Slot(NamedTuple):
     floor: Tensor | None
     rounded: Tensor | None
     """The 16-bit parameter which ``param`` is a float32 copy of."""
+    state: dict[str, Any]
+    """All of the parameter's state."""
 
 
-def _slots(
-    group: dict[str, Any],
-    state: Mapping[Tensor, dict[str, Any]],
-    floor: Floor | None,
-    only_stepped: bool = False,
-) -> Iterable[list[_Slot]]:
-    """The group's parameters that take part, in lists of one device and dtype each."""
-    slots: dict[tuple[torch.device, torch.dtype], list[_Slot]] = {}
-    for p in group["params"]:
-        if (not state.get(p)) if only_stepped else (p.grad is None):
-            continue
-        if not state[p]:
-            _init_state(p, state[p])
-        rounded = p if is_16_bit(p) else None
-        param = p if rounded is None else p.float()
-        variance = None if floor is None else floor.get(p)
-        slot = _Slot(
-            as_real(param),
-            None if p.grad is None else as_real(p.grad.to(param.dtype)),
-            as_real(state[p]["exp_avg"]),
-            as_real(state[p]["exp_avg_sq"]),
-            as_real(state[p]["exp_grad_var"]),
-            state[p]["step"],
-            None if variance is None else as_real(variance.to(param)),
-            rounded,
-        )
-        slots.setdefault((p.device, slot.param.dtype), []).append(slot)
-    return slots.values()
-
-
-def _init_state(p: Tensor, state: dict[str, Any]) -> None:
-    state["step"] = torch.tensor(0.0, device="cpu")
-    for key in _MOMENTS:
-        state[key] = state_like(p)
+def _decayed(slots: list[_Slot], group: dict[str, Any]) -> list[_Slot]:
+    """The slots with the gradients to go down, after decoupled weight decay or with Adam's."""
+    params = [slot.param for slot in slots]
+    grads = [slot.grad for slot in slots if slot.grad is not None]
+    decay = group["weight_decay"]
+    if group["maximize"]:
+        grads = list(torch._foreach_neg(grads))
+    if decay != 0 and group["decoupled_weight_decay"]:
+        torch._foreach_mul_(params, 1 - float(group["lr"]) * decay)
+    elif decay != 0:
+        grads = list(torch._foreach_add(grads, params, alpha=decay))
+    return [slot._replace(grad=grad) for slot, grad in zip(slots, grads, strict=True)]
 
 
 def _single_tensor_snr_adam(slots: list[_Slot], group: dict[str, Any]) -> None:
@@ -303,14 +328,6 @@ def _single_tensor_snr_adam(slots: list[_Slot], group: dict[str, Any]) -> None:
         )
         assert grad is not None
         step = slot.step.add_(1).item()
-        if group["maximize"]:
-            grad = -grad
-        if group["weight_decay"] != 0:
-            if group["decoupled_weight_decay"]:
-                param.mul_(1 - lr * group["weight_decay"])
-            else:
-                grad = grad.add(param, alpha=group["weight_decay"])
-
         deviation = grad - m
         s.mul_(rho).addcmul_(deviation, deviation, value=1 - rho)
         m.lerp_(grad, 1 - beta1)
@@ -330,13 +347,6 @@ def _multi_tensor_snr_adam(slots: list[_Slot], group: dict[str, Any]) -> None:
     vs = [slot.exp_avg_sq for slot in slots]
     ss = [slot.exp_grad_var for slot in slots]
     steps = [slot.step.add_(1).item() for slot in slots]
-    if group["maximize"]:
-        grads = list(torch._foreach_neg(grads))
-    if group["weight_decay"] != 0:
-        if group["decoupled_weight_decay"]:
-            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-        else:
-            grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
 
     deviations = torch._foreach_sub(grads, ms)
     torch._foreach_mul_(ss, rho)
@@ -390,11 +400,15 @@ def _mean_sq_and_floor(slot: _Slot, group: dict[str, Any]) -> tuple[Tensor, Tens
     mean_sq = (slot.exp_avg / (1 - group["betas"][0] ** step)).square_()
     if slot.floor is not None:
         return mean_sq, slot.floor
-    return mean_sq, slot.exp_grad_var / (1 - group["rho"] ** step)
+    variance = slot.exp_grad_var / (1 - group["rho"] ** step)
+    return mean_sq, variance if group["z"] is None else variance * ((1 - group["betas"][0]) / 2)
 
 
 def _gate(mean_sq: Tensor, floor: Tensor, group: dict[str, Any]) -> Tensor:
-    alpha = resolve_alpha(group["alpha"], group["batch_size"], group["data_size"])
+    if group["z"] is not None:
+        alpha = float(group["z"] ** 2)
+    else:
+        alpha = resolve_alpha(group["alpha"], group["batch_size"], group["data_size"])
     q = GATES[group["gate"]](mean_sq, floor, alpha, group["lambd"], group["gate_eps"])
     # A finite gradient may have a square that is not: signal cannot be told from noise there.
     return q.nan_to_num_(nan=0.0)
@@ -459,6 +473,8 @@ def validate_options(options: Mapping[str, Any]) -> None:
     for name in ("lr", "eps", "weight_decay", "lambd", "gate_eps"):
         number(name, 0)
     number("rho", 0, 1)
+    if options["z"] is not None:
+        number("z", 0)
     betas = options["betas"]
     require(
         "betas",
