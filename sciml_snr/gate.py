@@ -47,7 +47,16 @@ def snr(mean_sq: Tensor, floor: Tensor, alpha: float, lambd: float, eps: float) 
     return mean_sq / (mean_sq + alpha * lambd * floor + eps)
 
 
-GATES: dict[str, Gate] = {"none": none, "hard": hard, "soft": soft, "snr": snr}
+def stein(mean_sq: Tensor, floor: Tensor, alpha: float, lambd: float, eps: float) -> Tensor:
+    """q = max(0, 1 - alpha floor / mean_sq): closed up to the threshold, then open by degrees.
+
+    The positive-part shrinkage of W. James and C. Stein, Proc. 4th Berkeley Symp. 1 (1961) 361;
+    the soft gate with lambd = alpha (``lambd`` plays no part).
+    """
+    return soft(mean_sq, floor, alpha, alpha, eps)
+
+
+GATES: dict[str, Gate] = {"none": none, "hard": hard, "soft": soft, "snr": snr, "stein": stein}
 
 
 def resolve_alpha(

@@ -56,8 +56,8 @@ class SNRAdam(Optimizer):
         eps: added to the square root of the second moment.
         weight_decay: weight decay, AdamW's (``decoupled_weight_decay=True``) or Adam's L2 term.
         rho: decay rate of the streaming variance ``exp_grad_var``.
-        gate: ``"soft"`` (the published one), ``"hard"``, ``"snr"``, or ``"none"`` for plain
-            Adam; see :mod:`sciml_snr.gate`.
+        gate: ``"soft"`` (the published one), ``"hard"``, ``"snr"``, ``"stein"``, or ``"none"`` for
+            plain Adam; see :mod:`sciml_snr.gate`.
         alpha: threshold on ``mean_sq / floor``: a number, ``"fresh"`` (1: each batch is drawn
             anew) or ``"finite"`` (b / (n - b): batches of b out of a fixed set of n).
         lambd: weight of the floor in the soft and snr gates (lambda in the paper).

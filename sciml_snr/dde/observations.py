@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from deepxde.icbc import PointSetBC
+from deepxde import losses as dde_losses
+from deepxde.icbc import PointSetBC, PointSetOperatorBC
+from torch.nn.functional import mse_loss
 
-from ..noise import LabelNoise, NoisyTerm, check_sigma
+from ..noise import LabelNoise, Loss, NoisyTerm, check_loss, check_sigma
 from ..snr_adam import Floor, SNRAdam
+from ..snr_soap import SNRSOAP
 
 
 class NoisyPointSetBC(PointSetBC):  # type: ignore[misc]
     """A ``dde.icbc.PointSetBC`` whose values carry a measurement error.
 
-    With one of these among a model's conditions, ``compile("snr_adam")`` gates every parameter
-    against the gradient that this error alone would give it; see :class:`sciml_snr.LabelNoise`.
-    Under any other optimizer it is a ``PointSetBC``.
+    With one of these among a model's conditions, ``compile("snr_adam")`` and
+    ``compile("snr_soap")`` gate every parameter against the gradient that this error alone would
+    give it; see :class:`sciml_snr.LabelNoise`. Under any other optimizer it is a ``PointSetBC``.
 
     Args:
         points: (n, d) array of points.
@@ -41,53 +45,199 @@ class NoisyPointSetBC(PointSetBC):  # type: ignore[misc]
         shuffle: bool = True,
     ) -> None:
         super().__init__(points, values, component, batch_size, shuffle)
-        sigma = torch.as_tensor(np.asarray(sigma), dtype=torch.get_default_dtype())
-        check_sigma(sigma)
-        sigma = sigma.reshape(-1, 1) if sigma.ndim < 2 else sigma
         components = len(component) if isinstance(component, list) else 1
-        if sigma.ndim > 2 or sigma.shape[1] not in (1, components):
+        self.sigma = as_sigma(sigma, len(self), components)
+
+
+def as_sigma(sigma: Any, points: int, components: int) -> torch.Tensor:
+    """A standard deviation as a tensor (1 or points, 1 or components).
+
+    Raises:
+        ValueError: it is negative, not finite or of another length than the points.
+    """
+    found = torch.as_tensor(np.asarray(sigma), dtype=torch.get_default_dtype())
+    check_sigma(found)
+    found = found.reshape(-1, 1) if found.ndim < 2 else found
+    if found.ndim > 2 or found.shape[1] not in (1, components):
+        raise ValueError(
+            f"sigma has the shape {tuple(found.shape)} for {points} points and {components} "
+            "component(s): give one number, one per point, or one per value."
+        )
+    if len(found) not in (1, points):
+        raise ValueError(
+            f"sigma has {len(found)} entries for {points} points: give one number, or one "
+            "per point."
+        )
+    return found
+
+
+class RecordingLosses:
+    """A DeepXDE data object's ``losses_train`` that remembers the residual of every term.
+
+    DeepXDE gives each term's loss function the residual (or targets and outputs), in the order of
+    ``loss_weights``: residuals of the equations, then conditions.
+    """
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+        self.residuals: list[torch.Tensor] = []
+
+    def __call__(
+        self, targets: Any, outputs: Any, loss_fn: Any, inputs: Any, model: Any, aux: Any = None
+    ) -> Any:
+        """As ``Data.losses_train``."""
+        self.residuals = []
+        several = isinstance(loss_fn, (list, tuple))
+        recording = [*map(self._recording, loss_fn)] if several else self._recording(loss_fn)
+        losses = type(self.data).losses_train(
+            self.data, targets, outputs, recording, inputs, model, aux=aux
+        )
+        terms = len(losses) if isinstance(losses, (list, tuple)) else 1
+        if len(self.residuals) != terms:
             raise ValueError(
-                f"sigma has the shape {tuple(sigma.shape)} for {len(self)} points and {components} "
-                "component(s): give one number, one per point, or one per value."
+                f"{type(self.data).__name__} forms {len(self.residuals)} residuals for {terms} "
+                'loss terms: there is no label floor for it. Use set_SNR_options(floor="stream").'
             )
-        if len(sigma) not in (1, len(self)):
-            raise ValueError(
-                f"sigma has {len(sigma)} entries for {len(self)} points: give one number, or one "
-                "per point."
-            )
-        self.sigma = sigma
-        self.residual: torch.Tensor | None = None
+        return losses
+
+    def _recording(self, loss: Any) -> Callable[[Any, Any], Any]:
+        def record(y_true: Any, y_pred: Any) -> Any:
+            self.residuals.append(y_pred - y_true)
+            return loss(y_true, y_pred)
+
+        return record
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has no last forward pass: tensors inside a graph cannot be copied."""
-        return {**self.__dict__, "residual": None}
-
-    def error(
-        self, X: Any, inputs: Any, outputs: Any, beg: int, end: int, aux_var: Any = None
-    ) -> torch.Tensor:
-        """DeepXDE's residual, remembered for the floor's random-sign pass."""
-        self.residual = super().error(X, inputs, outputs, beg, end, aux_var)
-        return self.residual
-
-    def term(self, weight: float) -> NoisyTerm | None:
-        """The summand of the loss that the last forward pass gave; None without one."""
-        residual, self.residual = self.residual, None
-        if residual is None or not residual.requires_grad:
-            return None
-        sigma = self.sigma.to(residual.device)
-        if len(sigma) > 1 and self.batch_size is not None:
-            sigma = sigma[torch.as_tensor(self.batch_indices, device=sigma.device)]
-        return NoisyTerm(residual, sigma, weight)
+        return {**self.__dict__, "residuals": []}
 
 
-class LabelGatedSNRAdam(SNRAdam):
-    """SNRAdam as ``compile("snr_adam")`` builds it for a model with noisy measurements.
+class ModelNoise:
+    """What is known of the measurement errors in a DeepXDE model's loss.
+
+    Args:
+        model: the model that is being compiled.
+        sigma: as for ``set_SNR_options``.
+        loss: as for ``Model.compile``.
+
+    Raises:
+        ValueError: a sigma is impossible, or a loss has no label floor.
+    """
+
+    def __init__(self, model: Any, sigma: Any = None, loss: Any = "MSE") -> None:
+        self.model = model
+        data = model.data
+        self._conditions = list(
+            getattr(getattr(data, "pde", None), "bcs", getattr(data, "bcs", ()))
+        )
+        self._by_term: dict[int, Any] = {}
+        """Sigmas by the place of their term, from 0 or, for conditions, from -1 backwards."""
+        if isinstance(sigma, (list, tuple)):
+            self._by_term = {i: s for i, s in enumerate(sigma) if s is not None}
+            self._count: int | None = len(sigma)
+        else:
+            self._count = None
+            for i, condition in enumerate(self._conditions, start=-len(self._conditions)):
+                if isinstance(condition, NoisyPointSetBC):
+                    self._by_term[i] = condition.sigma
+                elif sigma is not None and isinstance(condition, (PointSetBC, PointSetOperatorBC)):
+                    self._by_term[i] = as_sigma(sigma, len(condition), 1)
+            if sigma is not None and not self._by_term:
+                if self._conditions or hasattr(data, "bcs"):
+                    raise ValueError(
+                        "sigma is one number, but no condition has measured values (PointSetBC, "
+                        "PointSetOperatorBC). Give a list with one entry per loss term, in the "
+                        "order of loss_weights."
+                    )
+                self._by_term[0] = as_sigma(sigma, 1, 1)  # supervised data
+        for s in self._by_term.values():
+            check_sigma(torch.as_tensor(np.asarray(s), dtype=torch.float64))
+        self._losses = loss if isinstance(loss, (list, tuple)) else [loss]
+        for place in self._by_term:
+            check_loss(self._loss(place))
+        self._first_points: Any = None
+        self._recorder: RecordingLosses | None = None
+        if self._by_term:
+            data.losses_train = self._recorder = RecordingLosses(data)
+
+    def __bool__(self) -> bool:
+        return bool(self._by_term)
+
+    def terms(self) -> list[NoisyTerm]:
+        """The noisy terms of the last forward pass; none twice."""
+        assert self._recorder is not None
+        residuals, self._recorder.residuals = self._recorder.residuals, []
+        if not residuals:
+            return []
+        if self._count is not None and self._count != len(residuals):
+            raise ValueError(
+                f"sigma has {self._count} entries for {len(residuals)} loss terms: give one per "
+                "term, in the order of loss_weights (equations, then conditions)."
+            )
+        weights = [1.0] * len(residuals)
+        if self.model.loss_weights is not None:
+            weights = list(self.model.loss_weights)
+            weights *= len(residuals) if len(weights) == 1 else 1
+        found = [
+            self._term(residuals, place % len(residuals), sigma, weights)
+            for place, sigma in self._by_term.items()
+        ]
+        return [term for term in found if term.residual.requires_grad]
+
+    def _term(
+        self, residuals: Sequence[torch.Tensor], i: int, sigma: Any, weights: Sequence[float]
+    ) -> NoisyTerm:
+        residual = residuals[i]
+        sigma = torch.as_tensor(
+            np.asarray(sigma) if not isinstance(sigma, torch.Tensor) else sigma,
+            dtype=residual.dtype,
+            device=residual.device,
+        )
+        if sigma.ndim == 1 and residual.ndim == 2:
+            sigma = sigma.reshape(-1, 1)
+        from_end = i - len(residuals)
+        population: float | None = None
+        if from_end >= -len(self._conditions):
+            condition = self._conditions[from_end]
+            if getattr(condition, "batch_size", None) is not None:
+                population = len(condition)
+                if sigma.ndim and len(sigma) > 1:
+                    rows = torch.as_tensor(condition.batch_indices, device=sigma.device)
+                    sigma = sigma[rows]
+        elif self._is_resampled():
+            population = math.inf
+        elif not self._conditions and hasattr(self.model.data, "train_y"):
+            population = len(self.model.data.train_y)
+        return NoisyTerm(residual, sigma, float(weights[i]), population, self._loss(i))
+
+    def _is_resampled(self) -> bool:
+        """Whether the equation's points have been drawn anew since the training began."""
+        points = getattr(self.model.data, "train_x_all", None)
+        if self._first_points is None:
+            self._first_points = points
+        return points is not self._first_points
+
+    def _loss(self, place: int) -> Loss:
+        """The loss of a term, in torch's order of arguments."""
+        chosen = dde_losses.get(self._losses[place if len(self._losses) > 1 else 0])
+        if chosen is dde_losses.mean_squared_error:
+            return mse_loss
+
+        def loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return chosen(target, prediction)  # type: ignore[no-any-return]
+
+        loss.__name__ = getattr(chosen, "__name__", str(chosen))
+        return loss
+
+
+class _LabelGated(SNRAdam):
+    """An optimizer as ``compile`` builds it for a model with noisy measurements.
 
     DeepXDE's closure calls ``zero_grad`` between the loss and its backward pass: the one moment
     when the residuals are there and their graph is alive.
 
     Args:
-        params, options: as for :class:`SNRAdam`.
+        params, options: as for the optimizer.
         terms: gives the noisy terms of the last forward pass.
         every: refresh the floor every so many steps.
     """
@@ -106,7 +256,10 @@ class LabelGatedSNRAdam(SNRAdam):
         gated = [group for group in self.param_groups if group["gate"] != "none"]
         self._terms = terms
         self.floor = LabelNoise(
-            [p for group in gated for p in group["params"]], rho=options["rho"], every=every
+            [p for group in gated for p in group["params"]],
+            rho=self.defaults["rho"],
+            every=every,
+            beta1=self.defaults["betas"][0],
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -133,31 +286,9 @@ class LabelGatedSNRAdam(SNRAdam):
             self.floor.load_state_dict(state_dict["label_noise"])
 
 
-def noisy_terms(model: Any) -> Callable[[], list[NoisyTerm]] | None:
-    """What gives the noisy terms of a DeepXDE model's loss, or None if it has none.
+class LabelGatedSNRAdam(_LabelGated):
+    """SNRAdam with the label floor of a DeepXDE model."""
 
-    DeepXDE orders losses and their weights [residuals, conditions]; a single weight is for all.
-    """
-    conditions = list(getattr(model.data, "bcs", ()))
-    inner = getattr(getattr(model.data, "pde", None), "bcs", ())
-    if any(isinstance(condition, NoisyPointSetBC) for condition in inner):
-        raise ValueError(
-            "A NoisyPointSetBC inside operator data (PDEOperator) cannot give a floor: its "
-            'residual is formed once per function. Use set_SNR_options(floor="stream").'
-        )
-    if not any(isinstance(condition, NoisyPointSetBC) for condition in conditions):
-        return None
 
-    def terms() -> list[NoisyTerm]:
-        weights = [1.0] * len(conditions)
-        if model.loss_weights is not None:
-            weights = list(model.loss_weights)
-            weights *= len(conditions) if len(weights) == 1 else 1
-        found = [
-            condition.term(weight)
-            for condition, weight in zip(conditions, weights[-len(conditions) :], strict=True)
-            if isinstance(condition, NoisyPointSetBC)
-        ]
-        return [term for term in found if term is not None]
-
-    return terms
+class LabelGatedSNRSOAP(_LabelGated, SNRSOAP):
+    """SNRSOAP with the label floor of a DeepXDE model."""

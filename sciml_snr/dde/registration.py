@@ -1,24 +1,31 @@
-"""Make ``model.compile("snr_adam", lr=...)`` work in DeepXDE, and its options settable there."""
+"""Make ``compile("snr_adam")`` and ``compile("snr_soap")`` work in DeepXDE, and their options."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+import torch
 from torch.optim import Optimizer
 
-from ..noise import NoisyTerm
+from ..noise import check_sigma
 from ..snr_adam import SNRAdam, validate_options
-from .observations import LabelGatedSNRAdam, noisy_terms
+from ..snr_soap import SNRSOAP
+from .observations import LabelGatedSNRAdam, LabelGatedSNRSOAP, ModelNoise
 
-OPTIMIZERS = ("snr_adam",)
-"""The names this package adds to DeepXDE."""
+OPTIMIZERS: dict[str, tuple[type[SNRAdam], Any]] = {
+    "snr_adam": (SNRAdam, LabelGatedSNRAdam),
+    "snr_soap": (SNRSOAP, LabelGatedSNRSOAP),
+}
+"""The names this package adds to DeepXDE: the optimizer without and with a label floor."""
 
 SNR_options: dict[str, Any] = {}
-"""The options the next ``compile("snr_adam")`` will use; change them by :func:`set_SNR_options`."""
+"""The options the next ``compile`` will use; change them by :func:`set_SNR_options`."""
 
 _DEFAULTS = {
     name: parameter.default
@@ -31,19 +38,24 @@ STREAM_GATE: dict[str, Any] = {
     "gate": "soft",
     "alpha": "fresh",
     "lambd": 1.0,
+    "z": None,
     "warmup_steps": 0,
 }
 """The published gate, for the streaming floor."""
 
-LABEL_GATE: dict[str, Any] = {"gate": "snr", "alpha": 9.0, "lambd": 1.0, "warmup_steps": 500}
-"""The gate for the label floor: half open at three standard errors. Adam's first steps are left
-free, where signal is found fast and noise is not yet: without, runs start slowly or get stuck."""
+LABEL_GATES: dict[str, dict[str, Any]] = {
+    "snr_adam": {"gate": "snr", "alpha": 1.0, "lambd": 1.0, "z": 3.0, "warmup_steps": 500},
+    "snr_soap": {"gate": "stein", "alpha": 1.0, "lambd": 1.0, "z": 2.0, "warmup_steps": 0},
+}
+"""The gates for the label floor."""
 
 
 def set_SNR_options(
     gate: str | None = None,
     alpha: float | str | None = None,
     lambd: float | None = None,
+    z: float | None = None,
+    sigma: Any = None,
     floor: str = "auto",
     floor_every: int = 1,
     rho: float = 0.99,
@@ -63,14 +75,21 @@ def set_SNR_options(
     ``compile``'s; an l2 regularizer of the network acts as it does for ``"adam"``.
 
     Args:
-        gate (str): "soft", "hard", "snr", or "none" for plain Adam. The defaults of gate, alpha,
-            lambd and warmup_steps go with the floor: :data:`STREAM_GATE` (published rule),
-            :data:`LABEL_GATE`.
+        gate (str): "soft", "hard", "snr", "stein", or "none" for plain Adam. The defaults of gate,
+            alpha, lambd, z and warmup_steps go with the floor: :data:`STREAM_GATE` (published
+            rule), :data:`LABEL_GATES`.
         alpha (float or str): Threshold of the gate; "fresh" = 1, or "finite" = b / (n - b).
         lambd (float): Weight of the noise floor in the soft and snr gates.
+        z (float): Threshold in standard errors of the mean gradient, in place of alpha.
+        sigma (float, array or list): Standard deviation of the measurements' error, for conditions
+            that do not carry one (:class:`NoisyPointSetBC` does). One number or (n, 1) array: for
+            every PointSetBC and PointSetOperatorBC, or for the targets of supervised data. A list:
+            one entry per loss term in the order of loss_weights (equations, then conditions), None
+            or 0 for exact ones; so a measured source term is given on its equation's place.
         floor (str): What the gradient has to stand out of: "label", the error of the measurements
-            (:class:`NoisyPointSetBC`); "stream", the published estimate from step to step; "auto",
-            the first where there is a measurement that knows its error, else the second.
+            (``sigma``, :class:`NoisyPointSetBC`); "stream", the published estimate from step to
+            step; "auto", the first where there is a measurement that knows its error, else the
+            second.
         floor_every (int): Refresh the label floor every so many steps.
         rho (float): Decay rate of the streaming gradient variance.
         warmup_steps (int): Steps before the gate acts.
@@ -94,6 +113,9 @@ def set_SNR_options(
         raise ValueError(f"Invalid floor_every: {floor_every!r}; it must be an integer >= 1.")
     if not isinstance(gate_external, bool):
         raise ValueError(f"Invalid gate_external: {gate_external!r}; it must be True or False.")
+    for entry in sigma if isinstance(sigma, (list, tuple)) else [sigma]:
+        if entry is not None:
+            check_sigma(torch.as_tensor(np.asarray(entry), dtype=torch.float64))
     given = {k: v for k, v in options.items() if v is not None or k not in STREAM_GATE}
     validate_options({**_DEFAULTS, **given})
     SNR_options.update(options)
@@ -127,7 +149,7 @@ def _extended(original: Callable[..., Any]) -> Callable[..., Any]:
         if call.arguments["learning_rate"] is None:
             raise ValueError(f"No learning rate for {name}.")
         # With an optimizer instance the original adds what remains: the learning rate's decay.
-        call.arguments["optimizer"] = _build(**call.arguments)
+        call.arguments["optimizer"] = _build(name, **call.arguments)
         return original(*call.args, **call.kwargs)
 
     get._sciml_snr = True  # type: ignore[attr-defined]
@@ -153,13 +175,16 @@ def _announced(original: Callable[..., Any]) -> Callable[..., Any]:
     return compile
 
 
-def _build(params: Any, learning_rate: float, weight_decay: float, **_: Any) -> Optimizer:
+def _build(
+    name: str, params: Any, learning_rate: float, weight_decay: float, **_: Any
+) -> Optimizer:
     """The optimizer for DeepXDE's parameters: the network's, or [network's, external] groups."""
     options = dict(SNR_options)
-    gate_external = options.pop("gate_external")
+    gate_external, sigma = options.pop("gate_external"), options.pop("sigma")
     floor, every = options.pop("floor"), options.pop("floor_every")
-    terms = None if floor == "stream" else _label_terms(required=floor == "label")
-    defaults = STREAM_GATE if terms is None else LABEL_GATE
+    plain, label_gated = OPTIMIZERS[name]
+    noise = None if floor == "stream" else _model_noise(sigma, required=floor == "label")
+    defaults = STREAM_GATE if noise is None else LABEL_GATES[name]
     options |= {k: v for k, v in defaults.items() if options[k] is None}
     groups = _named(list(params))
     if len(groups) == 2 and isinstance(groups[1], dict) and not gate_external:
@@ -169,9 +194,44 @@ def _build(params: Any, learning_rate: float, weight_decay: float, **_: Any) -> 
         "weight_decay": weight_decay,
         "decoupled_weight_decay": False,  # DeepXDE's l2 regularizer is Adam's L2 term
     }
-    if terms is None or options["gate"] == "none":
-        return SNRAdam(groups, **options)
-    return LabelGatedSNRAdam(groups, terms=terms, every=every, **options)
+    if noise is not None and options["gate"] != "none":
+        return label_gated(groups, terms=noise.terms, every=every, **options)  # type: ignore[no-any-return]
+    optimizer = plain(groups, **options)
+    if floor == "auto" and options["gate"] != "none" and _compiling:
+        _hint_later(optimizer, _compiling[-1][0])
+    return optimizer
+
+
+HINT_AFTER = 100
+"""Steps on one and the same batch before the hint."""
+
+_hinted = False
+
+
+def _hint_later(optimizer: Optimizer, model: Any) -> None:
+    """Warn, once in a process, when the streaming floor sees the same batch in every step."""
+    seen: list[Any] = [None, 0]
+
+    def look(*_: Any) -> None:
+        global _hinted
+        batch = model.train_state.X_train
+        seen[:] = [batch, seen[1] + 1 if batch is seen[0] else 0]
+        if seen[1] < HINT_AFTER:
+            return
+        handle.remove()
+        if not _hinted:
+            _hinted = True
+            warnings.warn(
+                f"The batch has not changed in {HINT_AFTER} steps, and nothing is known of the "
+                "measurements' error: the streaming floor sees no sampling noise, and will not "
+                "keep the noise in fixed data from being memorized. Give the error: "
+                "sciml_snr.NoisyPointSetBC(points, values, sigma=...) or "
+                "set_SNR_options(sigma=...); sciml_snr.estimate_sigma_scattered(points, values) "
+                'estimates it. set_SNR_options(floor="stream") says that this is meant.',
+                stacklevel=2,
+            )
+
+    handle = optimizer.register_step_post_hook(look)
 
 
 def _named(groups: list[Any]) -> list[Any]:
@@ -190,26 +250,17 @@ def _named(groups: list[Any]) -> list[Any]:
     return named(groups)
 
 
-def _label_terms(required: bool) -> Callable[[], list[NoisyTerm]] | None:
-    """The noisy terms of the model that is being compiled, if it has any."""
-    model, loss = _compiling[-1] if _compiling else (None, "MSE")
-    terms = None if model is None else noisy_terms(model)
-    if terms is None:
-        if required:
-            raise ValueError(
-                'floor="label" needs a sciml_snr.NoisyPointSetBC among the conditions: it is the '
-                "measurements' error that the gradient is compared with."
-            )
-        return None
-    from deepxde import losses as dde_losses
-
-    losses = loss if isinstance(loss, (list, tuple)) else [loss]
-    if any(dde_losses.get(one) is not dde_losses.mean_squared_error for one in losses):
+def _model_noise(sigma: Any, required: bool) -> ModelNoise | None:
+    """What is known of the errors in the data of the model that is being compiled."""
+    noise = ModelNoise(_compiling[-1][0], sigma, _compiling[-1][1]) if _compiling else None
+    if noise:
+        return noise
+    if required:
         raise ValueError(
-            f'The label floor is derived for the squared error, loss="MSE", not {loss!r}. Use it, '
-            'or set_SNR_options(floor="stream").'
+            'floor="label" needs the measurements\' error: a sciml_snr.NoisyPointSetBC among the '
+            "conditions, or set_SNR_options(sigma=...). The gradient is compared with it."
         )
-    return terms
+    return None
 
 
 def _require_pytorch(name: str) -> None:
