@@ -1,12 +1,14 @@
-"""Convection, full batch: AdamW, the published rule in its three gates, and the label floor.
+"""Convection, full batch: AdamW, the published rule in its three gates, the label floor, rivals.
 
-    python -m benchmarks.convection
+    python -m benchmarks.convection [JOBS]
 
 writes benchmarks/results/convection.csv; `python -m benchmarks.report` makes the tables from it.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.harness import RESULTS, run_all
@@ -17,25 +19,63 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "AdamW": ("adamw", {}),
     "SNRAdam, label floor (default)": (
         "snr_adam",
+        {"floor": "label", "gate": "stein", "z": 2.0, "warmup_steps": 500},
+    ),
+    "SNRAdam, label floor, snr gate, z = 3": (
+        "snr_adam",
         {"floor": "label", "gate": "snr", "alpha": 9.0, "warmup_steps": 500},
+    ),
+    "SNRSOAP, label floor (default)": (
+        "snr_soap",
+        {"floor": "label", "gate": "stein", "z": 2.0, "warmup_steps": 0},
+    ),
+    "SNRSOAP, label floor, z = 1.5": (
+        "snr_soap",
+        {"floor": "label", "gate": "stein", "z": 1.5, "warmup_steps": 0},
     ),
     "SNRAdam, published rule, soft": ("snr_adam", {"floor": "stream", "gate": "soft"}),
     "SNRAdam, published rule, hard": ("snr_adam", {"floor": "stream", "gate": "hard"}),
     "SNRAdam, published rule, snr": ("snr_adam", {"floor": "stream", "gate": "snr"}),
+    "AdaBelief": ("AdaBelief", {}),
+    "M-SVAG": ("M-SVAG", {}),
+    "Grokfast AdamW": ("Grokfast AdamW", {}),
+    "Cautious AdamW": ("Cautious AdamW", {}),
+    "SOAP": ("SOAP", {}),
 }
-LRS = (3e-4, 1e-3, 3e-3, 1e-2)
+ITERATIONS, LONG = 8000, 20_000
 SEEDS = range(5)
+LRS: dict[str, tuple[float, ...]] = {
+    "SNRAdam, label floor (default)": (1e-3, 3e-3, 1e-2),
+    "SNRSOAP, label floor (default)": (1e-3, 3e-3, 1e-2),
+    "SNRSOAP, label floor, z = 1.5": (3e-3,),
+    "M-SVAG": (1e-2, 1e-1),
+    **dict.fromkeys(("AdaBelief", "Grokfast AdamW", "Cautious AdamW", "SOAP"), (1e-3, 3e-3)),
+}
+HELD = {
+    "AdamW": 1e-3,
+    "SNRAdam, label floor (default)": 3e-3,
+    "SNRSOAP, label floor (default)": 3e-3,
+}
+"""Methods that also run long, at one learning rate."""
 
 
-def configs() -> list[RunConfig]:
+def config(method: str, lr: float, seed: int, iterations: int = ITERATIONS) -> RunConfig:
+    """One run of a method."""
+    optimizer, options = METHODS[method]
+    return RunConfig(
+        "convection", optimizer, lr, iterations=iterations, seed=seed, snr_options=options
+    )
+
+
+def configs() -> Iterator[RunConfig]:
     """Seed by seed, so that a stop leaves whole comparisons."""
-    return [
-        RunConfig("convection", optimizer, lr, iterations=8000, seed=seed, snr_options=options)
-        for seed in SEEDS
-        for optimizer, options in METHODS.values()
-        for lr in LRS
-    ]
+    for seed in SEEDS:
+        for method in METHODS:
+            for lr in LRS.get(method, (3e-4, 1e-3, 3e-3, 1e-2)):
+                yield config(method, lr, seed)
+        for method, lr in HELD.items():
+            yield config(method, lr, seed, LONG)
 
 
 if __name__ == "__main__":
-    run_all(configs(), PATH)
+    run_all(configs(), PATH, *map(int, sys.argv[1:]))

@@ -8,8 +8,8 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +19,60 @@ import torch
 from joblib import Parallel, delayed
 from rich.progress import track
 
-from sciml_snr.run import Recorder, RunConfig, append_row, compile_model
+from benchmarks.rivals import RIVALS
+from sciml_snr.run import OPTIMIZERS, Recorder, RunConfig, append_row, compile_model
 
 RESULTS = Path(__file__).parent / "results"
 THRESHOLDS = (0.4, 0.3, 0.2)
 KEYS = ("problem", "optimizer", "lr", "iterations", "seed", "snr_options")
 
 
-def run_all(configs: Iterable[RunConfig], path: Path, jobs: int | None = None) -> None:
-    """Append one row per config to the CSV file ``path``, skipping those it already has."""
-    done = {tuple(row[key] for key in KEYS) for row in read(path)}
-    todo = [c for c in (c.resolved() for c in configs) if _key(c) not in done]
+def append_missing(
+    path: Path,
+    configs: Iterable[Any],
+    keys: Sequence[str],
+    run: Callable[[Any], dict[str, Any]],
+    jobs: int | None = None,
+) -> None:
+    """Append one row per config (a dataclass) to the CSV file, skipping those it already has."""
+    done = {tuple(row[key] for key in keys) for row in read(path)}
+    todo = [c for c in configs if _key(c, keys) not in done]
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = Parallel(n_jobs=jobs or os.cpu_count(), return_as="generator_unordered")(
-        delayed(run_one)(config) for config in todo
+        delayed(run)(config) for config in todo
     )
     for row in track(rows, path.stem, total=len(todo)):
         append_row(path, row)
+
+
+def run_all(configs: Iterable[RunConfig], path: Path, jobs: int | None = None) -> None:
+    """One row per run of a problem."""
+    append_missing(path, map(resolved, configs), KEYS, run_one, jobs)
+
+
+def resolved(config: RunConfig) -> RunConfig:
+    """With the problem's defaults filled in; a rival's name stays."""
+    known = config.optimizer if config.optimizer in OPTIMIZERS else "adam"
+    return replace(replace(config, optimizer=known).resolved(), optimizer=config.optimizer)
 
 
 def run_one(config: RunConfig) -> dict[str, Any]:
     """Train one config in this process, on one thread."""
     torch.set_num_threads(1)
     problem = config.build()
-    model = compile_model(config, problem)
+    if config.optimizer in OPTIMIZERS:
+        model = compile_model(config, problem)
+    else:
+        model = compile_model(replace(config, optimizer="adam"), problem)
+        unknowns = list(problem.unknowns.values())
+        assert config.lr is not None
+        rival = RIVALS[config.optimizer]([*model.net.parameters(), *unknowns], config.lr)
+        model.compile(
+            rival,
+            loss_weights=problem.loss_weights(),
+            external_trainable_variables=unknowns,
+            verbose=0,
+        )
     recorder = Recorder(config, problem)
     recorder.train(model, progress=False)
     summary = recorder.summary()
@@ -56,7 +86,7 @@ def run_one(config: RunConfig) -> dict[str, Any]:
     for name in ("optimizer", "seed", "lr", "iterations", "interrupted", "unknowns_reference"):
         kept.pop(name)
     kept["unknowns"] = json.dumps(kept["unknowns"])
-    return dict(zip(KEYS, _key(config), strict=True)) | kept | reached
+    return dict(zip(KEYS, _key(config, KEYS), strict=True)) | kept | reached
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -67,6 +97,8 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _key(config: RunConfig) -> tuple[str, ...]:
-    values = asdict(config) | {"snr_options": json.dumps(config.snr_options, sort_keys=True)}
-    return tuple(str(values[key]) for key in KEYS)
+def _key(config: Any, keys: Sequence[str]) -> tuple[str, ...]:
+    values = asdict(config)
+    if "snr_options" in values:
+        values["snr_options"] = json.dumps(values["snr_options"], sort_keys=True)
+    return tuple(str(values[key]) for key in keys)

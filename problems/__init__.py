@@ -5,9 +5,10 @@
 
 from .base import Array, Observations, Problem
 from .convection import Convection
+from .heat import Heat
 from .lynx_hare import LynxHare
 
-PROBLEMS: dict[str, type[Problem]] = {cls.name: cls for cls in (Convection, LynxHare)}
+PROBLEMS: dict[str, type[Problem]] = {cls.name: cls for cls in (Convection, Heat, LynxHare)}
 
 
 def get(name: str) -> type[Problem]:
@@ -21,4 +22,4 @@ def get(name: str) -> type[Problem]:
     return PROBLEMS[name]
 
 
-__all__ = ["PROBLEMS", "Array", "Convection", "LynxHare", "Observations", "Problem", "get"]
+__all__ = ["PROBLEMS", "Array", "Convection", "Heat", "LynxHare", "Observations", "Problem", "get"]

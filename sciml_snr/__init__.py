@@ -12,19 +12,46 @@ import wrapt
 
 from ._version import __version__
 from .gate import GATES
-from .noise import LabelNoise, NoisyTerm
+from .noise import (
+    LabelNoise,
+    NoiseFloor,
+    NoisyTerm,
+    SamplingNoise,
+    StreamNoise,
+    exact_label_noise,
+    exact_sampling_noise,
+)
+from .sigma import (
+    SigmaEstimate,
+    estimate_sigma_image,
+    estimate_sigma_repeats,
+    estimate_sigma_residuals,
+    estimate_sigma_scattered,
+)
 from .snr_adam import Floor, GateStats, SNRAdam
+from .snr_soap import SNRSOAP
 
 __all__ = [
     "GATES",
+    "SNRSOAP",
     "Floor",
     "GateStats",
     "LabelNoise",
+    "NoiseFloor",
     "NoisyPointSetBC",
     "NoisyTerm",
     "ProgressBar",
     "SNRAdam",
+    "SamplingNoise",
+    "SigmaEstimate",
+    "StreamNoise",
     "__version__",
+    "estimate_sigma_image",
+    "estimate_sigma_repeats",
+    "estimate_sigma_residuals",
+    "estimate_sigma_scattered",
+    "exact_label_noise",
+    "exact_sampling_noise",
     "set_SNR_options",
 ]
 

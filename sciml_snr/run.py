@@ -33,7 +33,7 @@ from sciml_snr import problems
 from .dde import ProgressBar, SNR_options, set_SNR_options
 from .snr_adam import SNRAdam
 
-OPTIMIZERS = ("adam", "adamw", "rmsprop", "sgd", "snr_adam")
+OPTIMIZERS = ("adam", "adamw", "rmsprop", "sgd", "snr_adam", "snr_soap")
 """Optimizers by DeepXDE's names. L-BFGS is not among them: it counts iterations differently."""
 
 ADAMW_WEIGHT_DECAY = 0.01

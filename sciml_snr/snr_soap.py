@@ -114,9 +114,7 @@ class SNRSOAP(SNRAdam):
                 state = self.state[p]
                 if not state:
                     self._init_state(p, state)
-                draw = None if floor is None else floor.draws.get(p)
-                if draw is not None:
-                    draw = draw.to(state["exp_floor"].dtype)
+                draw = None if floor is None else _draw(floor, p, state)
                 if _is_matrix(p):
                     grad = p.grad.to(state["exp_avg"].dtype)
                     _turn(state, grad.flatten(1), None if draw is None else draw.flatten(1), group)
@@ -154,6 +152,16 @@ class SNRSOAP(SNRAdam):
             slot.param.add_(_rotate(move, slot.state, back=True))
 
 
+def _draw(floor: NoiseFloor, p: Tensor, state: Mapping[str, Any]) -> Tensor | None:
+    """The floor's draw for p: zeros where the noise does not reach p, None if there was no draw."""
+    if not floor.draws or p not in floor:
+        return None
+    draw = floor.draws.get(p)
+    if draw is None:
+        return torch.zeros_like(state["exp_floor"])
+    return draw.to(state["exp_floor"].dtype)
+
+
 def _is_matrix(p: Tensor) -> bool:
     return p.ndim >= 2 and p.numel() > 0 and not p.is_complex()
 
@@ -176,8 +184,10 @@ def _turn(state: dict[str, Any], grad: Tensor, draw: Tensor | None, group: dict[
     weight = 1 - group["shampoo_beta"]
     for x, name in ((grad, "cov"), (draw, "floor_cov")):
         if x is not None:
-            for side, outer in (("row", x @ x.T), ("col", x.T @ x)):
+            for side, along in zip(_SIDES, (x, x.T), strict=True):
                 if f"{side}_{name}" in state:
+                    # An entry that overflows has no say: it would stay for good.
+                    outer = (along @ along.T).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
                     state[f"{side}_{name}"].lerp_(outer, weight)
     if state["step"].item() % group["precondition_frequency"]:
         return
@@ -201,13 +211,11 @@ def _turn(state: dict[str, Any], grad: Tensor, draw: Tensor | None, group: dict[
 
 
 def _mixed(cov: Tensor, floor_cov: Tensor, basis: str) -> Tensor:
-    """The covariance whose eigenvectors are taken."""
-    traces = cov.trace(), floor_cov.trace()
-    if traces[1] == 0 or basis == "gradient":
-        return cov
-    if traces[0] == 0 or basis == "floor":
-        return floor_cov
-    return cov / traces[0] + floor_cov / traces[1]
+    """The covariance whose eigenvectors are taken, each part scaled to trace 1 (or 0)."""
+    parts = [c / c.trace().clamp_min(torch.finfo(c.dtype).tiny) for c in (cov, floor_cov)]
+    if basis == "both":
+        return parts[0] + parts[1]
+    return parts[1] if basis == "floor" and floor_cov.trace() > 0 else parts[0]
 
 
 def _validate(options: Mapping[str, Any]) -> None:

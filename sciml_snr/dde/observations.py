@@ -75,12 +75,22 @@ class RecordingLosses:
     """A DeepXDE data object's ``losses_train`` that remembers the residual of every term.
 
     DeepXDE gives each term's loss function the residual (or targets and outputs), in the order of
-    ``loss_weights``: residuals of the equations, then conditions.
+    ``loss_weights``: residuals of the equations, then conditions. Models that share their data
+    share the recorder, and one that is compiled without us afterwards is not to notice it.
     """
 
     def __init__(self, data: Any) -> None:
         self.data = data
         self.residuals: list[torch.Tensor] = []
+        self.terms = 0
+        """Number of loss terms that the residuals belong to."""
+
+    @classmethod
+    def of(cls, data: Any) -> RecordingLosses:
+        """The data's recorder."""
+        if not isinstance(vars(data).get("losses_train"), cls):
+            data.losses_train = cls(data)
+        return data.losses_train  # type: ignore[no-any-return]
 
     def __call__(
         self, targets: Any, outputs: Any, loss_fn: Any, inputs: Any, model: Any, aux: Any = None
@@ -92,12 +102,7 @@ class RecordingLosses:
         losses = type(self.data).losses_train(
             self.data, targets, outputs, recording, inputs, model, aux=aux
         )
-        terms = len(losses) if isinstance(losses, (list, tuple)) else 1
-        if len(self.residuals) != terms:
-            raise ValueError(
-                f"{type(self.data).__name__} forms {len(self.residuals)} residuals for {terms} "
-                'loss terms: there is no label floor for it. Use set_SNR_options(floor="stream").'
-            )
+        self.terms = len(losses) if isinstance(losses, (list, tuple)) else 1
         return losses
 
     def _recording(self, loss: Any) -> Callable[[Any, Any], Any]:
@@ -149,16 +154,23 @@ class ModelNoise:
                         "PointSetOperatorBC). Give a list with one entry per loss term, in the "
                         "order of loss_weights."
                     )
-                self._by_term[0] = as_sigma(sigma, 1, 1)  # supervised data
+                targets = getattr(data, "train_y", None)  # supervised data
+                shape = (1,) if targets is None else np.shape(targets)
+                self._by_term[0] = as_sigma(sigma, shape[0], shape[-1])
         for s in self._by_term.values():
             check_sigma(torch.as_tensor(np.asarray(s), dtype=torch.float64))
+        equations = getattr(getattr(data, "pde", None), "pde", getattr(data, "pde", None))
+        self.has_exact_terms = equations is not None or len(self._by_term) < len(self._conditions)
+        """Whether there are terms without an error, such as an equation's residual."""
         self._losses = loss if isinstance(loss, (list, tuple)) else [loss]
+        if self._count is not None and len(self._losses) > 1:
+            self._check_count(len(self._losses))
         for place in self._by_term:
             check_loss(self._loss(place))
         self._first_points: Any = None
         self._recorder: RecordingLosses | None = None
         if self._by_term:
-            data.losses_train = self._recorder = RecordingLosses(data)
+            self._recorder = RecordingLosses.of(data)
 
     def __bool__(self) -> bool:
         return bool(self._by_term)
@@ -169,11 +181,13 @@ class ModelNoise:
         residuals, self._recorder.residuals = self._recorder.residuals, []
         if not residuals:
             return []
-        if self._count is not None and self._count != len(residuals):
+        if len(residuals) != self._recorder.terms:
             raise ValueError(
-                f"sigma has {self._count} entries for {len(residuals)} loss terms: give one per "
-                "term, in the order of loss_weights (equations, then conditions)."
+                f"{type(self.model.data).__name__} forms {len(residuals)} residuals for "
+                f"{self._recorder.terms} loss terms: there is no label floor for it. Use "
+                'set_SNR_options(floor="stream").'
             )
+        self._check_count(len(residuals))
         weights = [1.0] * len(residuals)
         if self.model.loss_weights is not None:
             weights = list(self.model.loss_weights)
@@ -183,6 +197,13 @@ class ModelNoise:
             for place, sigma in self._by_term.items()
         ]
         return [term for term in found if term.residual.requires_grad]
+
+    def _check_count(self, terms: int) -> None:
+        if self._count is not None and self._count != terms:
+            raise ValueError(
+                f"sigma has {self._count} entries for {terms} loss terms: give one per term, in "
+                "the order of loss_weights (equations, then conditions)."
+            )
 
     def _term(
         self, residuals: Sequence[torch.Tensor], i: int, sigma: Any, weights: Sequence[float]
@@ -206,7 +227,7 @@ class ModelNoise:
                     sigma = sigma[rows]
         elif self._is_resampled():
             population = math.inf
-        elif not self._conditions and hasattr(self.model.data, "train_y"):
+        elif getattr(self.model.data, "train_y", None) is not None and not self._conditions:
             population = len(self.model.data.train_y)
         return NoisyTerm(residual, sigma, float(weights[i]), population, self._loss(i))
 

@@ -1,0 +1,216 @@
+"""SIREN on noisy 64 x 64 crops: the oracle-stopped Adam, stopping rules, the gates.
+
+    python -m benchmarks.images [JOBS]
+
+appends to benchmarks/results/images.csv; `python -m benchmarks.report` makes the tables from it.
+One row per run: PSNR against the clean crop at the end, at the best moment and at the moments that
+stopping rules choose (from what they may know: misfit, a twin run, held-out pixels).
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import skimage.color
+import skimage.data
+import torch
+from torch import Tensor, nn
+
+from benchmarks.harness import RESULTS, append_missing
+from sciml_snr import SNRSOAP, LabelNoise, SNRAdam, estimate_sigma_image
+from sciml_snr.dde.registration import LABEL_GATES
+from sciml_snr.memorization import memorized_share
+
+PATH = RESULTS / "images.csv"
+SIZE = 64
+CORNERS = {"camera": (96, 224), "coins": (100, 150), "astronaut": (60, 190)}
+NOISES = (15, 25, 50)
+TWIN_LR = 1e-4
+"""Adam's learning rate with a twin run."""
+KEYS = ("image", "noise", "seed", "method", "lr", "iterations", "sigma")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fit: ``noise`` in grey levels of 255; ``sigma`` scales what the method is told of it."""
+
+    image: str
+    noise: int
+    seed: int
+    method: str
+    lr: float
+    iterations: int
+    sigma: str = "1"
+    """A factor, or "estimated"."""
+
+
+class Siren(nn.Module):
+    """Sine network of Sitzmann et al., NeurIPS 2020, arXiv:2006.09661: 3 hidden layers of 128."""
+
+    def __init__(self, width: int = 128, omega: float = 30.0) -> None:
+        super().__init__()
+        self.omega = omega
+        self.layers = nn.ModuleList(
+            nn.Linear(m, n) for m, n in ((2, width), (width, width), (width, width), (width, 1))
+        )
+        for i, layer in enumerate(self.layers):
+            bound = 1 / 2 if i == 0 else math.sqrt(6 / width) / omega
+            nn.init.uniform_(layer.weight, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 2) positions in [-1, 1] -> (n, 1)."""
+        for layer in self.layers[:-1]:
+            x = torch.sin(self.omega * layer(x))
+        return self.layers[-1](x)  # type: ignore[no-any-return]
+
+
+def crop(name: str) -> np.ndarray[Any, Any]:
+    """(64, 64) grey values in [-1, 1]."""
+    image = getattr(skimage.data, name)()
+    image = skimage.color.rgb2gray(image) * 255.0 if image.ndim == 3 else image.astype(float)
+    row, col = CORNERS[name]
+    return image[row : row + SIZE, col : col + SIZE] / 127.5 - 1
+
+
+def label_gated(cls: Any, **options: Any) -> Callable[..., Any]:
+    """An optimizer of ours with the label floor, its defaults those of DeepXDE's users.
+
+    There are no exact terms here: no warm-up.
+    """
+
+    def build(params: list[Tensor], lr: float, sigma: float) -> tuple[Any, LabelNoise | None]:
+        name = {SNRAdam: "snr_adam", SNRSOAP: "snr_soap"}[cls]
+        return cls(params, lr=lr, **{**LABEL_GATES[name], **options}), LabelNoise(
+            params, sigma=sigma, every=10
+        )
+
+    return build
+
+
+def plain(cls: Any, **options: Any) -> Callable[..., Any]:
+    """An optimizer without a floor from outside."""
+    return lambda params, lr, sigma: (cls(params, lr=lr, **options), None)
+
+
+METHODS: dict[str, Callable[..., Any]] = {
+    "Adam": plain(torch.optim.Adam),
+    "Adam, 10 % held out": plain(torch.optim.Adam),
+    "SNRAdam, label floor": label_gated(SNRAdam, warmup_steps=0),
+    "SNRSOAP, label floor": label_gated(SNRSOAP),
+    "SNRAdam, published rule, soft": plain(SNRAdam, gate="soft"),
+    "SNRAdam, published rule, hard": plain(SNRAdam, gate="hard"),
+    "SNRAdam, published rule, snr": plain(SNRAdam, gate="snr"),
+}
+
+
+def fit(run: Run) -> dict[str, Any]:
+    """Train it in this process, on one thread."""
+    torch.set_num_threads(1)
+    clean = crop(run.image).reshape(-1, 1)
+    scale = run.noise / 127.5
+    noisy = clean + scale * np.random.default_rng(run.seed).normal(size=clean.shape)
+    told = (
+        scale * float(run.sigma)
+        if run.sigma != "estimated"
+        else float(estimate_sigma_image(noisy.reshape(SIZE, SIZE)))
+    )
+    axis = torch.linspace(-1, 1, SIZE)
+    x = torch.cartesian_prod(axis, axis)
+    y = torch.as_tensor(noisy, dtype=torch.float32)
+    kept = torch.ones(len(x), dtype=torch.bool)
+    if "held out" in run.method:
+        kept = torch.rand(len(x), generator=torch.Generator().manual_seed(run.seed)) > 0.1
+    # The twin sees its labels moved by random signs: SURE's degrees of freedom (Ramani 2008).
+    signs = (
+        torch.randint(0, 2, y.shape, generator=torch.Generator().manual_seed(run.seed)) * 2.0 - 1
+    )
+    tau = 0.1 * scale
+    targets = [y, y + tau * signs] if run.method == "Adam" and run.lr == TWIN_LR else [y]
+    nets, optimizers = [], []
+    for _ in targets:
+        torch.manual_seed(run.seed)
+        nets.append(Siren())
+        optimizers.append(METHODS[run.method](list(nets[-1].parameters()), run.lr, told))
+    rows: list[dict[str, float]] = []
+    started = time.perf_counter()
+    for iteration in range(run.iterations + 1):
+        if iteration == run.iterations or iteration % (5 if iteration < 400 else 50) == 0:
+            with torch.no_grad():
+                fits = [net(x) for net in nets]
+            error = np.clip(fits[0].numpy(), -1, 1) - clean
+            residual = fits[0] - y
+            row = {
+                "iteration": iteration,
+                "psnr": 10 * math.log10(4 / float((error**2).mean())),
+                "memorized": memorized_share(fits[0].numpy(), clean, noisy),
+                "misfit": float((residual[kept] ** 2).mean()) / told**2,
+                "held_out": float((residual[~kept] ** 2).mean()) if not kept.all() else math.nan,
+            }
+            if len(nets) > 1:
+                df = float((signs * (fits[1] - fits[0])).mean()) / tau
+                row["sure"] = float((residual**2).mean()) + 2 * told**2 * df
+            rows.append(row)
+        if iteration == run.iterations:
+            break
+        for net, target, (optimizer, floor) in zip(nets, targets, optimizers, strict=True):
+            optimizer.zero_grad()
+            if floor is None:
+                nn.functional.mse_loss(net(x[kept]), target[kept]).backward()
+                optimizer.step()
+            else:
+                floor.backward(net(x[kept]), target[kept])
+                optimizer.step(floor=floor)
+    best = max(rows, key=lambda row: row["psnr"])
+    within = next((row for row in rows if row["misfit"] <= 1), rows[-1])
+    stops = {
+        "discrepancy": within["psnr"],
+        "held_out": "" if kept.all() else min(rows, key=lambda row: row["held_out"])["psnr"],
+        "sure": min(rows, key=lambda row: row["sure"])["psnr"] if len(nets) > 1 else "",
+    }
+    return {
+        **{key: str(value) for key, value in asdict(run).items()},
+        "final_psnr": rows[-1]["psnr"],
+        "best_psnr": best["psnr"],
+        "best_iteration": best["iteration"],
+        "memorized": rows[-1]["memorized"],
+        "told_sigma": told / 2 * 255,
+        **{f"{name}_psnr": value for name, value in stops.items()},
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def runs() -> list[Run]:
+    """Cell by cell, so that a stop leaves whole comparisons."""
+    found = []
+    for seed in range(2):
+        for noise in NOISES:
+            for image in CORNERS:
+                cell = (image, noise, seed)
+                found += [Run(*cell, "Adam", lr, 500) for lr in (3e-5, 1e-4, 3e-4)]
+                found += [Run(*cell, "Adam, 10 % held out", 1e-4, 300)]
+                found += [
+                    Run(*cell, method, lr, 5000)
+                    for method in ("SNRAdam, label floor", "SNRSOAP, label floor")
+                    for lr in (1e-4,)
+                ]
+                if (image, noise, seed) == ("camera", 25, 0):
+                    found += [
+                        Run(*cell, f"SNRAdam, published rule, {gate}", 1e-4, 1500)
+                        for gate in ("soft", "hard", "snr")
+                    ]
+                    found += [
+                        Run(*cell, method, 1e-4, 2000, sigma)
+                        for method in ("SNRAdam, label floor", "SNRSOAP, label floor")
+                        for sigma in ("estimated", "0.7", "1.4")
+                    ]
+    return found
+
+
+if __name__ == "__main__":
+    append_missing(PATH, runs(), KEYS, fit, *map(int, sys.argv[1:]))
