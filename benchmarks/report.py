@@ -16,11 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from benchmarks.convection import METHODS, PATH, SEEDS
+from benchmarks import cost, heat, images, stopping
+from benchmarks.convection import ITERATIONS, LONG, METHODS, PATH
 from benchmarks.harness import THRESHOLDS, read
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "convection.md")
+DOCUMENTS = tuple(ROOT / p for p in ("README.md", "docs/convection.md", "docs/research.md"))
 Rows = list[dict[str, str]]
 
 
@@ -49,26 +50,149 @@ def convection_grid() -> str:
 
 
 def convection_tuned() -> str:
-    """Every method that ran on all seeds, at the learning rate with the lowest median final."""
+    """Every method at the learning rate with the lowest median final."""
     lines = [
-        "| method | lr | final error, median (range) | best on the way | noise memorized |",
-        "| --- " * 5 + "|",
+        "| method | lr | seeds | final error, median (range) | best on the way | noise memorized |",
+        "| --- " * 6 + "|",
     ]
     groups = _groups()
     for method in METHODS:
         own = {lr: rows for (name, lr), rows in groups.items() if name == method}
-        if not own or any(len(rows) < len(SEEDS) for rows in own.values()):
+        if not own:
             continue
         lr, rows = min(own.items(), key=lambda item: median(_column(item[1], "final_error")))
         share = f"{100 * median(_column(rows, 'memorized')):.1f} %"
-        cells = [method, lr, _spread(rows, "final_error"), _spread(rows, "best_error"), share]
+        cells = [method, lr, str(len(rows)), _spread(rows, "final_error")]
+        lines.append("| " + " | ".join([*cells, _spread(rows, "best_error"), share]) + " |")
+    return "\n".join(lines)
+
+
+def convection_held() -> str:
+    """Long runs against their own best and AdamW's oracle: by seed, best moment and rate."""
+    oracle: dict[str, float] = {}
+    for (method, _), rows in _groups().items():
+        for row in rows if method == "AdamW" else []:
+            error = float(row["best_error"])
+            oracle[row["seed"]] = min(error, oracle.get(row["seed"], error))
+    lines = [
+        "| method, 20,000 iterations | lr | seeds | final error, median (range) | "
+        "final / own best | "
+        "final / AdamW's oracle | memorized | to 0.2 |",
+        "| --- " * 8 + "|",
+    ]
+    for (method, lr), rows in _groups(LONG).items():
+        own = [float(r["final_error"]) / float(r["best_error"]) for r in rows]
+        ratio = [float(r["final_error"]) / oracle[r["seed"]] for r in rows]
+        cells = [method, lr, str(len(rows)), _spread(rows, "final_error"), _range(own)]
+        share = f"{100 * median(_column(rows, 'memorized')):.1f} %"
+        cells += [_range(ratio), share, _reached(rows, "iterations_to_0.2")]
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def image_cells() -> str:
+    """PSNR by image and noise: Adam's oracle, its stopping rules, and what ours ends with."""
+    rows = [row for row in read(images.PATH) if row["sigma"] == "1"]
+    ours = [method for method in images.METHODS if "label" in method]
+    lines = [
+        "| image | noise | Adam's oracle | discrepancy | SURE, twin | 10 % held out | "
+        + " | ".join(f"{method}: final (best), memorized" for method in ours)
+        + " |",
+        "| --- " * (6 + len(ours)) + "|",
+    ]
+    for noise in images.NOISES:
+        for image in images.CORNERS:
+            cell = [r for r in rows if (r["image"], r["noise"]) == (image, str(noise))]
+            adam = [r for r in cell if r["method"] == "Adam"]
+            twin = [r for r in adam if r["sure_psnr"]]
+            held = [r for r in cell if r["held_out_psnr"]]
+            if not twin or not held:
+                continue
+            best = max(adam, key=lambda r: float(r["best_psnr"]))
+            found = [image, str(noise), f"{float(best['best_psnr']):.2f} (lr {best['lr']})"]
+            found += [f"{float(max(r['discrepancy_psnr'] for r in adam)):.2f}"]
+            found += [
+                f"{float(twin[0]['sure_psnr']):.2f}",
+                f"{float(held[0]['held_out_psnr']):.2f}",
+            ]
+            for method in ours:
+                own = [r for r in cell if r["method"] == method]
+                found += [_image_cell(own[0]) if own else ""]
+            lines.append("| " + " | ".join(found) + " |")
+    return "\n".join(lines)
+
+
+def image_sigma() -> str:
+    """What a wrong or estimated sigma, or the published rule, does to one cell."""
+    lines = ["| method | sigma told | final (best) PSNR, memorized |", "| --- | --- | --- |"]
+    for row in read(images.PATH):
+        cell = (row["image"], row["noise"], row["seed"])
+        if cell == ("camera", "25", "0") and "Adam," not in row["method"].replace("SNRAdam", ""):
+            told = {"1": "true"}.get(row["sigma"], row["sigma"])
+            told += "" if row["sigma"] == "1" else f": {float(row['told_sigma']):.1f}"
+            lines.append(f"| {row['method']}, lr {row['lr']} | {told} | {_image_cell(row)} |")
+    return "\n".join(lines)
+
+
+def heat_inverse() -> str:
+    """Errors of the unknown diffusivity and of the field."""
+    lines = [
+        "| method | lr | seeds | diffusivity error | field, final | field, best |",
+        "| --- " * 6 + "|",
+    ]
+    rows = read(heat.PATH)
+    for method, (optimizer, _) in heat.METHODS.items():
+        for lr in heat.LRS:
+            own = [r for r in rows if r["optimizer"] == optimizer and float(r["lr"]) == lr]
+            if own:
+                errors = [abs(json.loads(r["unknowns"])["diffusivity"] / 0.1 - 1) for r in own]
+                cells = [method, str(lr), str(len(own)), _range(errors)]
+                cells += [_spread(own, "final_error"), _spread(own, "best_error")]
+                lines.append("| " + " | ".join(cells) + " |")
+    stops = [r for r in read(stopping.PATH) if r["problem"] == "heat" and r["held_out_error"]]
+    for lr in heat.LRS:
+        own = [r for r in stops if float(r["lr"]) == lr]
+        if own:
+            cells = ["Adam, 10 % held out", str(lr), str(len(own))]
+            cells += [_spread(own, "held_out_unknown_error"), _spread(own, "held_out_error")]
+            lines.append("| " + " | ".join([*cells, _spread(own, "best_error")]) + " |")
+    return "\n".join(lines)
+
+
+def convection_stops() -> str:
+    """AdamW with a stopping rule."""
+    lines = ["| AdamW stopped by | lr | seeds | error | / its own best |", "| --- " * 5 + "|"]
+    rows = [r for r in read(stopping.PATH) if r["problem"] == "convection"]
+    for rule in ("discrepancy", "sure", "held_out", "final"):
+        for lr in sorted({r["lr"] for r in rows}):
+            own = [r for r in rows if r["lr"] == lr and r[f"{rule}_error"]]
+            own = [r for r in own if rule != "final" or r["rule"] != "10 % held out"]
+            if own:
+                ratio = [float(r[f"{rule}_error"]) / float(r["best_error"]) for r in own]
+                name = rule.replace("_", " ") if rule != "sure" else "SURE, twin"
+                cells = [name, lr, str(len(own)), _spread(own, f"{rule}_error"), _range(ratio)]
+                lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def costs() -> str:
+    """Time per iteration."""
+    lines = ["| problem | method | ms | times adam |", "| --- " * 4 + "|"]
+    for r in read(cost.PATH):
+        numbers = f"{float(r['milliseconds']):.1f} | {float(r['times_adam']):.2f}"
+        lines.append(f"| {r['problem']} | {r['method']} | {numbers} |")
     return "\n".join(lines)
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "convection_grid": convection_grid,
     "convection_tuned": convection_tuned,
+    "convection_held": convection_held,
+    "convection_stops": convection_stops,
+    "image_cells": image_cells,
+    "image_sigma": image_sigma,
+    "heat_inverse": heat_inverse,
+    "costs": costs,
 }
 
 
@@ -86,9 +210,9 @@ def stale() -> list[Path]:
     return [path for path in DOCUMENTS if render(path.read_text()) != path.read_text()]
 
 
-def _groups() -> dict[tuple[str, str], Rows]:
+def _groups(iterations: int = ITERATIONS) -> dict[tuple[str, str], Rows]:
     """(method, learning rate) -> its rows, in the order of METHODS and of the learning rates."""
-    rows = read(PATH)
+    rows = [row for row in read(PATH) if row["iterations"] == str(iterations)]
     groups: dict[tuple[str, str], Rows] = {}
     for method, (optimizer, options) in METHODS.items():
         own = [
@@ -106,8 +230,16 @@ def _column(rows: Rows, name: str) -> list[float]:
 
 
 def _spread(rows: Rows, name: str) -> str:
-    values = _column(rows, name)
+    return _range(_column(rows, name))
+
+
+def _range(values: list[float]) -> str:
     return f"{median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def _image_cell(row: dict[str, str]) -> str:
+    final, best = float(row["final_psnr"]), float(row["best_psnr"])
+    return f"{final:.2f} ({best:.2f}), {100 * float(row['memorized']):.0f} %"
 
 
 def _reached(rows: Rows, name: str) -> str:

@@ -465,8 +465,8 @@ def check_loss(loss: Loss) -> None:
     """
     if loss is mse_loss:
         return
-    target = torch.tensor([0.3, -1.2, 0.7, 2.0])
-    error = torch.tensor([0.5, -0.1, 1.7, -2.3])
+    target = torch.tensor([[0.3], [-1.2], [0.7], [2.0]])
+    error = torch.tensor([[0.5], [-0.1], [1.7], [-2.3]])
     apart = torch.stack([loss(e[None], 0 * e[None]) for e in error])
     together = loss(target + error, target)
     if together.ndim or not torch.allclose(together, apart.mean(), rtol=1e-4):

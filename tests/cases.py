@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
+
 import torch
 from torch import Tensor, nn
 
-GATED = ["hard", "soft", "snr"]
+GATED = ["hard", "soft", "snr", "stein"]
 GATES = ["none", *GATED]
 FLOATS = [torch.float32, torch.float64, torch.bfloat16]
 
@@ -69,7 +71,13 @@ def feed(optimizer, steps: int, start: int = 0, **step_options) -> None:
 def snapshot(optimizer) -> list:
     """Copies of all parameters and of all their state."""
     return [
-        (p.detach().clone(), {key: x.clone() for key, x in optimizer.state.get(p, {}).items()})
+        (
+            p.detach().clone(),
+            {
+                key: x.clone() if isinstance(x, Tensor) else x
+                for key, x in optimizer.state.get(p, {}).items()
+            },
+        )
         for group in optimizer.param_groups
         for p in group["params"]
     ]
@@ -78,6 +86,27 @@ def snapshot(optimizer) -> list:
 def assert_same_bits(actual, expected) -> None:
     """Equal dtypes, shapes and values, in tensors or nested lists and dicts of them."""
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+def assert_plain(x) -> None:
+    """Only tensors and primitives, all the way down."""
+    if type(x) is dict:
+        for key, value in x.items():
+            assert type(key) in (str, int)
+            assert_plain(value)
+    elif type(x) in (list, tuple):
+        for value in x:
+            assert_plain(value)
+    else:
+        assert type(x) in (torch.Tensor, int, float, bool, str, type(None)), type(x)
+
+
+def through_a_file(x):
+    """What torch reads back without running code from the file."""
+    file = io.BytesIO()
+    torch.save(x, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
 
 
 def _randn(shape, dtype: torch.dtype, rng: torch.Generator) -> Tensor:

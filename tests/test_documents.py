@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import report
 from benchmarks.convection import METHODS
-from sciml_snr.dde.registration import LABEL_GATE
+from sciml_snr.dde.registration import LABEL_GATES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -19,8 +19,17 @@ def test_tables_are_those_of_the_results() -> None:
 
 
 def test_the_method_called_default_is_the_default() -> None:
-    _, options = METHODS["SNRAdam, label floor (default)"]
-    assert LABEL_GATE | options == LABEL_GATE | {"floor": "label"}
+    optimizer, options = METHODS["SNRAdam, label floor (default)"]
+    default = LABEL_GATES[optimizer]
+    chosen = {**default, "z": None if "alpha" in options else default["z"], **options}
+    assert chosen.pop("floor") == "label"
+    assert in_errors(chosen) == in_errors(default)
+
+
+def in_errors(gate: dict) -> dict:
+    """A gate with its threshold as z: the square root of alpha, where a floor is given."""
+    z = gate["alpha"] ** 0.5 if gate["z"] is None else gate["z"]
+    return {**gate, "alpha": None, "z": z}
 
 
 def test_a_stale_table_is_noticed(tmp_path, monkeypatch) -> None:

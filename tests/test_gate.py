@@ -10,31 +10,32 @@ import torch
 from sciml_snr.gate import GATES, resolve_alpha
 from tests.cases import GATED
 
-# (mean_sq, floor), alpha, lambda -> q of hard, soft, snr, worked out by hand
+# (mean_sq, floor), alpha, lambda -> q of hard, soft, snr, stein, worked out by hand
 BY_HAND = [
-    # 4 > 1;  d = 4 - 1 = 3, q = 3 / (3 + 1);  q = 4 / (4 + 1)
-    ((4.0, 1.0), 1.0, 1.0, (1.0, 3 / 4, 4 / 5)),
-    # 4 > 2;  d = 4 - 2 = 2, q = 2 / (2 + 3);  q = 4 / (4 + 2 * 3)
-    ((4.0, 1.0), 2.0, 3.0, (1.0, 2 / 5, 2 / 5)),
-    # 4 < 10; d = 0;  q = 4 / (4 + 1/2 * 10 * 2)
-    ((4.0, 10.0), 0.5, 2.0, (0.0, 0.0, 4 / 14)),
+    # 4 > 1;  d = 4 - 1 = 3, q = 3 / (3 + 1);  q = 4 / (4 + 1);  q = 1 - 1 / 4
+    ((4.0, 1.0), 1.0, 1.0, (1.0, 3 / 4, 4 / 5, 3 / 4)),
+    # 4 > 2;  d = 4 - 2 = 2, q = 2 / (2 + 3);  q = 4 / (4 + 2 * 3);  q = 1 - 2 / 4
+    ((4.0, 1.0), 2.0, 3.0, (1.0, 2 / 5, 2 / 5, 1 / 2)),
+    # 4 < 1/2 * 10; d = 0;  q = 4 / (4 + 1/2 * 10 * 2);  0
+    ((4.0, 10.0), 0.5, 2.0, (0.0, 0.0, 4 / 14, 0.0)),
     # on the threshold the gates are closed; snr is half open
-    ((4.0, 4.0), 1.0, 1.0, (0.0, 0.0, 1 / 2)),
+    ((4.0, 4.0), 1.0, 1.0, (0.0, 0.0, 1 / 2, 0.0)),
     # no floor: open
-    ((4.0, 0.0), 1.0, 1.0, (1.0, 1.0, 1.0)),
+    ((4.0, 0.0), 1.0, 1.0, (1.0, 1.0, 1.0, 1.0)),
     # no gradient: closed, with or without floor
-    ((0.0, 1.0), 1.0, 1.0, (0.0, 0.0, 0.0)),
-    ((0.0, 0.0), 1.0, 1.0, (0.0, 0.0, 0.0)),
+    ((0.0, 1.0), 1.0, 1.0, (0.0, 0.0, 0.0, 0.0)),
+    ((0.0, 0.0), 1.0, 1.0, (0.0, 0.0, 0.0, 0.0)),
     # all noise
-    ((4.0, math.inf), 1.0, 1.0, (0.0, 0.0, 0.0)),
-    # alpha = 0 switches hard and snr open, soft then is m^2 / (m^2 + lambda s)
-    ((4.0, 1.0), 0.0, 4.0, (1.0, 1 / 2, 1.0)),
+    ((4.0, math.inf), 1.0, 1.0, (0.0, 0.0, 0.0, 0.0)),
+    # alpha = 0 switches hard, snr and stein open, soft then is m^2 / (m^2 + lambda s)
+    ((4.0, 1.0), 0.0, 4.0, (1.0, 1 / 2, 1.0, 1.0)),
 ]
 
 NAIVE = {
     "hard": lambda m2, s, a, lam, eps: 1.0 if m2 > a * s else 0.0,
     "soft": lambda m2, s, a, lam, eps: max(m2 - a * s, 0) / (max(m2 - a * s, 0) + lam * s + eps),
     "snr": lambda m2, s, a, lam, eps: m2 / (m2 + a * lam * s + eps),
+    "stein": lambda m2, s, a, lam, eps: max(m2 - a * s, 0) / (max(m2 - a * s, 0) + a * s + eps),
 }
 
 
@@ -60,6 +61,12 @@ def test_matches_naive(name, alpha, lambd, eps):
     for actual, m2, s in zip(q.flatten(), mean_sq.flatten(), floor.flatten(), strict=True):
         expected = NAIVE[name](m2.item(), s.item(), alpha, lambd, eps)
         assert actual.item() == pytest.approx(expected, rel=1e-13)
+
+
+def test_stein_shrinks_as_james_and_stein():
+    mean_sq, floor = pairs()
+    q = GATES["stein"](mean_sq, floor, 2.0, 7.0, 1e-30)
+    torch.testing.assert_close(q, (1 - 2 * floor / mean_sq).clamp_min(0))
 
 
 def test_none_is_open_everywhere():

@@ -4,7 +4,8 @@ import deepxde as dde
 import numpy as np
 import pytest
 import torch
-from sciml_snr.problems import PROBLEMS, Convection, LynxHare, Observations, Problem, get
+from sciml_snr.problems import PROBLEMS, Convection, Heat, LynxHare, Observations, Problem, get
+from scipy.optimize import least_squares
 
 ALL = pytest.mark.parametrize("cls", PROBLEMS.values(), ids=PROBLEMS)
 SYNTHETIC = pytest.mark.parametrize("cls", [c for c in PROBLEMS.values() if c.synthetic])
@@ -20,27 +21,36 @@ def test_metric_is_zero_on_the_reference_itself(cls: type[Problem]) -> None:
 def test_reference_solves_the_equation(cls: type[Problem]) -> None:
     """Central differences of the reference in place of the network's derivatives."""
     problem = cls()
-    for i, name in enumerate(problem.unknown_names):
-        value, scale = problem.truth()[name], problem.rate_scales[i]
+    start = problem.unknown_values()
+    for name in problem.unknown_names:
         with torch.no_grad():
-            problem.unknowns[name].fill_(float(np.log(value / scale)))
+            problem.unknowns[name].fill_(float(np.log(problem.truth()[name] / start[name])))
     lows, highs = np.array(list(problem.domain.values())).T
     rng = np.random.default_rng(1)
     x = lows + (0.1 + 0.8 * rng.random((50, len(lows)))) * (highs - lows)
     encoded = problem.encode(problem.reference(x))
 
     h = 1e-4 * (highs - lows)
-    slopes = [
-        (problem.encode(problem.reference(x + d)) - problem.encode(problem.reference(x - d)))
-        / (2 * d.sum())
+    around = [
+        (problem.encode(problem.reference(x + d)), problem.encode(problem.reference(x - d)))
         for d in np.diag(h)
+    ]
+    slopes = [
+        (after - before) / (2 * step) for (after, before), step in zip(around, h, strict=True)
     ]
 
     def jacobian(ys, xs, i=0, j=0):
         return torch.tensor(slopes[j][:, i : i + 1])
 
+    def hessian(ys, xs, component=0, i=0, j=0):
+        assert i == j
+        after, before = around[j]
+        second = (after - 2 * encoded + before) / h[j] ** 2
+        return torch.tensor(second[:, component : component + 1])
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dde.grad, "jacobian", jacobian)
+        patch.setattr(dde.grad, "hessian", hessian)
         residuals = problem.residual(torch.tensor(x), torch.tensor(encoded))
     residuals = residuals if isinstance(residuals, list) else [residuals]
     scale = max(np.abs(s).max() for s in slopes)
@@ -113,6 +123,74 @@ def test_convection_statistical_limit() -> None:
     assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.sqrt(6 / 256), rel=0.15)
 
 
+@pytest.mark.parametrize("diffusivity", [0.1, 0.02])
+def test_heat_ends_are_cold_and_heat_flows_at_the_stated_rate(diffusivity: float) -> None:
+    """The even and the odd part about x = 1/2 are the first and the second mode."""
+    problem = Heat(diffusivity=diffusivity, points=1)
+    ends = np.array([[x, t] for x in (0.0, 1.0) for t in (0.0, 0.3, 1.0)])
+    np.testing.assert_allclose(problem.reference(ends), 0, atol=1e-15)
+    first, second = (
+        problem.reference(np.array([[0.25, t], [0.75, t]])).T[0] @ [[0.5, 0.5], [0.5, -0.5]]
+        for t in (0.0, 1.0)
+    )
+    rates = diffusivity * np.pi**2 * np.array([1, 4])
+    np.testing.assert_allclose(first, [np.sqrt(0.5), 0.5])
+    np.testing.assert_allclose(second, first * np.exp(-rates))
+
+
+def test_heat_noise_is_a_tenth_of_the_root_mean_square() -> None:
+    """At 20,000 uniform points, whose mean square has a standard error of about 1 %."""
+    clean = Heat(points=20_000).observations.clean
+    assert Heat.noise == pytest.approx(0.1 * np.sqrt(np.mean(clean**2)), rel=0.02)
+
+
+def test_heat_statistical_limit() -> None:
+    """Least squares on kappa and both amplitudes has about the errors the docstring states."""
+    field, kappa = [], []
+    for seed in range(40):
+        problem = Heat(seed=seed)
+        x, y = problem.observations.points, problem.observations.values[:, 0]
+
+        def modes(k, x):
+            """(n, 2): each mode with an amplitude of 1."""
+            waves = np.array([1, 2]) * np.pi
+            return np.exp(-k * waves**2 * x[:, 1:]) * np.sin(waves * x[:, :1])
+
+        def misfit(theta, x=x, y=y):
+            return modes(theta[0], x) @ theta[1:] - y
+
+        found = least_squares(misfit, [0.3, 1.0, 1.0]).x
+        errors = problem.metrics(lambda p, f=found: modes(f[0], p) @ f[1:, None])
+        field.append(errors["relative_l2"])
+        kappa.append(found[0] / problem.diffusivity - 1)
+    assert np.sqrt(np.mean(np.square(field))) == pytest.approx(0.1 * np.sqrt(3 / 200), rel=0.25)
+    assert np.sqrt(np.mean(np.square(kappa))) == pytest.approx(0.025, rel=0.35)
+
+
+def test_heat_diffusivity_starts_at_the_guess_and_is_trained_as_a_logarithm() -> None:
+    problem = Heat(diffusivity=0.05)
+    assert problem.unknown_values() == {"diffusivity": pytest.approx(0.3)}
+    assert problem.truth() == {"diffusivity": 0.05}
+    with torch.no_grad():
+        problem.unknowns["diffusivity"].fill_(float(np.log(0.1 / 0.3)))
+    assert problem.unknown_values() == {"diffusivity": pytest.approx(0.1)}
+    assert problem.metrics(problem.reference)["diffusivity_relative_error"] == pytest.approx(1)
+
+
+def test_heat_training_finds_field_and_diffusivity() -> None:
+    problem = Heat()
+    dde.config.set_random_seed(0)
+    model = problem.model()
+    unknowns = list(problem.unknowns.values())
+    weights = problem.loss_weights()
+    model.compile("adam", Heat.lr, loss_weights=weights, external_trainable_variables=unknowns)
+    before = problem.metrics(lambda points: problem.predict(model, points))
+    model.train(iterations=300, display_every=1000, verbose=0)
+    after = problem.metrics(lambda points: problem.predict(model, points))
+    assert after["relative_l2"] < 0.25 * before["relative_l2"]
+    assert after["diffusivity_relative_error"] < 0.3 * before["diffusivity_relative_error"]
+
+
 def test_lynx_hare_reference_fit() -> None:
     """The rates that the literature gives for these data, and a sigma of about 0.25."""
     fit = LynxHare().least_squares_fit
@@ -152,6 +230,8 @@ def test_lynx_hare_initial_state_is_read_off_the_fit() -> None:
         (Convection, {"points": 0}, "points must be at least 1"),
         (Convection, {"noise": -1.0}, "noise must be a finite number"),
         (Convection, {"noise": float("nan")}, "noise must be a finite number"),
+        (Heat, {"diffusivity": 0.0}, "diffusivity must be a finite number > 0"),
+        (Heat, {"diffusivity": float("inf")}, "diffusivity must be a finite number > 0"),
         (LynxHare, {"points": 5}, "real data"),
     ],
 )
@@ -161,7 +241,7 @@ def test_bad_arguments(cls: type[Problem], arguments: dict, message: str) -> Non
 
 
 def test_unknown_name_lists_the_known() -> None:
-    with pytest.raises(ValueError, match=r"'burger'.*convection, lynx_hare"):
+    with pytest.raises(ValueError, match=r"'burger'.*convection, heat, lynx_hare"):
         get("burger")
 
 

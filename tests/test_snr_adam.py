@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import io
 import math
 import pickle
 
@@ -19,6 +18,7 @@ from tests.cases import (
     FLOATS,
     GATED,
     GATES,
+    assert_plain,
     assert_same_bits,
     batch,
     feed,
@@ -26,6 +26,7 @@ from tests.cases import (
     network,
     parameters,
     snapshot,
+    through_a_file,
     train,
 )
 
@@ -50,6 +51,7 @@ def algorithm_1(w, grads, *, lr, beta1, beta2, eps, wd, rho, gate, alpha, lambd,
             "hard": float(m_hat**2 > alpha * s_hat),
             "soft": d / (d + lambd * s_hat + 1e-30),
             "snr": m_hat**2 / (m_hat**2 + alpha * lambd * s_hat + 1e-30),
+            "stein": d / (d + alpha * s_hat + 1e-30),
         }[gate]
         if t <= warmup:
             q = 1.0
@@ -130,8 +132,15 @@ def test_defaults_are_the_published_rule_and_adams_constants():
 #   hard:  1 > 1/2: q = 1;                      49/9 > 9/4: q = 1
 #   soft:  d = 1/2, q = 1/2 / (1/2 + 1) = 1/3;  d = 49/9 - 9/4 = 115/36, q = 115 / (115 + 162)
 #   snr:   q = 1 / (1 + 1/2) = 2/3;             q = 49/9 / (49/9 + 9/4) = 196 / 277
+#   stein: q = 1 - 1/2;                         q = 1 - 9/4 / (49/9) = 115 / 196
 # (With the new first moment in s, as some codes have it, s_hat would be 7/6 at t = 2.)
-BY_HAND = {"none": (1, 1), "hard": (1, 1), "soft": (1 / 3, 115 / 277), "snr": (2 / 3, 196 / 277)}
+BY_HAND = {
+    "none": (1, 1),
+    "hard": (1, 1),
+    "soft": (1 / 3, 115 / 277),
+    "snr": (2 / 3, 196 / 277),
+    "stein": (1 / 2, 115 / 196),
+}
 
 
 @pytest.mark.parametrize("gate", GATES)
@@ -161,6 +170,33 @@ def test_finite_alpha_is_b_over_n_minus_b(gate):
     feed(finite, 10)
     feed(number, 10)
     assert_same_bits(snapshot(finite), snapshot(number))
+
+
+@pytest.mark.parametrize("gate", GATED)
+@pytest.mark.parametrize("given", [False, True], ids=["streaming", "floor given"])
+@BOTH_PATHS
+def test_z_is_a_number_of_standard_errors_of_the_mean_gradient(gate, given, foreach):
+    """The first moment's averaging leaves (1 - beta1) / 2 = 1/4 of the streaming variance."""
+    in_errors = SNRAdam(parameters(), gate=gate, z=0.6, betas=(0.5, 0.9), foreach=foreach)
+    as_alpha = SNRAdam(
+        parameters(), gate=gate, alpha=0.36, betas=(0.5, 0.9), rho=0.99, foreach=foreach
+    )
+    params, others = (o.param_groups[0]["params"] for o in (in_errors, as_alpha))
+    for t in range(10):
+        floor = {p: torch.full_like(p, 0.1) for p in params} if given else None
+        feed(in_errors, 1, start=t, floor=floor)
+        # (1 - beta1) / 2 of the streaming variance, as it will be after this step
+        means = [as_alpha.state[p].get("exp_avg", 0) for p in others]
+        sums = [as_alpha.state[p].get("exp_grad_var", 0) for p in others]
+        streamed = {
+            p: (0.99 * s + 0.01 * (g - m) ** 2) / (1 - 0.99 ** (t + 1)) / 4
+            for p, g, m, s in zip(others, gradients(others, t), means, sums, strict=True)
+        }
+        fixed = {p: torch.full_like(p, 0.1) for p in others}
+        feed(as_alpha, 1, start=t, floor=fixed if given else streamed)
+    assert_close(snapshot(in_errors), snapshot(as_alpha))
+    assert in_errors.gate_stats().mean_q == pytest.approx(as_alpha.gate_stats().mean_q, rel=1e-5)
+    assert 0 < in_errors.gate_stats().mean_q < 1
 
 
 @pytest.mark.parametrize("gate", GATED)
@@ -537,6 +573,10 @@ NONSENSE = [
     ("alpha", None),
     ("lambd", -1.0),
     ("lambd", math.nan),
+    ("z", -1.0),
+    ("z", math.nan),
+    ("z", math.inf),
+    ("z", "3"),
     ("gate_eps", -1e-30),
     ("gate_eps", math.inf),
     ("warmup_steps", -1),
@@ -675,32 +715,11 @@ def test_norm_overflow_of_finite_gradients_is_no_error():
 # Saving and copying -----------------------------------------------------------------------------
 
 
-def assert_plain(x):
-    """Only tensors and primitives, all the way down."""
-    if type(x) is dict:
-        for key, value in x.items():
-            assert type(key) in (str, int)
-            assert_plain(value)
-    elif type(x) in (list, tuple):
-        for value in x:
-            assert_plain(value)
-    else:
-        assert type(x) in (torch.Tensor, int, float, bool, str, type(None)), type(x)
-
-
 def test_state_dict_is_plain():
     optimizer = SNRAdam([{"params": parameters(), "gate": "hard"}, {"params": parameters()}])
     params = [p for group in optimizer.param_groups for p in group["params"]]
     feed(optimizer, 2, floor={p: torch.ones_like(p) for p in params})
     assert_plain(optimizer.state_dict())
-
-
-def through_a_file(x):
-    """What torch reads back without running code from the file."""
-    file = io.BytesIO()
-    torch.save(x, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 @pytest.mark.parametrize("gate", GATES)
@@ -774,6 +793,7 @@ def q_by_hand(state, options, floor=None):
         "hard": (m2 > options["alpha"] * s).double(),
         "soft": d / (d + options["lambd"] * s),
         "snr": m2 / (m2 + options["alpha"] * options["lambd"] * s),
+        "stein": d / (d + options["alpha"] * s),
     }[options["gate"]]
     return q.flatten()
 
@@ -980,7 +1000,7 @@ def gate_in_numpy(gate, m2, s, alpha):
     if gate == "snr":
         return m2 / (m2 + alpha * s)
     d = np.maximum(m2 - alpha * s, 0)
-    return d / (d + s)
+    return d / (d + (alpha if gate == "stein" else 1) * s)
 
 
 def assert_within(actual, expected, standard_error, errors=4.0):

@@ -1,4 +1,4 @@
-"""Measurements that know their error: conditions of DeepXDE's, and the floor of ``"snr_adam"``."""
+"""Measurements whose error is known: DeepXDE's conditions and data, and the floors they give."""
 
 import copy
 import math
@@ -9,11 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from sciml_snr import GateStats, NoisyPointSetBC, SNRAdam, set_SNR_options
-from sciml_snr.dde.observations import LabelGatedSNRAdam
-from sciml_snr.dde.registration import LABEL_GATE, STREAM_GATE
+from sciml_snr import (
+    SNRSOAP,
+    GateStats,
+    NoisyPointSetBC,
+    SNRAdam,
+    exact_label_noise,
+    set_SNR_options,
+)
+from sciml_snr.dde.observations import LabelGatedSNRAdam, LabelGatedSNRSOAP, RecordingLosses
+from sciml_snr.dde.registration import LABEL_GATES, OPTIMIZERS, STREAM_GATE
 from tests.cases import assert_same_bits
 
+BY_NAME = pytest.mark.parametrize("name", OPTIMIZERS)
 LINE = dde.geometry.Interval(-1, 1)
 X = np.linspace(-0.9, 0.7, 6)[:, None]
 Y = np.cos(3 * X)
@@ -42,15 +50,18 @@ def ends():
     return dde.icbc.DirichletBC(LINE, lambda x: 0, lambda _, on_boundary: on_boundary)
 
 
-def model(*conditions, coefficient=1.0, regularization=None):
+def model(*conditions, coefficient=1.0, regularization=None, **options):
     """u_xx + c pi^2 u = 0 on [-1, 1], with these conditions; the same start every time."""
     torch.manual_seed(0)
     np.random.seed(0)
 
     def residual(x, u):
-        return dde.grad.hessian(u, x) + coefficient * math.pi**2 * u
+        curvature = dde.grad.hessian(u, x)
+        if isinstance(u, tuple):  # in forward mode each is (values, function)
+            u, curvature = u[0], curvature[0]
+        return curvature + coefficient * math.pi**2 * u
 
-    data = dde.data.PDE(LINE, residual, list(conditions), num_domain=8, num_boundary=2)
+    data = dde.data.PDE(LINE, residual, list(conditions), num_domain=8, num_boundary=2, **options)
     return dde.Model(data, dde.nn.FNN([1, 8, 8, 1], "tanh", "Glorot uniform", regularization))
 
 
@@ -75,23 +86,68 @@ def flat(tensors):
     return torch.cat([t.flatten() for t in tensors])
 
 
-def exact_variance(m, measurements, params=None):
-    """sum (2 w / n sigma_i du(x_i)/dparam)^2 over (points, values, sigma, w), sample by sample.
+def exact_variance(m, measurements):
+    """The variance under the error of (points, values, sigma, weight), sample by sample."""
+    dtype = next(m.net.parameters()).dtype
+    return variance_of(
+        m,
+        [
+            (m.net(torch.as_tensor(x, dtype=dtype)) - torch.as_tensor(y, dtype=dtype), sigma, w)
+            for x, y, sigma, w in measurements
+        ],
+    )
 
-    Each divided by its misfit R = mean((u - value)^2 / sigma^2) if that is above 1.
+
+def variance_of(m, terms):
+    """sum (2 w / n sigma_i dr_i/dparam)^2 over terms (residuals r, sigma, w), sample by sample.
+
+    Each divided by its misfit R = mean(r^2 / sigma^2) if that is above 1.
     """
-    params = list(m.net.parameters()) if params is None else params
+    params = list(m.net.parameters())
     total = [torch.zeros_like(p) for p in params]
-    for points, values, sigma, weight in measurements:
-        u = m.net(torch.as_tensor(points, dtype=params[0].dtype))
-        sigma = torch.as_tensor(sigma, dtype=u.dtype).reshape(-1, 1).expand_as(u)
-        residuals = (u.detach() - torch.as_tensor(values, dtype=u.dtype)) / sigma
-        weight = weight / max(residuals.square().mean().item(), 1) ** 0.5
-        for u_i, sigma_i in zip(u.flatten(), sigma.flatten(), strict=True):
-            gradients = torch.autograd.grad(u_i, params, retain_graph=True)
+    for r, sigma, weight in terms:
+        sigma = torch.as_tensor(sigma, dtype=r.dtype)
+        sigma = (sigma.reshape(-1, 1) if sigma.ndim < 2 else sigma).expand_as(r)
+        weight = weight / max((r.detach() / sigma).square().mean().item(), 1) ** 0.5
+        for r_i, sigma_i in zip(r.flatten(), sigma.flatten(), strict=True):
+            gradients = torch.autograd.grad(r_i, params, retain_graph=True, allow_unused=True)
             for sum_, g in zip(total, gradients, strict=True):
-                sum_ += (2 * weight / u.numel() * sigma_i * g) ** 2
+                if g is not None:
+                    sum_ += (2 * weight / r.numel() * sigma_i * g) ** 2
     return total
+
+
+def expected_floors(m, optimizer="snr_adam", iterations=1, callbacks=None, **options):
+    """What random signs would average to in every step, the network staying as it is."""
+    batch_size = options.pop("batch_size", None)
+    m.compile(optimizer, lr=0.0, verbose=0, **options)
+    given, found = m.opt._terms, []
+
+    def terms():
+        new = given()
+        if new:
+            variance = exact_label_noise(m.net.parameters(), new, m.opt.defaults["betas"][0])
+            found.append(list(variance.values()))
+        return new
+
+    m.opt._terms = terms
+    m.train(iterations=iterations, batch_size=batch_size, callbacks=callbacks, verbose=0)
+    assert len(found) == iterations
+    return found
+
+
+def fresh_share(rows, population):
+    """What the first moment's averaging over batches leaves of a batch's variance."""
+    share = rows / population
+    return share + (1 - share) * (1 - 0.9) / (1 + 0.9)
+
+
+def assert_close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-9)
+
+
+def scaled(variances, factor):
+    return [factor * variance for variance in variances]
 
 
 # The condition ---------------------------------------------------------------------------------
@@ -116,10 +172,10 @@ def test_several_components(sigma):
     outputs = torch.randn(6, 3, requires_grad=True)
     error = bc.error(None, None, outputs, 0, 6)
     assert_same_bits(error, dde.icbc.PointSetBC(X, values, [0, 2]).error(None, None, outputs, 0, 6))
-    term = bc.term(2.0)
-    assert term.residual is error and term.weight == 2.0
-    expected = np.broadcast_to(np.reshape(sigma, (-1, 1)) if np.ndim(sigma) < 2 else sigma, (6, 2))
-    np.testing.assert_allclose(term.sigma.expand(6, 2), expected, rtol=1e-6)
+    m = measured_only(bc, outputs=3)
+    (found,) = expected_floors(m, loss_weights=[2])
+    residual = m.net(torch.as_tensor(X, dtype=torch.float32))[:, [0, 2]] - bc.values
+    assert_close(found, variance_of(m, [(residual, sigma, 2)]))
 
 
 @pytest.mark.parametrize("batch_size", [None, 2])
@@ -154,20 +210,28 @@ def test_a_wrong_error_is_refused(entry, place):
         noisy(sigma)
 
 
-def test_a_term_is_given_once_and_only_with_a_graph():
-    bc = noisy()
-    assert bc.term(1.0) is None
-    bc.error(None, None, torch.randn(6, 1), 0, 6)
-    assert bc.term(1.0) is None
-    bc.error(None, None, torch.randn(6, 1, requires_grad=True), 0, 6)
-    assert bc.term(1.0) is not None
-    assert bc.term(1.0) is None
+def test_terms_are_those_of_a_forward_pass_and_given_once():
+    m = model(noisy())
+    m.compile("snr_adam", lr=1e-3, verbose=0)
+    assert m.opt._terms() == []
+    for _ in range(2):
+        m.outputs_losses_train(*m.data.train_next_batch())
+        assert len(m.opt._terms()) == 1
+        assert m.opt._terms() == []
 
 
-def test_data_can_be_copied_after_training():
-    data = trained(model(noisy()), iterations=2).data
-    (bc,) = copy.deepcopy(data).bcs
-    assert_same_bits((bc.values, bc.sigma), (data.bcs[0].values, data.bcs[0].sigma))
+@BY_NAME
+@pytest.mark.parametrize("trains", [False, True], ids=["compiled", "trained"])
+def test_data_can_be_copied(name, trains):
+    m, twin = model(noisy()), model(noisy())
+    m.compile(name, lr=1e-3, verbose=0)
+    if trains:
+        m.train(iterations=2, verbose=0)
+    twin.data = copy.deepcopy(m.data)
+    (bc,) = twin.data.bcs
+    assert_same_bits((bc.values, bc.sigma), (m.data.bcs[0].values, m.data.bcs[0].sigma))
+    assert bc is not m.data.bcs[0]
+    assert_same_bits(weights(trained(twin, name)), weights(trained(model(noisy()), name)))
 
 
 class Recorder(dde.callbacks.Callback):
@@ -191,7 +255,7 @@ def test_a_batch_takes_its_own_errors_along():
     assert {i for indices, _ in recorder.seen for i in indices} == set(range(6))
     for (i,), found in recorder.seen:
         expected = exact_variance(m, [(X[[i]], Y[[i]], SIGMA[i], 1.0)])
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-9)
+        assert_close(found, scaled(expected, fresh_share(1, 6)))
 
 
 # Which floor -----------------------------------------------------------------------------------
@@ -219,10 +283,10 @@ def ode(*conditions):
     return dde.Model(data, dde.nn.FNN([1, 6, 1], "tanh", "Glorot uniform"))
 
 
-def measured_only(*conditions):
+def measured_only(*conditions, outputs=1):
     """No differential equation: the measurements alone."""
     data = dde.data.PDE(LINE, None, list(conditions), num_domain=0, num_boundary=0)
-    return dde.Model(data, dde.nn.FNN([1, 6, 1], "tanh", "Glorot uniform"))
+    return dde.Model(data, dde.nn.FNN([1, 6, outputs], "tanh", "Glorot uniform"))
 
 
 XT = np.hstack([X, np.abs(X)])
@@ -256,35 +320,38 @@ UNMEASURED = {
 
 
 def gate(m):
-    return {name: m.opt.param_groups[0][name] for name in LABEL_GATE}
+    return {name: m.opt.param_groups[0][name] for name in STREAM_GATE}
 
 
+@BY_NAME
 @pytest.mark.parametrize("condition", [noisy, exact])
-def test_every_floor_has_a_gate_of_its_own(condition):
-    expected = LABEL_GATE if condition is noisy else STREAM_GATE
+def test_every_floor_has_a_gate_of_its_own(condition, name):
+    expected = LABEL_GATES[name] if condition is noisy else STREAM_GATE
     set_SNR_options()
-    assert gate(trained(model(condition()))) == expected
+    assert gate(trained(model(condition()), name)) == expected
     set_SNR_options(gate="soft", lambd=2.0)
-    assert gate(trained(model(condition()))) == {**expected, "gate": "soft", "lambd": 2.0}
+    assert gate(trained(model(condition()), name)) == {**expected, "gate": "soft", "lambd": 2.0}
 
 
+@BY_NAME
 @pytest.mark.parametrize("floor_option", ["auto", "label"])
 @pytest.mark.parametrize("kind", MEASURED)
-def test_noisy_measurements_bring_the_label_floor(kind, floor_option):
+def test_noisy_measurements_bring_the_label_floor(kind, floor_option, name):
     choose(floor=floor_option)
-    m = trained(MEASURED[kind]())
-    assert type(m.opt) is LabelGatedSNRAdam
-    assert gate(m) == {**LABEL_GATE, "warmup_steps": 0}
+    m = trained(MEASURED[kind](), name)
+    assert type(m.opt) is {"snr_adam": LabelGatedSNRAdam, "snr_soap": LabelGatedSNRSOAP}[name]
+    assert gate(m) == {**LABEL_GATES[name], "warmup_steps": 0}
     assert all((variance > 0).any() for variance in floor(m))
     assert 0 < m.opt.gate_stats().mean_q < 1
 
 
+@BY_NAME
 @pytest.mark.parametrize("floor_option", ["auto", "stream"])
 @pytest.mark.parametrize("kind", UNMEASURED)
-def test_without_them_it_is_the_published_rule(kind, floor_option):
+def test_without_them_it_is_the_published_rule(kind, floor_option, name):
     choose(floor=floor_option)
-    m = trained(UNMEASURED[kind]())
-    assert type(m.opt) is SNRAdam
+    m = trained(UNMEASURED[kind](), name)
+    assert type(m.opt) is {"snr_adam": SNRAdam, "snr_soap": SNRSOAP}[name]
     assert gate(m) == {**STREAM_GATE, "warmup_steps": 0}
 
 
@@ -299,13 +366,16 @@ def test_the_published_rule_can_be_asked_for(kind):
 @pytest.mark.parametrize("kind", UNMEASURED)
 def test_label_floor_without_measurements_is_refused(kind):
     choose(floor="label")
-    with pytest.raises(ValueError, match=r"needs a sciml_snr\.NoisyPointSetBC"):
+    with pytest.raises(ValueError, match=r"needs the measurements' error: .*NoisyPointSetBC"):
         UNMEASURED[kind]().compile("snr_adam", lr=1e-3)
 
 
-@pytest.mark.parametrize("loss", ["MAE", "mean l2 relative error", ["MSE", "MAE"]])
-def test_other_losses_are_refused(loss):
-    with pytest.raises(ValueError, match="derived for the squared error"):
+RELATIVE = "mean l2 relative error"
+
+
+@pytest.mark.parametrize("loss", [RELATIVE, ["MSE", RELATIVE]])
+def test_losses_that_are_no_mean_over_errors_are_refused(loss):
+    with pytest.raises(ValueError, match="no label floor for the loss mean_l2_relative_error"):
         model(noisy()).compile("snr_adam", lr=1e-3, loss=loss)
     choose(floor="stream")
     m = model(noisy())
@@ -313,10 +383,24 @@ def test_other_losses_are_refused(loss):
     assert type(m.opt) is SNRAdam
 
 
+def test_a_loss_of_exact_terms_does_not_matter():
+    m = model(noisy())
+    m.compile("snr_adam", lr=1e-3, loss=[RELATIVE, "MSE"], verbose=0)
+    assert type(m.opt) is LabelGatedSNRAdam
+
+
+@pytest.mark.parametrize("loss", ["MAE", ["MSE", "MAE"]])
+def test_absolute_errors_have_the_variance_of_a_sign(loss):
+    """Half of the squared error's at sigma = 1; the misfit is still told by sigma."""
+    m = model(noisy(5.0))
+    (found,) = expected_floors(m, loss=loss, loss_weights=[3, 7])
+    assert_close(found, scaled(exact_variance(m, [(X, Y, 5.0, 7 / 5 / 2)]), 1))
+
+
 def test_a_refused_model_is_forgotten():
     """The next compile is told of its own model."""
-    with pytest.raises(ValueError):
-        model(noisy()).compile("snr_adam", lr=1e-3, loss="MAE")
+    with pytest.raises(ValueError, match="no label floor"):
+        model(noisy()).compile("snr_adam", lr=1e-3, loss=RELATIVE)
     net = dde.nn.FNN([1, 4, 1], "tanh", "Glorot uniform")
     optimizer, _ = dde.optimizers.get(net.parameters(), "snr_adam", learning_rate=1e-3)
     assert type(optimizer) is SNRAdam
@@ -426,12 +510,12 @@ def test_a_larger_error_holds_back_more():
     assert q[0] > 0.999 and q[-1] < 0.01
 
 
-def inverse(gate_external):
+def inverse(gate_external, name="snr_adam"):
     """A model with an unknown coefficient, and the coefficient."""
     choose(gate_external=gate_external)
     c = dde.Variable(2.0)
     slope = dde.icbc.PointSetOperatorBC(X, 0 * X, lambda x, u, _: c * u)
-    return trained(model(noisy(), slope, coefficient=c), external_trainable_variables=c), c
+    return trained(model(noisy(), slope, coefficient=c), name, external_trainable_variables=c), c
 
 
 def test_external_variables_are_not_gated_and_have_no_floor():
@@ -442,12 +526,14 @@ def test_external_variables_are_not_gated_and_have_no_floor():
     assert c.item() != 2.0
 
 
-def test_external_variables_are_gated_on_demand():
+@BY_NAME
+def test_external_variables_are_gated_on_demand(name):
     """With floor 0: the measurements do not tell of the coefficient but through the network."""
-    m, c = inverse(gate_external=True)
+    m, c = inverse(gate_external=True, name=name)
     assert set(m.opt.floor) == {*m.net.parameters(), c}
-    assert m.opt.param_groups[1]["gate"] == LABEL_GATE["gate"]
+    assert m.opt.param_groups[1]["gate"] == LABEL_GATES[name]["gate"]
     assert m.opt.floor[c].item() == 0
+    assert m.opt.gate_stats(1).mean_q == pytest.approx(1)
 
 
 def test_l2_regularizer_acts():
@@ -485,14 +571,15 @@ def test_mixed_precision(mixed_precision):
     assert np.sum(m.losshistory.loss_train[-1]) < np.sum(m.losshistory.loss_train[0])
 
 
+@BY_NAME
 @pytest.mark.parametrize("floor_every", [1, 3])
-def test_save_and_restore(tmp_path, floor_every):
+def test_save_and_restore(tmp_path, floor_every, name):
     choose(floor_every=floor_every)
-    m = trained(model(noisy(), ends()))
+    m = trained(model(noisy(), ends()), name)
     path = m.save(str(tmp_path / "model"))
     restored = model(noisy(), ends())
     restored.net.apply(lambda layer: [p.data.zero_() for p in layer.parameters()])
-    restored.compile("snr_adam", lr=1e-2, verbose=0)
+    restored.compile(name, lr=1e-2, verbose=0)
     restored.restore(path)
     assert_same_bits(floor(restored), floor(m))
     for continued in (m, restored):
@@ -559,9 +646,10 @@ def test_a_floor_handed_to_step_goes_first():
     assert m.opt.gate_stats().mean_q < 1e-6
 
 
+@BY_NAME
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-def test_a_copy_of_the_optimizer_keeps_its_floor(copied):
-    m = trained(model(noisy()), iterations=3)
+def test_a_copy_of_the_optimizer_keeps_its_floor(copied, name):
+    m = trained(model(noisy()), name, iterations=3)
     twin = copied(m.opt)
     assert_same_bits(list(twin.floor.values()), list(m.opt.floor.values()))
     params = [p for group in twin.param_groups for p in group["params"]]
@@ -579,3 +667,243 @@ def test_errors_name_the_parameter_of_the_network():
         m.net.linears[1].weight[0, 0] = torch.nan
     with pytest.raises(FloatingPointError, match=r"'linears\.\d\.weight'"):
         m.train(iterations=1, verbose=0)
+
+
+# Errors of conditions, equations and data that do not carry one -------------------------------
+
+
+def equation(m):
+    """The residuals of ``model``'s equation at its points."""
+    x = torch.as_tensor(m.data.train_x[sum(m.data.num_bcs) :]).requires_grad_()
+    u = m.net(x)
+    (slope,) = torch.autograd.grad(u.sum(), x, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope.sum(), x, create_graph=True)
+    return curvature + math.pi**2 * u
+
+
+def slopes(m):
+    x = torch.as_tensor(X, dtype=torch.float32).requires_grad_()
+    return torch.autograd.grad(m.net(x).sum(), x, create_graph=True)[0]
+
+
+def measured_slope(**options):
+    return dde.icbc.PointSetOperatorBC(
+        X, 0 * X, lambda x, u, _: dde.grad.jacobian(u, x), **options
+    )
+
+
+@BY_NAME
+def test_one_number_is_for_all_measured_values(name):
+    choose(sigma=0.3)
+    m = model(exact(), ends(), measured_slope())
+    (found,) = expected_floors(m, name, loss_weights=[7, 5, 3, 2])
+    at_points = m.net(torch.as_tensor(X + 0.1, dtype=torch.float32)) - torch.as_tensor(Y).float()
+    assert_close(found, variance_of(m, [(at_points, 0.3, 5), (slopes(m), 0.3, 2)]))
+
+
+def test_an_error_of_its_own_goes_before_the_number():
+    choose(sigma=0.3)
+    m = model(exact(), noisy())
+    (found,) = expected_floors(m)
+    assert_close(found, exact_variance(m, [(X + 0.1, Y, 0.3, 1), (X, Y, SIGMA, 1)]))
+
+
+@pytest.mark.parametrize("sigma", [SIGMA, SIGMA[:, None]], ids=["(n,)", "(n, 1)"])
+def test_an_array_is_for_points_of_its_length(sigma):
+    choose(sigma=sigma)
+    m = model(exact())
+    (found,) = expected_floors(m)
+    assert_close(found, exact_variance(m, [(X + 0.1, Y, SIGMA, 1)]))
+    choose(sigma=sigma[:5])
+    with pytest.raises(ValueError, match="5 entries for 6 points"):
+        model(exact()).compile("snr_adam", lr=1e-3)
+
+
+@BY_NAME
+def test_a_list_goes_with_the_loss_weights(name):
+    """A measured source term, a condition with an error per point, one that has none."""
+    choose(sigma=[0.2, None, SIGMA, 0.0])
+    m = model(ends(), exact(), measured_slope())
+    (found,) = expected_floors(m, name, loss_weights=[0.5, 3, 2, 7])
+    at_points = m.net(torch.as_tensor(X + 0.1, dtype=torch.float32)) - torch.as_tensor(Y).float()
+    assert_close(found, variance_of(m, [(equation(m), 0.2, 0.5), (at_points, SIGMA, 2)]))
+
+
+def test_a_list_needs_no_conditions():
+    choose(sigma=[0.2])
+    m = model()
+    (found,) = expected_floors(m)
+    assert_close(found, variance_of(m, [(equation(m), 0.2, 1)]))
+
+
+@pytest.mark.parametrize("sigma", [[0.1], [0.1, None], [None, 0.1, None, None]])
+def test_a_list_of_another_length_is_refused(sigma):
+    choose(sigma=sigma)
+    m = model(exact(), ends())
+    m.compile("snr_adam", lr=1e-3, verbose=0)
+    with pytest.raises(ValueError, match=f"sigma has {len(sigma)} entries for 3 loss terms"):
+        m.train(iterations=1, verbose=0)
+    with pytest.raises(ValueError, match=f"sigma has {len(sigma)} entries for 3 loss terms"):
+        m.compile("snr_adam", lr=1e-3, loss=["MSE"] * 3)
+
+
+@pytest.mark.parametrize("conditions", [[], [ends]], ids=["none", "exact"])
+def test_a_number_without_measured_values_is_refused(conditions):
+    choose(sigma=0.1)
+    with pytest.raises(ValueError, match="no condition has measured values"):
+        model(*[condition() for condition in conditions]).compile("snr_adam", lr=1e-3)
+
+
+def test_the_published_rule_asks_for_no_sigma():
+    choose(sigma=0.1, floor="stream")
+    assert type(trained(model(exact())).opt) is SNRAdam
+
+
+def dataset():
+    """Supervised: the six points of the tests above."""
+    data = dde.data.DataSet(X_train=X, y_train=Y, X_test=X, y_test=Y)
+    return dde.Model(data, dde.nn.FNN([1, 6, 1], "tanh", "Glorot uniform"))
+
+
+@BY_NAME
+@pytest.mark.parametrize(
+    "sigma", [0.3, SIGMA, SIGMA[:, None], [SIGMA]], ids=["number", "(n,)", "(n, 1)", "list"]
+)
+def test_error_of_supervised_data(sigma, name):
+    choose(sigma=sigma)
+    m = dataset()
+    (found,) = expected_floors(m, name)
+    own = sigma[0] if isinstance(sigma, list) else sigma
+    assert_close(found, exact_variance(m, [(X, Y, own, 1)]))
+
+
+def test_error_of_a_function():
+    choose(sigma=0.3)
+    m = function()
+    (found,) = expected_floors(m)
+    x, y = m.data.train_x, m.data.train_y
+    assert_close(found, exact_variance(m, [(x, y, 0.3, 1)]))
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_batches_of_an_operators_data_are_averaged_over(batch_size):
+    choose(sigma=0.3)
+    m = triple()
+    found = expected_floors(m, iterations=3, batch_size=batch_size)
+    (branch, trunk), y = m.train_state.X_train, m.train_state.y_train
+    residual = m.net((torch.as_tensor(branch), torch.as_tensor(trunk))) - torch.as_tensor(y)
+    expected = variance_of(m, [(residual, 0.3, 1)])
+    assert_close(found[-1], scaled(expected, fresh_share(len(y), 8)))
+    assert len(y) == (batch_size or 8)
+
+
+@pytest.mark.parametrize("sigma", [0.3, SIGMA], ids=["number", "array"])
+def test_batches_of_a_condition_are_averaged_over(sigma):
+    choose(sigma=sigma)
+    condition = dde.icbc.PointSetBC(X, Y, batch_size=2)
+    m = model(condition, ends())
+    rows = []
+
+    class Batches(dde.callbacks.Callback):
+        def on_batch_end(self):
+            rows.append(list(condition.batch_indices))
+
+    resampler = dde.callbacks.PDEPointResampler(period=1, pde_points=False, bc_points=True)
+    found = expected_floors(m, iterations=4, callbacks=[Batches(), resampler])
+    for i, variance in zip(rows, found, strict=True):
+        own = np.broadcast_to(sigma, (6,))[i]
+        expected = exact_variance(m, [(X[i], Y[i], own, 1)])
+        assert_close(variance, scaled(expected, fresh_share(2, 6)))
+    assert len({tuple(sorted(i)) for i in rows}) > 1
+
+
+def test_points_drawn_anew_bring_fresh_errors():
+    """Those of the first step may stay: they count in full."""
+    choose(sigma=[0.2, None])
+    m = model(ends(), train_distribution="pseudo")
+    expected = []
+
+    class Points(dde.callbacks.Callback):
+        def on_batch_end(self):
+            expected.append(variance_of(m, [(equation(m), 0.2, 1)]))
+
+    resampler = dde.callbacks.PDEPointResampler(period=1)
+    found = expected_floors(m, iterations=3, callbacks=[Points(), resampler])
+    assert_close(found[0], expected[0])
+    for variance, one in zip(found[1:], expected[1:], strict=True):
+        assert_close(variance, scaled(one, fresh_share(0, 1)))
+    assert not torch.equal(flat(expected[0]), flat(expected[1]))
+
+
+def operator(kind, *conditions):
+    """u_x = v for five functions v."""
+
+    def residual(x, u, v):
+        return dde.grad.jacobian(u, x) - v
+
+    pde = dde.data.PDE(LINE, residual, list(conditions), num_domain=8, num_boundary=2)
+    data = kind(pde, dde.data.PowerSeries(N=3), np.linspace(-1, 1, 4)[:, None], 5)
+    net = dde.nn.DeepONetCartesianProd if "Cartesian" in kind.__name__ else dde.nn.DeepONet
+    return dde.Model(data, net([4, 6], [1, 6], "tanh", "Glorot uniform"))
+
+
+def zero_at_points():
+    return dde.icbc.PointSetBC(X, 0.0)
+
+
+@BY_NAME
+def test_operators_have_the_error_of_their_conditions(name):
+    choose(sigma=0.3)
+    m = operator(dde.data.PDEOperator, zero_at_points())
+    (found,) = expected_floors(m, name, loss_weights=[2, 3])
+    branch, trunk = (torch.as_tensor(x[: 6 * 5]) for x in m.data.train_x)
+    assert_close(found, variance_of(m, [(m.net((branch, trunk)), 0.3, 3)]))
+
+
+def test_cartesian_operators_are_refused_with_the_reason():
+    """And train with the published rule after that, as the message says."""
+    choose(sigma=0.3)
+    m = operator(dde.data.PDEOperatorCartesianProd, zero_at_points())
+    m.compile("snr_adam", lr=1e-3, verbose=0)
+    with pytest.raises(ValueError, match=r"PDEOperatorCartesianProd forms .*floor=.stream"):
+        m.train(iterations=1, verbose=0)
+    choose(floor="stream")
+    trained(m, iterations=3)
+    assert m.opt.gate_stats().numel > 0
+
+
+def test_forward_mode_has_the_same_floor():
+    choose(sigma=[0.2, None])
+    before = dde.config.autodiff
+    dde.config.set_default_autodiff("forward")
+    try:
+        m = model(ends())
+        (found,) = expected_floors(m)
+    finally:
+        dde.config.set_default_autodiff(before)
+    assert_close(found, variance_of(m, [(equation(m), 0.2, 1)]))
+
+
+@BY_NAME
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_supervised_data_can_be_copied_after_training(copied, name):
+    choose(sigma=0.3)
+    m = dataset()
+    m.compile(name, lr=1e-2, verbose=0)
+    m.train(iterations=2, verbose=0)
+    m.outputs_losses_train(m.data.train_x, m.data.train_y, None)
+    twin = copied(m.data)
+    assert isinstance(twin.losses_train, RecordingLosses)
+    assert twin.losses_train.data is twin
+    assert twin.losses_train.residuals == []
+    assert len(m.data.losses_train.residuals) == 1
+
+
+@BY_NAME
+def test_error_of_existing_conditions_is_that_of_noisy_ones(name):
+    choose()
+    carried = trained(model(noisy(0.3), ends()), name)
+    choose(sigma=0.3)
+    told = trained(model(dde.icbc.PointSetBC(X, Y), ends()), name)
+    assert_same_bits(weights(told), weights(carried))
+    assert_same_bits(floor(told), floor(carried))

@@ -1,11 +1,13 @@
-"""``compile("snr_adam")``: found by DeepXDE, treated like its own optimizers, told its options."""
+"""``compile("snr_adam")``, ``"snr_soap"``: found by DeepXDE, treated like its own, told options."""
 
+import copy
 import importlib
 import inspect
 import math
 import os
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import deepxde as dde
@@ -14,9 +16,10 @@ import pytest
 import torch
 
 import sciml_snr
-from sciml_snr import GateStats, SNRAdam
-from sciml_snr.dde import SNR_options, register, set_SNR_options
-from sciml_snr.dde.registration import LABEL_GATE, STREAM_GATE
+from sciml_snr import SNRSOAP, GateStats, NoisyPointSetBC, SNRAdam
+from sciml_snr.dde import SNR_options, register, registration, set_SNR_options
+from sciml_snr.dde.registration import HINT_AFTER, LABEL_GATES, OPTIMIZERS, STREAM_GATE
+from tests.cases import assert_same_bits
 
 
 def poisson(coefficient=1.0, regularization=None):
@@ -52,7 +55,7 @@ def losses(model):
     return [float(np.sum(loss)) for loss in model.losshistory.loss_train]
 
 
-# Finding the name
+# Finding the names
 
 
 MINIMAL = """
@@ -158,6 +161,21 @@ def test_learning_rate_decays_as_for_adam(decay):
     assert rates[-1][0] < 1e-3
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("external", [False, True], ids=["", "external"])
+def test_every_name_brings_its_optimizer(name, external):
+    coefficient = dde.Variable(2.0) if external else 2.0
+    optimizer = trained(name, 3, coefficient).opt
+    assert type(optimizer) is {"snr_adam": SNRAdam, "snr_soap": SNRSOAP}[name]
+    gates = [group["gate"] for group in optimizer.param_groups]
+    assert gates == ([STREAM_GATE["gate"], "none"] if external else [STREAM_GATE["gate"]])
+
+
+def test_soap_lowers_the_loss():
+    start, *_, end = losses(trained("snr_soap", 300))
+    assert end < start / 10
+
+
 def test_unknown_decay_is_deepxdes_error():
     with pytest.raises(NotImplementedError, match="sideways learning rate scheduler"):
         poisson().compile("snr_adam", lr=1e-3, decay=("sideways", 1))
@@ -249,9 +267,10 @@ def test_unknown_names_are_still_refused():
         poisson().compile("snr_madam", lr=1e-3)
 
 
-def test_learning_rate_must_be_given():
-    with pytest.raises(ValueError, match=r"^No learning rate for snr_adam\.$"):
-        poisson().compile("snr_adam")
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_learning_rate_must_be_given(name):
+    with pytest.raises(ValueError, match=rf"^No learning rate for {name}\.$"):
+        poisson().compile(name)
 
 
 def test_an_instance_does_as_well():
@@ -265,12 +284,13 @@ def test_an_instance_does_as_well():
     assert end < start / 2
 
 
-def test_save_and_restore(tmp_path):
-    model = trained("snr_adam", 20)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_save_and_restore(tmp_path, name):
+    model = trained(name, 20)
     path = model.save(str(tmp_path / "model"))
     torch.manual_seed(1)
     restored = poisson()
-    restored.compile("snr_adam", lr=1e-2, verbose=0)
+    restored.compile(name, lr=1e-2, verbose=0)
     restored.restore(path)
     saved, loaded = model.opt.state_dict(), restored.opt.state_dict()
     assert loaded["param_groups"] == saved["param_groups"]
@@ -278,6 +298,120 @@ def test_save_and_restore(tmp_path):
     for m in (model, restored):
         m.train(iterations=20, verbose=0)
     assert torch.equal(weights(restored), weights(model))
+
+
+# Compiled one after another
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("sigma", [None, 0.1], ids=["stream", "label"])
+def test_adam_afterwards_is_as_without_us(name, sigma):
+    """From the same weights: after a learning rate of 0."""
+    torch.manual_seed(0)
+    model, untouched = poisson(), poisson()
+    untouched.net.load_state_dict(model.net.state_dict())
+    set_SNR_options(sigma=sigma)
+    model.compile(name, lr=0.0, verbose=0)
+    model.train(iterations=3, verbose=0)
+    for m in (model, untouched):
+        m.compile("adam", lr=1e-2, verbose=0)
+        m.train(iterations=30, verbose=0)
+    assert type(model.opt) is torch.optim.Adam
+    assert_same_bits(weights(model), weights(untouched))
+    assert losses(model)[-1] == losses(untouched)[-1]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_compiling_twice_is_compiling_once(name):
+    set_SNR_options(sigma=0.1)
+    found = []
+    for times in (1, 2):
+        torch.manual_seed(0)
+        model = poisson()
+        for _ in range(times):
+            model.compile(name, lr=1e-2, verbose=0)
+        torch.manual_seed(1)
+        model.train(iterations=10, verbose=0)
+        found.append((weights(model), list(model.opt.floor.values())))
+    assert_same_bits(found[1], found[0])
+
+
+def test_models_with_common_data_have_floors_of_their_own():
+    set_SNR_options(sigma=0.1)
+    models = poisson(), poisson()
+    models[1].data = models[0].data
+    for model in models:
+        model.compile("snr_adam", lr=1e-2, verbose=0)
+    for passes in (2, 4):
+        for model in models:
+            model.train(iterations=2, verbose=0)
+            assert model.opt.floor.state_dict()["passes"] == passes
+    first, second = (torch.cat([v.flatten() for v in m.opt.floor.values()]) for m in models)
+    assert not torch.equal(first, second)
+
+
+# The hint
+
+
+@pytest.fixture
+def not_hinted(monkeypatch):
+    monkeypatch.setattr(registration, "_hinted", False)
+
+
+def hints(model, iterations=HINT_AFTER + 1, name="snr_adam", callbacks=None):
+    """How often a training says that the batch does not change."""
+    model.compile(name, lr=1e-3, verbose=0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.train(iterations=iterations, callbacks=callbacks, verbose=0)
+    return sum("batch has not changed" in str(w.message) for w in caught)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_hint_comes_once_and_not_before_its_time(not_hinted, name):
+    assert hints(poisson(), HINT_AFTER - 1, name) == 0
+    assert hints(poisson(), 3 * HINT_AFTER, name) == 1
+    assert hints(poisson(), 2 * HINT_AFTER, name) == 0
+
+
+def test_hint_tells_what_to_do(not_hinted):
+    model = poisson()
+    model.compile("snr_adam", lr=1e-3, verbose=0)
+    with pytest.warns(UserWarning, match=r"NoisyPointSetBC.*set_SNR_options\(sigma"):
+        model.train(iterations=HINT_AFTER + 1, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "options", [{"floor": "stream"}, {"sigma": 0.1}, {"gate": "none"}], ids=lambda o: next(iter(o))
+)
+def test_no_hint_where_something_was_said(not_hinted, options):
+    set_SNR_options(**options)
+    assert hints(poisson()) == 0
+
+
+def test_no_hint_where_a_measurement_knows_its_error(not_hinted):
+    model = poisson()
+    model.data.bcs[1] = NoisyPointSetBC(np.array([[0.5]]), np.array([[1.0]]), 0.1)
+    assert hints(model) == 0
+
+
+@pytest.mark.parametrize("period", [1, 10])
+def test_no_hint_where_points_are_drawn_anew(not_hinted, period):
+    resampler = dde.callbacks.PDEPointResampler(period=period)
+    assert hints(poisson(), callbacks=[resampler]) == 0
+
+
+def test_no_hint_for_other_optimizers(not_hinted):
+    assert hints(poisson(), name="adam") == 0
+
+
+def test_hint_leaves_copies_and_training_alone(not_hinted):
+    model = poisson()
+    model.compile("snr_adam", lr=1e-3, verbose=0)
+    copy.deepcopy(model.opt)
+    with pytest.warns(UserWarning, match="batch has not changed"):
+        model.train(iterations=HINT_AFTER + 1, verbose=0)
+    assert not model.opt._optimizer_step_post_hooks
 
 
 # External trainable variables
@@ -332,6 +466,8 @@ ALL_OTHER = dict(
     gate="snr",
     alpha="finite",
     lambd=2.0,
+    z=1.5,
+    sigma=0.1,
     floor="stream",
     floor_every=3,
     rho=0.9,
@@ -346,7 +482,7 @@ ALL_OTHER = dict(
 )
 
 
-OURS = ("floor", "floor_every", "gate_external")
+OURS = ("sigma", "floor", "floor_every", "gate_external")
 """The options that are not the optimizer's."""
 
 
@@ -358,9 +494,10 @@ def defaults(function):
 def test_defaults_are_those_of_the_optimizer():
     """None: what goes with the floor."""
     options = defaults(set_SNR_options)
-    assert [options.pop(name) for name in OURS] == ["auto", 1, False]
+    assert [options.pop(name) for name in OURS] == [None, "auto", 1, False]
     assert {options.pop(name) for name in STREAM_GATE} == {None}
-    assert set(LABEL_GATE) == set(STREAM_GATE)
+    assert set(LABEL_GATES) == set(OPTIMIZERS)
+    assert {frozenset(gate) for gate in LABEL_GATES.values()} == {frozenset(STREAM_GATE)}
     own = defaults(SNRAdam.__init__)
     assert {**STREAM_GATE, **options} == {name: own[name] for name in (*STREAM_GATE, *options)}
 
@@ -380,6 +517,14 @@ def test_every_option_reaches_the_optimizer():
             assert group[name] == ALL_OTHER[name], name
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_alpha_goes_before_a_default_z(name):
+    set_SNR_options(alpha=25.0, sigma=0.1)
+    group = trained(name, 1).opt.param_groups[0]
+    expected = {**LABEL_GATES[name], "alpha": 25.0, "z": None}
+    assert {option: group[option] for option in STREAM_GATE} == expected
+
+
 def test_options_not_given_go_back_to_their_defaults():
     set_SNR_options(**ALL_OTHER)
     set_SNR_options(rho=0.5)
@@ -396,6 +541,8 @@ NONSENSE = {
     "gate": ["open", 3, ["soft"]],
     "alpha": [-1, math.nan, math.inf, "stale", "finite", [1.0]],
     "lambd": [-1, math.nan, "1"],
+    "z": [-1, math.nan, math.inf, "3"],
+    "sigma": [-0.1, math.nan, math.inf, [None, -0.1], (0.1, math.nan), np.array([[0.1], [-1]])],
     "floor": ["labels", None, 1, ["label"]],
     "floor_every": [0, -1, 1.5, None, "2"],
     "rho": [1, -0.1, math.nan, None],
