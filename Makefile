@@ -9,7 +9,7 @@ export OMP_NUM_THREADS = 1
 
 demo: .venv/.installed
 	rm -rf runs/demo
-	$(BIN)/sciml-snr compare convection --optimizers adamw,snr_adam --seeds 2 --out runs/demo/convection
+	$(BIN)/sciml-snr compare convection --optimizers adamw,snr_adam,snr_soap --seeds 2 --out runs/demo/convection
 	$(BIN)/sciml-snr solve lynx_hare --out runs/demo/lynx_hare
 	@echo "The demo's figures: runs/demo/convection/comparison.png, runs/demo/lynx_hare/figure.png"
 
@@ -21,8 +21,14 @@ check: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/.installed
+# Each appends what its results file does not have yet; from nothing, all of it takes about a day on two cores.
+bench: .venv/.installed-bench
 	$(BIN)/python -m benchmarks.convection
+	$(BIN)/python -m benchmarks.heat
+	$(BIN)/python -m benchmarks.images
+	$(BIN)/python -m benchmarks.stopping
+	$(BIN)/python -m benchmarks.prototype
+	$(BIN)/python -m benchmarks.cost
 	$(BIN)/python -m benchmarks.report
 
 docs: .venv/.installed-docs
@@ -35,6 +41,10 @@ clean:
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[test]"
+	touch $@
+
+.venv/.installed-bench: .venv/.installed
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[bench]"
 	touch $@
 
 .venv/.installed-docs: .venv/.installed

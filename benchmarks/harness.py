@@ -19,7 +19,6 @@ import torch
 from joblib import Parallel, delayed
 from rich.progress import track
 
-from benchmarks.rivals import RIVALS
 from sciml_snr.run import OPTIMIZERS, Recorder, RunConfig, append_row, compile_model
 
 RESULTS = Path(__file__).parent / "results"
@@ -63,6 +62,8 @@ def run_one(config: RunConfig) -> dict[str, Any]:
     if config.optimizer in OPTIMIZERS:
         model = compile_model(config, problem)
     else:
+        from benchmarks.rivals import RIVALS  # needs the extra "bench"
+
         model = compile_model(replace(config, optimizer="adam"), problem)
         unknowns = list(problem.unknowns.values())
         assert config.lr is not None

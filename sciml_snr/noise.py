@@ -467,14 +467,20 @@ def check_loss(loss: Loss) -> None:
         return
     target = torch.tensor([[0.3], [-1.2], [0.7], [2.0]])
     error = torch.tensor([[0.5], [-0.1], [1.7], [-2.3]])
-    apart = torch.stack([loss(e[None], 0 * e[None]) for e in error])
-    together = loss(target + error, target)
-    if together.ndim or not torch.allclose(together, apart.mean(), rtol=1e-4):
+    cause = None
+    try:
+        apart = torch.stack([loss(e[None], 0 * e[None]) for e in error])
+        together = loss(target + error, target)
+        fits = not together.ndim and torch.allclose(together, apart.mean(), rtol=1e-4)
+        fits = fits and bool(apart.any())  # a cross-entropy of one class is 0
+    except Exception as found:  # one for targets of another kind, such as classes
+        fits, cause = False, found
+    if not fits:
         name = getattr(loss, "__name__", repr(loss))
         raise ValueError(
             f"There is no label floor for the loss {name}: it is derived for a mean over entries "
             "of a function of prediction minus target, as mse_loss, l1_loss, huber_loss are."
-        )
+        ) from cause
 
 
 def check_sigma(sigma: Tensor) -> None:

@@ -186,8 +186,9 @@ def _turn(state: dict[str, Any], grad: Tensor, draw: Tensor | None, group: dict[
         if x is not None:
             for side, along in zip(_SIDES, (x, x.T), strict=True):
                 if f"{side}_{name}" in state:
-                    # An entry that overflows has no say: it would stay for good.
-                    outer = (along @ along.T).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+                    outer = along @ along.T
+                    # Squares that overflow have no say: they would stay for good.
+                    outer = outer.where(outer.trace().isfinite(), 0)
                     state[f"{side}_{name}"].lerp_(outer, weight)
     if state["step"].item() % group["precondition_frequency"]:
         return

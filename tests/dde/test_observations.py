@@ -687,9 +687,7 @@ def slopes(m):
 
 
 def measured_slope(**options):
-    return dde.icbc.PointSetOperatorBC(
-        X, 0 * X, lambda x, u, _: dde.grad.jacobian(u, x), **options
-    )
+    return dde.icbc.PointSetOperatorBC(X, 0 * X, lambda x, u, _: dde.grad.jacobian(u, x), **options)
 
 
 @BY_NAME
