@@ -103,7 +103,7 @@ def test_same_config_same_bits(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("config", [CONVECTION, LYNX], ids=lambda c: c.problem)
-@pytest.mark.parametrize("optimizer", ["snr_adam", "adamw"])
+@pytest.mark.parametrize("optimizer", ["snr_adam", "snr_soap", "adamw"])
 def test_interrupted_and_resumed_run_has_the_same_bits(
     tmp_path, interrupt_after, monkeypatch, config: RunConfig, optimizer: str
 ) -> None:
