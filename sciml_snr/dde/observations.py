@@ -138,8 +138,14 @@ class ModelNoise:
         self._by_term: dict[int, Any] = {}
         """Sigmas by the place of their term, from 0 or, for conditions, from -1 backwards."""
         if isinstance(sigma, (list, tuple)):
-            self._by_term = {i: s for i, s in enumerate(sigma) if s is not None}
+            self._by_term = {
+                i: s for i, s in enumerate(sigma) if s is not None and np.any(np.asarray(s) != 0)
+            }
             self._count: int | None = len(sigma)
+            first = len(sigma) - len(self._conditions)
+            for i, condition in enumerate(self._conditions, start=first):
+                if isinstance(condition, NoisyPointSetBC) and i >= 0 and sigma[i] is None:
+                    self._by_term[i] = condition.sigma
         else:
             self._count = None
             for i, condition in enumerate(self._conditions, start=-len(self._conditions)):

@@ -87,8 +87,9 @@ def set_SNR_options(
         sigma (float, array or list): Standard deviation of the measurements' error, for conditions
             that do not carry one (:class:`NoisyPointSetBC` does). One number or (n, 1) array: for
             every PointSetBC and PointSetOperatorBC, or for the targets of supervised data. A list:
-            one entry per loss term in the order of loss_weights (equations, then conditions), None
-            or 0 for exact ones; so a measured source term is given on its equation's place.
+            one entry per loss term in the order of loss_weights (equations, then conditions), 0 for
+            exact ones, None for what the condition itself says (nothing: exact). A measured source
+            term is given in its equation's place.
         floor (str): What the gradient has to stand out of: "label", the error of the measurements
             (``sigma``, :class:`NoisyPointSetBC`); "stream", the published estimate from step to
             step; "auto", the first where there is a measurement that knows its error, else the
@@ -117,6 +118,8 @@ def set_SNR_options(
     if not isinstance(gate_external, bool):
         raise ValueError(f"Invalid gate_external: {gate_external!r}; it must be True or False.")
     for entry in sigma if isinstance(sigma, (list, tuple)) else [sigma]:
+        if isinstance(entry, str):
+            raise ValueError(f"Invalid sigma: {entry!r}; it must be a number or an array.")
         if entry is not None:
             check_sigma(torch.as_tensor(np.asarray(entry), dtype=torch.float64))
     given = {k: v for k, v in options.items() if v is not None or k not in STREAM_GATE}
@@ -202,6 +205,7 @@ def _build(
         "lr": learning_rate,
         "weight_decay": weight_decay,
         "decoupled_weight_decay": False,  # DeepXDE's l2 regularizer is Adam's L2 term
+        "foreach": True,  # the networks are small: calls cost more than arithmetic, on CPU too
     }
     if noise is not None and options["gate"] != "none":
         return label_gated(groups, terms=noise.terms, every=every, **options)  # type: ignore[no-any-return]

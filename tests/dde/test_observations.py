@@ -727,6 +727,19 @@ def test_a_list_goes_with_the_loss_weights(name):
     assert_close(found, variance_of(m, [(equation(m), 0.2, 0.5), (at_points, SIGMA, 2)]))
 
 
+def test_none_in_a_list_leaves_a_condition_its_own_error():
+    choose(sigma=[0.2, None, None])
+    m = model(noisy(), exact())
+    (found,) = expected_floors(m)
+    own = m.net(torch.as_tensor(X, dtype=torch.float32)) - torch.as_tensor(Y).float()
+    assert_close(found, variance_of(m, [(equation(m), 0.2, 1), (own, SIGMA, 1)]))
+
+
+def test_a_list_of_zeros_is_the_published_rule():
+    choose(sigma=[0.0, 0])
+    assert type(trained(model(exact())).opt) is SNRAdam
+
+
 def test_a_list_needs_no_conditions():
     choose(sigma=[0.2])
     m = model()
