@@ -297,14 +297,11 @@ class SamplingNoise(NoiseFloor):
         self.population = population
         self.beta1 = beta1
 
-    def backward(self, losses: Tensor) -> Tensor:
-        """Update the floor, and backpropagate the mean of the losses.
+    def update(self, losses: Tensor) -> None:
+        """Account for one batch; the graph stays alive for the loss's own backward.
 
         Args:
             losses: (b,), one per sample.
-
-        Returns:
-            The mean, a detached scalar.
 
         Raises:
             ValueError: there are fewer than two losses, or they are not a vector.
@@ -318,7 +315,23 @@ class SamplingNoise(NoiseFloor):
             signs = torch.randint(0, 2, (b,), device=losses.device).to(losses.dtype) * 2 - 1
             finite = max(0.0, 1 - b / self.population)
             variance = finite * (1 - self.beta1) / (1 + self.beta1) / (b * (b - 1))
-            self._draw(math.sqrt(variance) * ((signs - signs.mean()) * losses).sum())
+            with torch.enable_grad():
+                noise = math.sqrt(variance) * ((signs - signs.mean()) * losses).sum()
+            self._draw(noise)
+
+    def backward(self, losses: Tensor) -> Tensor:
+        """Update the floor, and backpropagate the mean of the losses.
+
+        Args:
+            losses: (b,), one per sample.
+
+        Returns:
+            The mean, a detached scalar.
+
+        Raises:
+            ValueError: there are fewer than two losses, or they are not a vector.
+        """
+        self.update(losses)
         loss = losses.mean()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()

@@ -1,25 +1,11 @@
-"""Floors against loops over the samples: label, sampling and stream, drawn and exact."""
+"""The floors estimate variances: against per-sample loops, over many draws, on three networks."""
 
-from __future__ import annotations
-
-import copy
-import io
 import math
-from collections.abc import Callable
-from functools import partial
-from statistics import NormalDist
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import (
-    binary_cross_entropy,
-    cross_entropy,
-    huber_loss,
-    l1_loss,
-    mse_loss,
-    smooth_l1_loss,
-)
+from torch import nn
+from torch.nn.functional import huber_loss, l1_loss, mse_loss, smooth_l1_loss
 
 from sciml_snr import (
     LabelNoise,
@@ -30,215 +16,302 @@ from sciml_snr import (
     exact_sampling_noise,
 )
 from sciml_snr.noise import score_deviation
-from tests.cases import assert_same_bits, batch, network
 
-DRAWS = 1000
-SAMPLES = 12
-
-
-class Problem:
-    """A model in float64 with the noisy terms of its loss, and its loss per sample."""
-
-    def __init__(self, terms: list[NoisyTerm], *params: Tensor) -> None:
-        self.params = list(params)
-        self.terms = terms
-        squares = [term.weight * term.residual.square().mean(1) for term in terms]
-        self.losses = torch.stack(squares).sum(0)
+DRAWS = 1500
+N = 12
 
 
-class Siren(nn.Module):
-    """Two hidden layers of sin(30 (W x + b)), initialized as Sitzmann et al. do."""
-
-    def __init__(self, width: int = 8) -> None:
-        super().__init__()
-        self.hidden = nn.ModuleList([nn.Linear(2, width), nn.Linear(width, width)])
-        self.last = nn.Linear(width, 1)
-        for layer, bound in zip([*self.hidden, self.last], [0.5, *[(6 / width) ** 0.5 / 30] * 2]):
-            nn.init.uniform_(layer.weight, -bound, bound)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.hidden:
-            x = torch.sin(30 * layer(x))
-        return self.last(x)
+class Sine(nn.Module):
+    def forward(self, x):
+        return torch.sin(30 * x)
 
 
-def tanh_net(inputs: int, outputs: int = 1) -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(inputs, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, outputs)
-    ).double()
-
-
-def points(n: int, inputs: int) -> Tensor:
-    return torch.rand(n, inputs, dtype=torch.float64)
-
-
-def term(prediction: Tensor, sigma, weight: float = 1.0, miss: float = 0.4, **options) -> NoisyTerm:
-    """Residuals of about ``miss`` times the measurements' error."""
-    data = prediction.detach() + miss * torch.as_tensor(sigma) * torch.randn_like(prediction)
-    return NoisyTerm(prediction - data, sigma, weight, **options)
-
-
-def derivatives(f: nn.Module, x: Tensor, order: int) -> list[Tensor]:
-    """u, u_x, u_xx, ... attached to the graph, for x in R."""
-    x = x.clone().requires_grad_()
-    found = [f(x)]
-    for _ in range(order):
-        found += torch.autograd.grad(found[-1].sum(), x, create_graph=True)
-    return found
-
-
-def mlp(n: int = SAMPLES) -> Problem:
+def network(kind):
     torch.manual_seed(0)
-    f = tanh_net(2)
-    return Problem([term(f(points(n, 2)), 0.3)], *f.parameters())
+    activation = Sine if kind == "siren" else nn.Tanh
+    net = nn.Sequential(
+        nn.Linear(1, 6), activation(), nn.Linear(6, 5), activation(), nn.Linear(5, 1)
+    )
+    return net.double()
 
 
-def pinn(n: int = SAMPLES) -> Problem:
-    """u_xx + u = s with a measured source s, and measured u."""
-    torch.manual_seed(1)
-    f = tanh_net(1)
-    u, _, u_xx = derivatives(f, points(n, 1), 2)
-    return Problem([term(u_xx + u, 0.05, 0.5), term(f(points(n, 1)), 0.2, 2.0)], *f.parameters())
+def residual(net, kind, x):
+    """(n, 1): model minus data; for the PINN a measured source term of u'' + k u, k a parameter."""
+    if kind != "pinn":
+        return net(x) - torch.cos(2 * x)
+    x = x.clone().requires_grad_()
+    u = net(x)
+    (slope,) = torch.autograd.grad(u.sum(), x, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope.sum(), x, create_graph=True)
+    return curvature + net.stiffness * u - torch.cos(2 * x)
 
 
-def siren(n: int = SAMPLES) -> Problem:
-    torch.manual_seed(2)
-    f = Siren().double()
-    return Problem([term(f(points(n, 2)), 0.1)], *f.parameters())
+KINDS = pytest.mark.parametrize("kind", ["mlp", "pinn", "siren"])
 
 
-def third_derivative(n: int = SAMPLES) -> Problem:
-    """u_xxx + u u_x = s (travelling wave of KdV)."""
-    torch.manual_seed(3)
-    f = tanh_net(1)
-    u, u_x, _, u_xxx = derivatives(f, points(n, 1), 3)
-    return Problem([term(u_xxx + u * u_x, 0.1)], *f.parameters())
+@pytest.fixture
+def case(kind):
+    """Network, parameters, residuals (small beside sigma, so that no misfit lowers the floor)."""
+    net = network(kind)
+    if kind == "pinn":
+        net.stiffness = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+    x = torch.linspace(-1, 1, N, dtype=torch.float64)[:, None]
+    return net, list(net.parameters()), lambda: residual(net, kind, x)
 
 
-def error_arrays(n: int = SAMPLES) -> Problem:
-    """Unequal errors, some of them 0, per sample and per value; two outputs; an idle parameter."""
-    torch.manual_seed(4)
-    f, idle = tanh_net(2, outputs=2), nn.Parameter(torch.ones(3, dtype=torch.float64))
-    per_sample = torch.linspace(0, 1, n, dtype=torch.float64)[:, None]
-    per_value = torch.linspace(0, 2, 2 * n, dtype=torch.float64).reshape(n, 2)
-    terms = [term(f(points(n, 2)), per_sample, 3.0), term(f(points(n, 2)), per_value, 0.1)]
-    return Problem(terms, idle, *f.parameters())
+SIGMA = torch.linspace(20.0, 60.0, N, dtype=torch.float64)[:, None]
 
 
-def unknown_coefficient(n: int = SAMPLES) -> Problem:
-    """k u_xx + u = s with k unknown, residuals of three errors in it; batches of 40 data."""
-    torch.manual_seed(5)
-    f, k = tanh_net(1), nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
-    u, _, u_xx = derivatives(f, points(n, 1), 2)
-    source = term(k * u_xx + u, 0.05, 0.5, miss=3.0)
-    fresh = term(f(points(n, 1)), 0.3, 5.0, population=math.inf)
-    return Problem([source, term(f(points(n, 1)), 0.2, 2.0, population=40), fresh], k, *f.parameters())
+def per_sample(outputs, params):
+    """One row per output: all its gradients, flat."""
+    rows = []
+    for output in outputs.flatten():
+        grads = torch.autograd.grad(output, params, retain_graph=True, allow_unused=True)
+        rows.append(
+            torch.cat(
+                [
+                    (torch.zeros_like(p) if g is None else g).flatten()
+                    for g, p in zip(grads, params, strict=True)
+                ]
+            )
+        )
+    return torch.stack(rows)
 
 
-MODELS = [mlp, pinn, siren]
-each = partial(pytest.mark.parametrize, ids=lambda case: getattr(case, "__name__", None))
+def flat(floor, params):
+    return torch.cat([floor[p].flatten() for p in params])
 
 
-# Loops over the samples -------------------------------------------------------------------------
+def assert_unbiased(draws, expected):
+    """Means of (draws, parameters) within standard errors of what is expected.
+
+    Of the sum over all parameters and of ten random positive combinations: 3. A parameter alone:
+    4.5, since there are some eighty of them and the squares' tails are heavy.
+    """
+    rng = torch.Generator().manual_seed(1)
+    mixes = torch.rand(10, draws.shape[1], generator=rng, dtype=draws.dtype)
+    mixes = torch.cat([torch.ones(1, draws.shape[1], dtype=draws.dtype), mixes])
+    scale = draws.mean(0).clamp_min(1e-300)
+    for values, truth, errors in (
+        (draws @ (mixes / scale).T, (mixes / scale) @ expected, 3),
+        (draws, expected, 4.5),
+    ):
+        standard_error = values.std(0) / len(values) ** 0.5
+        assert ((values.mean(0) - truth).abs() <= errors * standard_error + 1e-12 * truth).all()
 
 
-def flat(tensors) -> Tensor:
-    return torch.cat([t.detach().flatten() for t in tensors])
-
-
-def gradient(output: Tensor, params: list[Tensor]) -> Tensor:
-    found = torch.autograd.grad(output, params, retain_graph=True, allow_unused=True)
-    return flat(torch.zeros_like(p) if g is None else g for p, g in zip(params, found, strict=True))
-
-
-def gradients(outputs: Tensor, params: list[Tensor]) -> Tensor:
-    """(n, parameters)"""
-    return torch.stack([gradient(output, params) for output in outputs.flatten()])
-
-
-def label_loop(problem: Problem, beta1: float = 0.9) -> Tensor:
-    """The label floor as documented, value by value."""
-    total = torch.zeros_like(flat(problem.params))
-    for noisy in problem.terms:
-        values = noisy.residual.flatten()
-        sigma = torch.as_tensor(noisy.sigma, dtype=torch.float64).expand_as(noisy.residual).flatten()
-        squares = [(r / s).item() ** 2 for r, s in zip(values, sigma, strict=True) if s > 0]
-        share = 1 if noisy.population is None else len(noisy.residual) / noisy.population
-        factor = share + (1 - share) * (1 - beta1) / (1 + beta1)
-        factor /= max(1, sum(squares) / len(squares))
-        for value, s in zip(values, sigma, strict=True):
-            h = 2 * noisy.weight / len(values) * s * gradient(value, problem.params)
-            total += factor * h**2
-    return total
-
-
-def sampling_loop(problem: Problem) -> Tensor:
-    """sum (g_i - mean g)^2 / (b (b - 1))"""
-    rows = list(gradients(problem.losses, problem.params))
-    mean = sum(rows) / len(rows)
-    return sum((g - mean) ** 2 for g in rows) / (len(rows) * (len(rows) - 1))
-
-
-# Statistics -------------------------------------------------------------------------------------
-
-
-def squared_draws(floor, problem: Problem, call: Callable[[], object], n: int = DRAWS) -> Tensor:
-    """(n, parameters) from a floor with rho = 0, that is h^2 of the last draw."""
-    assert floor.rho == 0
+def single_draws(floor, params, draw):
     found = []
-    for _ in range(n):
-        call()
-        found.append(flat(floor[p] for p in problem.params))
+    for _ in range(DRAWS):
+        draw()
+        found.append(flat(floor, params))
     return torch.stack(found)
 
 
-def z_scores(squares: Tensor, reference: Tensor) -> tuple[float, float, float]:
-    """Mean of the draws minus reference, in its standard errors.
-
-    Returns:
-        That of the sum over parameters, each in units of its reference; the largest of all
-        parameters' and of five random projections'; and what the latter exceeds in one of 1000
-        seeds, by Bonferroni.
-
-    Rows are averaged in tens first: draws of a stream are (a little) correlated.
-    """
-    ratio = (squares / reference).unflatten(0, (-1, 10)).mean(1) - 1
-    weights = torch.randn(ratio.shape[1], 5, generator=torch.Generator().manual_seed(9)).to(ratio)
-    total, many = ratio.sum(1, keepdim=True), torch.cat([ratio, ratio @ weights], dim=1)
-    z, each_z = (x.mean(0) / (x.std(0) / math.sqrt(len(x))) for x in (total, many))
-    print(f"sum {z.item():+.2f} SE, max {each_z.abs().max():.2f} of {many.shape[1]}")
-    quantile = NormalDist().inv_cdf(1 - 1e-3 / (2 * many.shape[1]))
-    return abs(z.item()), each_z.abs().max().item(), quantile
+@KINDS
+def test_label_floor_is_unbiased(case):
+    _, params, residuals = case
+    r = residuals()
+    floor = LabelNoise(params, rho=0.0)
+    found = single_draws(floor, params, lambda: floor.update([NoisyTerm(r, SIGMA, 0.7)]))
+    gradients = per_sample(r, params)
+    assert_unbiased(found, ((2 * 0.7 / N * SIGMA * gradients) ** 2).sum(0))
 
 
-def assert_unbiased(squares: Tensor, reference: Tensor) -> None:
-    total, largest, quantile = z_scores(squares, reference)
-    assert total < 3
-    assert largest < quantile
+@KINDS
+@pytest.mark.parametrize("population", [math.inf, 30])
+def test_probe_is_unbiased(case, population):
+    """Against the loop, and its formula with plain signs: (E h^2 - mean^2 / b) b / (b - 1)."""
+    _, params, residuals = case
+    losses = residuals().square().squeeze(1)
+    g = per_sample(losses, params)
+    variance = (g - g.mean(0)).square().sum(0) / (N * (N - 1))
+    signs = torch.randint(0, 2, (20_000, N)).double() * 2 - 1
+    plain = ((signs @ g / N).square().mean(0) - g.mean(0) ** 2 / N) * N / (N - 1)
+    torch.testing.assert_close(plain, variance, rtol=0.2, atol=0.02 * variance.max().item())
+    floor = SamplingNoise(params, rho=0.0, population=population, beta1=0.5)
+
+    found = single_draws(floor, params, lambda: floor.update(losses))
+    assert_unbiased(found, (1 - N / population) * (1 - 0.5) / (1 + 0.5) * variance)
 
 
-# Draws ------------------------------------------------------------------------------------------
+@KINDS
+def test_stream_is_unbiased_for_the_variance_of_a_batch(case):
+    """Batches of one sample, drawn anew at fixed weights; averages far apart."""
+    _, params, residuals = case
+    losses = residuals().square().squeeze(1)
+    rows = per_sample(losses, params)
+    beta1 = 0.5
+    floor = StreamNoise(params, rho=0.0, beta1=beta1)
+    found = []
+    for step in range(20 * DRAWS // 3):
+        row = rows[torch.randint(N, ())]
+        split = row.split([p.numel() for p in params])
+        for p, g in zip(params, split, strict=True):
+            p.grad = g.view_as(p).clone()
+        floor.update()
+        if step % 10 == 9:  # 0.5^10: nothing is left of the batches before
+            found.append(flat(floor, params))
+    assert_unbiased(torch.stack(found), rows.var(0, correction=0))
 
 
-@each("model", [*MODELS, third_derivative])
-def test_label_draws_are_unbiased(model):
-    problem = model()
-    floor = LabelNoise(problem.params, rho=0.0)
-    squares = squared_draws(floor, problem, lambda: floor.update(problem.terms))
-    assert_unbiased(squares, label_loop(problem))
+@KINDS
+def test_exact_floors_are_the_loops(case):
+    _, params, residuals = case
+    r = residuals()
+    g = per_sample(r, params)
+    terms = [NoisyTerm(r, SIGMA, 0.7), NoisyTerm(3 * r[:4], 500.0)]
+    expected = ((1.4 / N * SIGMA * g) ** 2).sum(0) + ((2 / 4 * 500 * 3 * g[:4]) ** 2).sum(0)
+    torch.testing.assert_close(flat(exact_label_noise(params, terms), params), expected)
+    losses = r.square().squeeze(1)
+    g = per_sample(losses, params)
+    expected = (g - g.mean(0)).square().sum(0) / (N * (N - 1))
+    torch.testing.assert_close(flat(exact_sampling_noise(params, losses), params), expected)
 
 
-@each("model", MODELS)
-def test_sampling_draws_are_unbiased(model):
-    problem = model()
-    floor = SamplingNoise(problem.params, rho=0.0, beta1=0.0)
-    squares = squared_draws(floor, problem, lambda: backward(floor, problem))
-    assert_unbiased(squares, sampling_loop(problem))
+def test_label_floor_through_third_derivatives():
+    net = network("mlp")
+    params = list(net.parameters())
+    x = torch.linspace(-1, 1, N, dtype=torch.float64)[:, None].requires_grad_()
+    u = net(x)
+    for _ in range(3):
+        (u,) = torch.autograd.grad(u.sum(), x, create_graph=True)
+    expected = ((2 / N * SIGMA * per_sample(u, params)) ** 2).sum(0)
+    found = flat(exact_label_noise(params, [NoisyTerm(u, SIGMA)]), params)
+    torch.testing.assert_close(found, expected)
 
 
-def backward(floor: SamplingNoise, problem: Problem) -> None:
-    """As :meth:`SamplingNoise.backward`, on a graph that stays alive."""
-    problem.losses.backward = None  # not called: the floor takes the mean
-    with torch.autograd.graph.save_on_cpu():
-        pass
-    floor.backward(problem.losses)
+# What the optimizer averages ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("population", [None, 40, math.inf])
+def test_first_moment_varies_as_the_floor_says(population):
+    """Labels of a line drawn many times; each time many batches of 8, and the last first moment."""
+    torch.manual_seed(0)
+    beta1, b, trials = 0.9, 8, 3000
+    pool = 8 if population is None else 40
+    x = torch.linspace(0.5, 1.5, pool)
+    moment = torch.zeros(trials)
+    noise = torch.randn(trials, pool)
+    for _ in range(80):
+        if population == math.inf:
+            noise = torch.randn(trials, pool)
+        batch = torch.rand(trials, pool).argsort(1)[:, :b]
+        gradient = -2 * (x[batch] * noise.gather(1, batch)).mean(1)
+        moment = beta1 * moment + (1 - beta1) * gradient
+    w = torch.zeros((), requires_grad=True)
+    variances = []
+    for _ in range(400):
+        rows = torch.randperm(pool)[:b]
+        term = NoisyTerm(w * x[rows], 1.0, 1.0, population)
+        variances.append(exact_label_noise([w], [term], beta1)[w])
+    expected = torch.stack(variances).mean()
+    # The standard error of a variance from 3,000 normal draws is 2.6 %.
+    assert moment.var() == pytest.approx(expected.item(), rel=0.08)
+
+
+# Other losses ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sigma", [0.2, 1.0, 3.0])
+@pytest.mark.parametrize("loss", [mse_loss, l1_loss, huber_loss, smooth_l1_loss])
+def test_score_has_the_deviation_of_many_draws(loss, sigma):
+    torch.manual_seed(0)
+    errors = (sigma * torch.randn(200_000, dtype=torch.float64)).requires_grad_()
+    (score,) = torch.autograd.grad(loss(errors, torch.zeros_like(errors)), errors)
+    expected = (score * len(errors)).square().mean().sqrt().item()
+    found = score_deviation(loss, torch.tensor(sigma, dtype=torch.float64)).item()
+    assert found == pytest.approx(expected, rel=0.02)
+
+
+def test_floor_of_huber_is_the_variance_of_its_gradient():
+    """At the truth, over many draws of the data."""
+    torch.manual_seed(0)
+    w = torch.tensor([1.0, -0.5], requires_grad=True)
+    x = torch.randn(16, 2)
+    draws = torch.stack(
+        [
+            torch.autograd.grad(huber_loss(x @ w, (x @ w).detach() + 2 * torch.randn(16)), w)[0]
+            for _ in range(3000)
+        ]
+    )
+    residual = x @ w - (x @ w).detach()
+    floor = exact_label_noise([w], [NoisyTerm(residual, 2.0, loss=huber_loss)])[w]
+    torch.testing.assert_close(floor, draws.var(0), rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda p, t: mse_loss(p, t, reduction="sum"),
+        lambda p, t: mse_loss(p, t, reduction="none"),
+        lambda p, t: ((p - t) / t.abs().clamp_min(0.1)).square().mean(),
+        lambda p, t: mse_loss(p, t).sqrt(),
+    ],
+    ids=["sum", "none", "relative", "root"],
+)
+def test_losses_without_a_floor_are_refused(loss):
+    with pytest.raises(ValueError, match="no label floor for the loss"):
+        LabelNoise([torch.zeros(1, requires_grad=True)], sigma=1.0, loss=loss)
+
+
+# State -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["label", "sampling", "stream"])
+def test_continues_from_its_state_with_the_same_bits(kind):
+    def steps(floor, w, first, last):
+        for step in range(first, last):
+            torch.manual_seed(step)
+            x = torch.randn(6)
+            w.grad = None
+            if kind == "label":
+                floor.backward(w * x, x)
+            else:
+                losses = (w * x - 1) ** 2
+                floor.backward(losses) if kind == "sampling" else losses.mean().backward()
+            if kind == "stream":
+                floor.update()
+
+    def make(w):
+        if kind == "label":
+            return LabelNoise([w], sigma=0.1, every=2)
+        return SamplingNoise([w], every=2) if kind == "sampling" else StreamNoise([w])
+
+    w = torch.tensor(0.5, requires_grad=True)
+    through, first, second = make(w), make(w), make(w)
+    steps(through, w, 0, 9)
+    steps(first, w, 0, 4)
+    second.load_state_dict(first.state_dict())
+    steps(second, w, 4, 9)
+    assert second[w] == through[w] > 0
+
+
+def test_draws_are_those_of_the_last_call():
+    w = torch.ones(2, requires_grad=True)
+    floor = LabelNoise([w], sigma=0.1, every=3)
+    drawn = []
+    for _ in range(6):
+        floor.backward((w * torch.ones(4, 2)), torch.ones(4, 2))
+        drawn.append(bool(floor.draws))
+    assert drawn == [True, False, False, True, False, False]
+
+
+@pytest.mark.parametrize("losses", [torch.zeros(()), torch.zeros(1), torch.zeros(3, 1)])
+def test_the_probe_wants_one_loss_per_sample(losses):
+    with pytest.raises(ValueError, match="one loss per sample"):
+        SamplingNoise([torch.zeros(1, requires_grad=True)]).update(losses)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda w: LabelNoise([w], beta1=1.0), "beta1"),
+        (lambda w: SamplingNoise([w], beta1=-0.1), "beta1"),
+        (lambda w: StreamNoise([w], beta1=1.0), "beta1"),
+        (lambda w: SamplingNoise([w], population=0), "population"),
+    ],
+)
+def test_options_out_of_range_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make(torch.zeros(1, requires_grad=True))
