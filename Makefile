@@ -9,7 +9,7 @@ export OMP_NUM_THREADS = 1
 
 demo: .venv/.installed
 	rm -rf runs/demo
-	$(BIN)/sciml-snr compare convection --optimizers adamw,snr_adam,snr_soap --seeds 2 --out runs/demo/convection
+	$(BIN)/sciml-snr compare convection --optimizers adamw,snr_adam --seeds 2 --out runs/demo/convection
 	$(BIN)/sciml-snr solve lynx_hare --out runs/demo/lynx_hare
 	@echo "The demo's figures: runs/demo/convection/comparison.png, runs/demo/lynx_hare/figure.png"
 

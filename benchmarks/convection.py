@@ -19,11 +19,11 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "AdamW": ("adamw", {}),
     "SNRAdam, label floor (default)": (
         "snr_adam",
-        {"floor": "label", "gate": "stein", "z": 2.0, "warmup_steps": 500},
-    ),
-    "SNRAdam, label floor, snr gate, z = 3": (
-        "snr_adam",
         {"floor": "label", "gate": "snr", "alpha": 9.0, "warmup_steps": 500},
+    ),
+    "SNRAdam, label floor, stein gate, z = 2": (
+        "snr_adam",
+        {"floor": "label", "gate": "stein", "z": 2.0, "warmup_steps": 500},
     ),
     "SNRSOAP, label floor (default)": (
         "snr_soap",
@@ -45,7 +45,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 ITERATIONS, LONG = 8000, 20_000
 SEEDS = range(5)
 LRS: dict[str, tuple[float, ...]] = {
-    "SNRAdam, label floor (default)": (1e-3, 3e-3, 1e-2),
+    "SNRAdam, label floor, stein gate, z = 2": (3e-3,),
     "SNRSOAP, label floor (default)": (1e-3, 3e-3, 1e-2),
     "SNRSOAP, label floor, z = 1.5": (3e-3,),
     "M-SVAG": (1e-2, 1e-1),
@@ -54,6 +54,7 @@ LRS: dict[str, tuple[float, ...]] = {
 HELD = {
     "AdamW": 1e-3,
     "SNRAdam, label floor (default)": 3e-3,
+    "SNRAdam, label floor, stein gate, z = 2": 3e-3,
     "SNRSOAP, label floor (default)": 3e-3,
 }
 """Methods that also run long, at one learning rate."""

@@ -141,9 +141,14 @@ def heat_inverse() -> str:
         "| --- " * 6 + "|",
     ]
     rows = read(heat.PATH)
-    for method, (optimizer, _) in heat.METHODS.items():
+    for method, (optimizer, options) in heat.METHODS.items():
+        same = [
+            r
+            for r in rows
+            if r["optimizer"] == optimizer and json.loads(r["snr_options"]) == options
+        ]
         for lr in heat.LRS:
-            own = [r for r in rows if r["optimizer"] == optimizer and float(r["lr"]) == lr]
+            own = [r for r in same if float(r["lr"]) == lr]
             if own:
                 errors = [abs(json.loads(r["unknowns"])["diffusivity"] / 0.1 - 1) for r in own]
                 cells = [method, str(lr), str(len(own)), _range(errors)]

@@ -44,13 +44,13 @@ STREAM_GATE: dict[str, Any] = {
 """The published gate, for the streaming floor."""
 
 LABEL_GATES: dict[str, dict[str, Any]] = {
-    "snr_adam": {"gate": "stein", "alpha": 1.0, "lambd": 1.0, "z": 2.0, "warmup_steps": 500},
+    "snr_adam": {"gate": "snr", "alpha": 1.0, "lambd": 1.0, "z": 3.0, "warmup_steps": 500},
     "snr_soap": {"gate": "stein", "alpha": 1.0, "lambd": 1.0, "z": 2.0, "warmup_steps": 0},
 }
-"""The gates for the label floor: closed below two standard errors. In the parameters' own
-coordinates the error of the data hides the pull of exact terms (equations, exact conditions) where
-a run has to leave a plateau; snr_adam leaves Adam's first steps free where there are such terms.
-The eigenbasis tells the two apart."""
+"""The gates for the label floor. In the parameters' own coordinates the error of the data hides the
+pull of exact terms (equations, exact conditions): snr_adam leaves Adam's first steps free, and its
+gate never quite closes. The eigenbasis tells the two apart better. Where all terms of the loss are
+noisy there is nothing to hide, and snr_adam takes the closing gate of snr_soap too."""
 
 
 def set_SNR_options(
@@ -191,12 +191,12 @@ def _build(
     plain, label_gated = OPTIMIZERS[name]
     noise = None if floor == "stream" else _model_noise(sigma, required=floor == "label")
     defaults = STREAM_GATE if noise is None else LABEL_GATES[name]
+    if noise is not None and not noise.has_exact_terms:
+        defaults = LABEL_GATES["snr_soap"]
     if options["alpha"] is not None:  # a threshold of the user's goes before the default one
         defaults = {**defaults, "z": None}
     if options["alpha"] is not None:
         defaults = {**defaults, "z": None}  # z would stand in alpha's place
-    if noise is not None and not noise.has_exact_terms:
-        defaults = {**defaults, "warmup_steps": 0}
     options |= {k: v for k, v in defaults.items() if options[k] is None}
     groups = _named(list(params))
     if len(groups) == 2 and isinstance(groups[1], dict) and not gate_external:
