@@ -434,8 +434,10 @@ def noise_scale(term: NoisyTerm, beta1: float) -> Tensor:
     """Standard deviation of the loss's derivative by each residual, broadcastable to them.
 
     Raises:
-        ValueError: sigma does not broadcast to the residual.
+        ValueError: sigma does not broadcast to the residual, or the population is not positive.
     """
+    if term.population is not None and not term.population > 0:
+        raise ValueError(f"population must be a positive number, got {term.population}.")
     residual = term.residual.detach()
     sigma = torch.as_tensor(term.sigma, dtype=residual.dtype, device=residual.device)
     try:

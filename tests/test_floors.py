@@ -765,3 +765,10 @@ def test_anything_but_a_loss_per_sample_is_refused(shape):
     with pytest.raises(ValueError, match="one loss per sample"):
         floor.backward(p.expand(shape))
     assert p.grad is None and not floor
+
+
+@pytest.mark.parametrize("population", [0, -3, math.nan])
+def test_an_empty_population_is_refused(population):
+    w = torch.ones(3, 1, requires_grad=True)
+    with pytest.raises(ValueError, match="population must be a positive number"):
+        LabelNoise([w], sigma=1.0).backward(w, torch.zeros(3, 1), population=population)
