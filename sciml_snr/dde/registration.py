@@ -195,8 +195,6 @@ def _build(
         defaults = LABEL_GATES["snr_soap"]
     if options["alpha"] is not None:  # a threshold of the user's goes before the default one
         defaults = {**defaults, "z": None}
-    if options["alpha"] is not None:
-        defaults = {**defaults, "z": None}  # z would stand in alpha's place
     options |= {k: v for k, v in defaults.items() if options[k] is None}
     groups = _named(list(params))
     if len(groups) == 2 and isinstance(groups[1], dict) and not gate_external:
