@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from benchmarks import cost, heat, images, stopping
 from benchmarks.convection import ITERATIONS, LONG, METHODS, PATH
@@ -141,14 +142,9 @@ def heat_inverse() -> str:
         "| --- " * 6 + "|",
     ]
     rows = read(heat.PATH)
-    for method, (optimizer, options) in heat.METHODS.items():
-        same = [
-            r
-            for r in rows
-            if r["optimizer"] == optimizer and json.loads(r["snr_options"]) == options
-        ]
+    for method, config in heat.METHODS.items():
         for lr in heat.LRS:
-            own = [r for r in same if float(r["lr"]) == lr]
+            own = [r for r in _rows_of(config, rows) if float(r["lr"]) == lr]
             if own:
                 errors = [abs(json.loads(r["unknowns"])["diffusivity"] / 0.1 - 1) for r in own]
                 cells = [method, str(lr), str(len(own)), _range(errors)]
@@ -219,15 +215,21 @@ def _groups(iterations: int = ITERATIONS) -> dict[tuple[str, str], Rows]:
     """(method, learning rate) -> its rows, in the order of METHODS and of the learning rates."""
     rows = [row for row in read(PATH) if row["iterations"] == str(iterations)]
     groups: dict[tuple[str, str], Rows] = {}
-    for method, (optimizer, options) in METHODS.items():
-        own = [
-            row
-            for row in rows
-            if row["optimizer"] == optimizer and json.loads(row["snr_options"]) == options
-        ]
+    for method, config in METHODS.items():
+        own = _rows_of(config, rows)
         for row in sorted(own, key=lambda row: float(row["lr"])):
             groups.setdefault((method, row["lr"]), []).append(row)
     return groups
+
+
+def _rows_of(config: tuple[str, dict[str, Any]], rows: Rows) -> Rows:
+    """The rows of a method: its optimizer with its options."""
+    optimizer, options = config
+    return [
+        row
+        for row in rows
+        if row["optimizer"] == optimizer and json.loads(row["snr_options"]) == options
+    ]
 
 
 def _column(rows: Rows, name: str) -> list[float]:

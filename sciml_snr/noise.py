@@ -74,18 +74,23 @@ class NoiseFloor(Mapping[Tensor, Tensor]):
         params: the parameters to keep a floor for.
         rho: decay rate of the average over draws.
         every: draw at every so many calls only; cost follows.
+        beta1: decay rate of the optimizer's first moment.
 
     Raises:
         ValueError: an argument is out of range.
     """
 
-    def __init__(self, params: Iterable[Tensor], rho: float = 0.99, every: int = 1) -> None:
-        if not 0 <= rho < 1:
-            raise ValueError(f"rho must be >= 0 and < 1, got {rho}.")
+    def __init__(
+        self, params: Iterable[Tensor], rho: float = 0.99, every: int = 1, beta1: float = 0.9
+    ) -> None:
+        for name, rate in (("rho", rho), ("beta1", beta1)):
+            if not 0 <= rate < 1:
+                raise ValueError(f"{name} must be >= 0 and < 1, got {rate}.")
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}.")
         self.rho = rho
         self.every = every
+        self.beta1 = beta1
         self.params = [p for p in params if p.requires_grad]
         if not self.params:
             raise ValueError("There are no parameters to keep a floor for.")
@@ -190,15 +195,12 @@ class LabelNoise(NoiseFloor):
         loss: Loss = mse_loss,
         beta1: float = 0.9,
     ) -> None:
-        super().__init__(params, rho, every)
+        super().__init__(params, rho, every, beta1)
         if sigma is not None:
             check_sigma(torch.as_tensor(sigma))
-        if not 0 <= beta1 < 1:
-            raise ValueError(f"beta1 must be >= 0 and < 1, got {beta1}.")
         check_loss(loss)
         self.sigma = sigma
         self.loss = loss
-        self.beta1 = beta1
 
     def update(self, terms: Iterable[NoisyTerm]) -> None:
         """Account for one step's data terms; the graph stays alive for the loss's own backward.
@@ -288,13 +290,10 @@ class SamplingNoise(NoiseFloor):
         population: float = math.inf,
         beta1: float = 0.9,
     ) -> None:
-        super().__init__(params, rho, every)
+        super().__init__(params, rho, every, beta1)
         if not population > 0:
             raise ValueError(f"population must be a positive number, got {population}.")
-        if not 0 <= beta1 < 1:
-            raise ValueError(f"beta1 must be >= 0 and < 1, got {beta1}.")
         self.population = population
-        self.beta1 = beta1
 
     def update(self, losses: Tensor) -> None:
         """Account for one batch; the graph stays alive for the loss's own backward.
@@ -352,10 +351,7 @@ class StreamNoise(NoiseFloor):
     """
 
     def __init__(self, params: Iterable[Tensor], *, rho: float = 0.99, beta1: float = 0.9) -> None:
-        super().__init__(params, rho)
-        if not 0 <= beta1 < 1:
-            raise ValueError(f"beta1 must be >= 0 and < 1, got {beta1}.")
-        self.beta1 = beta1
+        super().__init__(params, rho, beta1=beta1)
         self._mean = {p: state_like(p) for p in self.params}
 
     @torch.no_grad()

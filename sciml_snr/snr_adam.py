@@ -13,6 +13,7 @@ Source: E. Litman and G. Guo, *A Theory of Generalization in Deep Learning*, arX
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -450,6 +451,12 @@ def _first_nonfinite(entries: list[tuple[Tensor, str, str]]) -> tuple[Tensor, st
     return None
 
 
+def require_option(options: Mapping[str, Any], name: str, ok: bool, what: str) -> None:
+    """Refuse the option of this name, unless ``ok``, with what it must be."""
+    if not ok:
+        raise ValueError(f"Invalid {name}: {options[name]!r}; it must be {what}.")
+
+
 def validate_options(options: Mapping[str, Any]) -> None:
     """Check a full set of SNRAdam's group options.
 
@@ -457,9 +464,7 @@ def validate_options(options: Mapping[str, Any]) -> None:
         ValueError: names the option that is out of range and the range.
     """
 
-    def require(name: str, ok: bool, what: str) -> None:
-        if not ok:
-            raise ValueError(f"Invalid {name}: {options[name]!r}; it must be {what}.")
+    require = functools.partial(require_option, options)
 
     def number(name: str, low: float, high: float = math.inf) -> None:
         value = options[name]

@@ -16,6 +16,7 @@ covariances of their own, and ``basis`` says whose eigenvectors are taken.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch.optim.optimizer import ParamsT
 
 from ._tensors import as_real, state_like
 from .noise import NoiseFloor
-from .snr_adam import Floor, SNRAdam, _Slot
+from .snr_adam import Floor, SNRAdam, _Slot, require_option
 
 BASES = ("both", "gradient", "floor")
 
@@ -222,9 +223,7 @@ def _mixed(cov: Tensor, floor_cov: Tensor, basis: str) -> Tensor:
 def _validate(options: Mapping[str, Any]) -> None:
     """Check SNRSOAP's own options, those that are there."""
 
-    def require(name: str, ok: bool, what: str) -> None:
-        if not ok:
-            raise ValueError(f"Invalid {name}: {options[name]!r}; it must be {what}.")
+    require = functools.partial(require_option, options)
 
     if "basis" in options:
         require("basis", options["basis"] in BASES, "one of " + ", ".join(map(repr, BASES)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -81,6 +82,18 @@ def snapshot(optimizer) -> list:
         for group in optimizer.param_groups
         for p in group["params"]
     ]
+
+
+def assert_refused_by_name(cls, name: str, value) -> None:
+    """An optimizer's option, given for all, for a group, for a group that comes later."""
+    with pytest.raises(ValueError, match=name):
+        cls(parameters(), **{name: value})
+    with pytest.raises(ValueError, match=name):
+        cls([{"params": parameters(), name: value}])
+    optimizer = cls(parameters())
+    with pytest.raises(ValueError, match=name):
+        optimizer.add_param_group({"params": parameters(), name: value})
+    assert len(optimizer.param_groups) == 1
 
 
 def assert_same_bits(actual, expected) -> None:

@@ -19,6 +19,7 @@ from tests.cases import (
     GATED,
     GATES,
     assert_plain,
+    assert_refused_by_name,
     assert_same_bits,
     batch,
     feed,
@@ -590,14 +591,7 @@ NONSENSE = [
 
 @pytest.mark.parametrize(("name", "value"), NONSENSE)
 def test_nonsense_options_are_refused_by_name(name, value):
-    with pytest.raises(ValueError, match=name):
-        SNRAdam(parameters(), **{name: value})
-    with pytest.raises(ValueError, match=name):
-        SNRAdam([{"params": parameters(), name: value}])
-    optimizer = SNRAdam(parameters())
-    with pytest.raises(ValueError, match=name):
-        optimizer.add_param_group({"params": parameters(), name: value})
-    assert len(optimizer.param_groups) == 1
+    assert_refused_by_name(SNRAdam, name, value)
 
 
 def test_finite_alpha_needs_less_than_all_the_data():
