@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from benchmarks.harness import RESULTS, resolved
-from sciml_snr.run import RunConfig, append_row, compile_model
+from sciml_snr._runs import append_row
+from sciml_snr.run import RunConfig, compile_model
 
 PATH = RESULTS / "cost.csv"
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -19,7 +19,8 @@ import torch
 from joblib import Parallel, delayed
 from rich.progress import track
 
-from sciml_snr.run import OPTIMIZERS, Recorder, RunConfig, append_row, compile_model
+from sciml_snr._runs import append_row
+from sciml_snr.run import OPTIMIZERS, Recorder, RunConfig, compile_model
 
 RESULTS = Path(__file__).parent / "results"
 THRESHOLDS = (0.4, 0.3, 0.2)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,6 +58,24 @@ def stein(mean_sq: Tensor, floor: Tensor, alpha: float, lambd: float, eps: float
 
 
 GATES: dict[str, Gate] = {"none": none, "hard": hard, "soft": soft, "snr": snr, "stein": stein}
+
+STREAM_GATE: dict[str, Any] = {
+    "gate": "soft",
+    "alpha": "fresh",
+    "lambd": 1.0,
+    "z": None,
+    "warmup_steps": 0,
+}
+"""The published gate, for the streaming floor."""
+
+LABEL_GATES: dict[str, dict[str, Any]] = {
+    "snr_adam": {"gate": "snr", "alpha": 1.0, "lambd": 1.0, "z": 3.0, "warmup_steps": 500},
+    "snr_soap": {"gate": "stein", "alpha": 1.0, "lambd": 1.0, "z": 2.0, "warmup_steps": 0},
+}
+"""The gates for the label floor. In the parameters' own coordinates the error of the data hides the
+pull of exact terms (equations, exact conditions): snr_adam leaves Adam's first steps free, and its
+gate never quite closes. The eigenbasis tells the two apart better. Where all terms of the loss are
+noisy there is nothing to hide, and snr_adam takes the closing gate of snr_soap too."""
 
 
 def resolve_alpha(

@@ -11,7 +11,6 @@ import csv
 import functools
 import io
 import json
-import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -30,6 +29,15 @@ from rich.progress import Progress
 
 from sciml_snr import problems
 
+from ._runs import (
+    append_row,
+    check_device,
+    first_interrupt,
+    rewrite_rows,
+    rng_state,
+    save_atomically,
+    set_rng_state,
+)
 from .dde import ProgressBar, SNR_options, set_SNR_options
 from .snr_adam import SNRAdam
 
@@ -87,7 +95,7 @@ class RunConfig:
         with _snr_options(self.snr_options):
             pass  # refuses values out of range
         if self.device is not None:
-            _check_device(self.device)
+            check_device(self.device)
         data = None if self.data is None else str(Path(self.data).resolve())
         return replace(self, lr=lr, iterations=iterations, data=data)
 
@@ -227,7 +235,7 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
             self._bar = ProgressBar(self.budget, label, start=self.iteration)
             callbacks.insert(0, self._bar)
         try:
-            with _first_interrupt(self._interrupt):
+            with first_interrupt(self._interrupt):
                 model.train(
                     iterations=left, display_every=self.budget + 1, callbacks=callbacks, verbose=0
                 )
@@ -302,7 +310,6 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
     def save(self, model: dde.Model) -> None:
         """Write the checkpoint: all that the next iteration depends on."""
         assert self.folder is not None
-        numpy_state: Any = np.random.get_state(legacy=True)
         state = {
             "iteration": self.iteration,
             "seconds": self.seconds,
@@ -312,17 +319,9 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
             "unknowns": {name: v.detach() for name, v in self.problem.unknowns.items()},
             # An evaluation that only the interruption caused is not part of the run.
             "extra_row": self.interrupted and bool(self.iteration % self.every),
-            "torch_rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all(),
-            "numpy_rng": [
-                numpy_state[0],
-                torch.tensor(numpy_state[1].astype(np.int64)),
-                *numpy_state[2:],
-            ],
+            **rng_state(),
         }
-        partial = self.folder / "checkpoint.pt.partial"
-        torch.save(state, partial)
-        partial.replace(self.folder / "checkpoint.pt")
+        save_atomically(state, self.folder / "checkpoint.pt")
 
     def load(self, model: dde.Model) -> None:
         """Continue from the checkpoint in the folder."""
@@ -335,15 +334,10 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
         with torch.no_grad():
             for name, value in state["unknowns"].items():
                 self.problem.unknowns[name].copy_(value)
-        torch.set_rng_state(state["torch_rng"])
-        torch.cuda.set_rng_state_all(state["cuda_rng"])
-        kind, keys, *rest = state["numpy_rng"]
-        np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+        set_rng_state(state)
         if state["extra_row"]:
             self.rows.pop()
-        (self.folder / "metrics.csv").unlink(missing_ok=True)
-        for row in self.rows:
-            append_row(self.folder / "metrics.csv", row)
+        rewrite_rows(self.folder / "metrics.csv", self.rows)
 
 
 def save_prediction(path: Path, problem: problems.Problem, model: dde.Model) -> None:
@@ -467,35 +461,6 @@ def _every(iterations: int) -> int:
     return max(1, iterations // EVALUATIONS)
 
 
-def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Append a row to a CSV file, with a header where it is the first."""
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
-@contextlib.contextmanager
-def _first_interrupt(handle: Any) -> Iterator[None]:
-    """Turn the first Ctrl-C inside into a call of ``handle``; a second one acts as ever."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.getsignal(signal.SIGINT)
-
-    def once(*_: Any) -> None:
-        signal.signal(signal.SIGINT, previous)
-        handle()
-
-    signal.signal(signal.SIGINT, once)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
 @contextlib.contextmanager
 def _snr_options(options: dict[str, Any]) -> Iterator[None]:
     """The user's own DeepXDE-wide options are back in place afterwards."""
@@ -516,10 +481,3 @@ def _device(device: str | None) -> Iterator[None]:
         yield
     finally:
         torch.set_default_device(previous)
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"The device {device!r} cannot be used: {error}") from None

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.optim import Optimizer
 
+from ..gate import LABEL_GATES, STREAM_GATE
 from ..noise import check_sigma
 from ..snr_adam import SNRAdam, validate_options
 from ..snr_soap import SNRSOAP
@@ -32,25 +33,6 @@ _DEFAULTS = {
     for name, parameter in inspect.signature(SNRAdam.__init__).parameters.items()
     if parameter.default is not inspect.Parameter.empty
 }
-
-
-STREAM_GATE: dict[str, Any] = {
-    "gate": "soft",
-    "alpha": "fresh",
-    "lambd": 1.0,
-    "z": None,
-    "warmup_steps": 0,
-}
-"""The published gate, for the streaming floor."""
-
-LABEL_GATES: dict[str, dict[str, Any]] = {
-    "snr_adam": {"gate": "snr", "alpha": 1.0, "lambd": 1.0, "z": 3.0, "warmup_steps": 500},
-    "snr_soap": {"gate": "stein", "alpha": 1.0, "lambd": 1.0, "z": 2.0, "warmup_steps": 0},
-}
-"""The gates for the label floor. In the parameters' own coordinates the error of the data hides the
-pull of exact terms (equations, exact conditions): snr_adam leaves Adam's first steps free, and its
-gate never quite closes. The eigenbasis tells the two apart better. Where all terms of the loss are
-noisy there is nothing to hide, and snr_adam takes the closing gate of snr_soap too."""
 
 
 def set_SNR_options(
@@ -79,8 +61,8 @@ def set_SNR_options(
 
     Args:
         gate (str): "soft", "hard", "snr", "stein", or "none" for plain Adam. The defaults of gate,
-            alpha, lambd, z and warmup_steps go with the floor: :data:`STREAM_GATE` (published
-            rule), :data:`LABEL_GATES`.
+            alpha, lambd, z and warmup_steps go with the floor: :data:`sciml_snr.gate.STREAM_GATE`
+            (published rule), :data:`sciml_snr.gate.LABEL_GATES`.
         alpha (float or str): Threshold of the gate; "fresh" = 1, or "finite" = b / (n - b).
         lambd (float): Weight of the noise floor in the soft and snr gates.
         z (float): Threshold in standard errors of the mean gradient, in place of alpha.
