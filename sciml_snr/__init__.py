@@ -12,6 +12,17 @@ import wrapt
 
 from ._version import __version__
 from .gate import GATES
+from .memorization import (
+    Memorization,
+    ResidualSplit,
+    Twins,
+    measure_memorization,
+    memorized_map,
+    memorized_share,
+    share_from_misfit,
+    split_by,
+    split_residual,
+)
 from .noise import (
     LabelNoise,
     NoiseFloor,
@@ -37,14 +48,17 @@ __all__ = [
     "Floor",
     "GateStats",
     "LabelNoise",
+    "Memorization",
     "NoiseFloor",
     "NoisyPointSetBC",
     "NoisyTerm",
     "ProgressBar",
+    "ResidualSplit",
     "SNRAdam",
     "SamplingNoise",
     "SigmaEstimate",
     "StreamNoise",
+    "Twins",
     "__version__",
     "estimate_sigma_image",
     "estimate_sigma_repeats",
@@ -52,7 +66,13 @@ __all__ = [
     "estimate_sigma_scattered",
     "exact_label_noise",
     "exact_sampling_noise",
+    "measure_memorization",
+    "memorized_map",
+    "memorized_share",
     "set_SNR_options",
+    "share_from_misfit",
+    "split_by",
+    "split_residual",
 ]
 
 _IN_DDE = ("NoisyPointSetBC", "ProgressBar", "set_SNR_options")
