@@ -1,0 +1,354 @@
+r"""The fit loop of images and shapes: a network, noisy terms, a gated optimizer.
+
+What is fitted is an :class:`Objective`. In every step it states its noisy terms, with the error of
+their data; the loop keeps the label floor (:class:`sciml_snr.LabelNoise`), steps, logs, writes a
+checkpoint, and stops cleanly.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .._runs import (
+    append_row,
+    check_device,
+    first_interrupt,
+    rewrite_rows,
+    rng_state,
+    save_atomically,
+    seeded,
+    set_rng_state,
+)
+from ..gate import LABEL_GATES
+from ..noise import LabelNoise, NoisyTerm
+from ..snr_adam import SNRAdam
+from ..snr_soap import SNRSOAP
+
+OPTIMIZERS = ("snr_soap", "snr_adam", "adam")
+
+ROWS = 100
+"""About so many rows are logged in a run."""
+
+CHECKPOINT_SECONDS = 30.0
+
+
+class Objective(Protocol):
+    """What a network is fitted to. Its tensors are on the device of the fit."""
+
+    def terms(
+        self, network: nn.Module, rng: torch.Generator
+    ) -> tuple[list[NoisyTerm], Tensor | None]:
+        """One step's noisy terms, and what the loss has beside them, free of noise.
+
+        Args:
+            network: the network to fit.
+            rng: draws the step's samples; a generator on the device of the fit.
+        """
+
+    def metrics(self, network: nn.Module) -> dict[str, float]:
+        """Further columns of the log, always the same ones; may be empty. Draws nothing."""
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What defines a fit, beside network and objective.
+
+    Args:
+        optimizer: ``"snr_soap"``, ``"snr_adam"``, or ``"adam"`` (for comparison: it memorizes).
+        lr: learning rate.
+        steps: number of steps.
+        batch_size: data in a step, for the objective; None for all of them.
+        floor_every: renew the label floor every so many steps.
+        gate: further options of :class:`sciml_snr.SNRSOAP` or :class:`sciml_snr.SNRAdam`. What
+            it does not say is as in :data:`sciml_snr.gate.LABEL_GATES`, ``"snr_soap"``.
+        seed: of network, batches and floor.
+        device: ``"cpu"``, ``"cuda"``, ...; by default CUDA where there is one.
+    """
+
+    optimizer: str = "snr_soap"
+    lr: float = 1e-4
+    steps: int = 2000
+    batch_size: int | None = None
+    floor_every: int = 10
+    gate: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            ValueError: names the option and what is possible.
+        """
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(
+                f"There is no optimizer {self.optimizer!r}. Choose one of: {', '.join(OPTIMIZERS)}."
+            )
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be a positive number, got {self.lr}.")
+        for name in ("steps", "batch_size", "floor_every"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be an integer >= 1, got {value!r}.")
+        if self.gate and self.optimizer == "adam":
+            raise ValueError("gate options are for snr_soap and snr_adam: adam has no gate.")
+        try:
+            build_optimizer(nn.Linear(1, 1), self)
+        except TypeError as error:
+            raise ValueError(f"A gate option is unknown: {error}.") from None
+        if self.device is not None:
+            check_device(self.device)
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device of the fit."""
+        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+@dataclass
+class Training:
+    """What a fit leaves behind, beside the network."""
+
+    step: int = 0
+    """Steps taken."""
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    """Rows of the log. ``loss``, ``misfit`` and ``memorized`` (see :func:`memorized_estimate`) are
+    those of the step's own batch, before the step."""
+    interrupted: bool = False
+
+
+def build_optimizer(network: nn.Module, options: FitOptions) -> tuple[Optimizer, LabelNoise | None]:
+    """The optimizer for the network's trainable parameters, and the floor it needs.
+
+    Raises:
+        ValueError: an option is out of range, or nothing can be trained.
+    """
+    params = [p for p in network.parameters() if p.requires_grad]
+    if not params:
+        raise ValueError("The network has no trainable parameters.")
+    if options.optimizer == "adam":
+        return torch.optim.Adam(params, lr=options.lr), None
+    gate = dict(LABEL_GATES["snr_soap"])
+    if "alpha" in options.gate:  # a threshold of the user's goes before the default one
+        gate["z"] = None
+    cls = SNRSOAP if options.optimizer == "snr_soap" else SNRAdam
+    optimizer = cls(params, lr=options.lr, foreach=True, **{**gate, **options.gate})
+    beta1 = optimizer.defaults["betas"][0]
+    return optimizer, LabelNoise(params, every=options.floor_every, beta1=beta1)
+
+
+def train(
+    network: nn.Module,
+    objective: Objective,
+    options: FitOptions,
+    *,
+    folder: Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    label: str = "fit",
+) -> Training:
+    """Fit the network, in place.
+
+    The first Ctrl-C ends the fit after the step under way; ``resume=True`` continues it with the
+    bits of an uninterrupted one.
+
+    Args:
+        network: moved to the device of the fit.
+        objective: what to fit it to.
+        options: how.
+        folder: keeps ``metrics.csv`` and ``checkpoint.pt`` there, renewed every 30 seconds.
+        resume: continue from the checkpoint in ``folder``.
+        progress: draw a progress bar.
+        label: text in front of the bar.
+
+    Raises:
+        FileNotFoundError: there is nothing to resume.
+        FloatingPointError: the loss or a gradient is no longer finite.
+    """
+    with seeded(options.seed):
+        loop = _Loop(network.to(options.torch_device), objective, options, folder)
+        if resume:
+            loop.load()
+        elif folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "metrics.csv").unlink(missing_ok=True)
+            loop.save()  # whatever happens, the fit can be resumed
+        loop.run(progress, label)
+    return loop.training
+
+
+def total_loss(terms: Iterable[NoisyTerm], extra: Tensor | None) -> Tensor:
+    """The loss that a step goes down: weighted noisy terms, and the extra."""
+    parts = [t.weight * t.loss(t.residual, torch.zeros_like(t.residual)) for t in terms]
+    return torch.stack(parts if extra is None else [*parts, extra]).sum()
+
+
+def misfit(terms: Iterable[NoisyTerm]) -> float:
+    """R = mean((residual / sigma)^2) over all data that carry an error; NaN where none does."""
+    total, count = 0.0, 0
+    for term in terms:
+        residual = term.residual.detach()
+        sigma = torch.as_tensor(term.sigma, dtype=residual.dtype, device=residual.device)
+        noisy = (sigma > 0).expand_as(residual)
+        total += float((residual / sigma)[noisy].square().sum())
+        count += int(noisy.sum())
+    return total / count if count else math.nan
+
+
+def memorized_estimate(misfit: float) -> float:
+    r"""A running guess at the share of the noise in the fit, max(0, 1 - sqrt(misfit)).
+
+    It is what has been memorized if the fit is the truth plus that share of the noise. For any
+    linear fit H y it is no more than the share tr(H) / n, in expectation, because
+    :math:`(1 - \operatorname{tr} H / n)^2 \le \lVert I - H \rVert_F^2 / n`, and error in the signal
+    lowers it further: a lower bound for the progress bar, near 1 only where nearly everything has
+    been memorized. It is not the generalized degrees of freedom: those take a twin run.
+    """
+    return max(0.0, 1 - math.sqrt(misfit)) if math.isfinite(misfit) else math.nan
+
+
+class _Loop:
+    """A fit under way: all that its next step depends on."""
+
+    def __init__(
+        self, network: nn.Module, objective: Objective, options: FitOptions, folder: Path | None
+    ) -> None:
+        self.network = network
+        self.objective = objective
+        self.options = options
+        self.folder = folder
+        self.optimizer, self.floor = build_optimizer(network, options)
+        self.rng = torch.Generator(options.torch_device).manual_seed(options.seed)
+        self.training = Training()
+
+    def run(self, progress: bool, label: str) -> None:
+        """Take what is left of the steps."""
+        training, steps = self.training, self.options.steps
+        training.interrupted = False
+        every = max(1, steps // ROWS)
+        before, started = training.seconds, time.perf_counter()
+        saved = started
+        self.network.train()
+        with first_interrupt(self._interrupt), _bar(progress) as bar:
+            task = bar.add_task(label, total=steps, completed=training.step, status="")
+            while training.step < steps and not training.interrupted:
+                due = training.step == 0 or (training.step + 1) % every == 0
+                row = self._step(log=due or training.step + 1 == steps)
+                training.seconds = before + time.perf_counter() - started
+                if row:
+                    self._log(row)
+                    bar.update(task, status=_status(row))
+                bar.update(task, completed=training.step)
+                if self.folder and time.perf_counter() - saved > CHECKPOINT_SECONDS:
+                    self.save()
+                    saved = time.perf_counter()
+        self.network.eval()
+        if self.folder:
+            self.save()
+
+    def _interrupt(self) -> None:
+        self.training.interrupted = True
+
+    def _step(self, log: bool) -> dict[str, float]:
+        terms, extra = self.objective.terms(self.network, self.rng)
+        row: dict[str, float] = {}
+        loss = total_loss(terms, extra)
+        if log:
+            found = misfit(terms)
+            row = {
+                "loss": float(loss.detach()),
+                "misfit": found,
+                "memorized": memorized_estimate(found),
+            }
+            if not math.isfinite(row["loss"]):
+                raise FloatingPointError(
+                    f"The loss is {row['loss']} after {self.training.step} steps: lower the "
+                    "learning rate."
+                )
+        self.optimizer.zero_grad()
+        if self.floor is None:
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+        else:
+            self.floor.update(terms)
+            loss.backward()  # type: ignore[no-untyped-call]
+            assert isinstance(self.optimizer, SNRAdam)
+            self.optimizer.step(floor=self.floor)
+        self.training.step += 1
+        return row
+
+    def _log(self, row: dict[str, float]) -> None:
+        row = {
+            "step": float(self.training.step),
+            "seconds": self.training.seconds,
+            **row,
+            **self.objective.metrics(self.network),
+        }
+        if isinstance(self.optimizer, SNRAdam):
+            stats = self.optimizer.gate_stats()
+            row |= {"mean_q": stats.mean_q, "open_fraction": stats.open_fraction}
+        self.training.history.append(row)
+        if self.folder:
+            append_row(self.folder / "metrics.csv", row)
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        assert self.folder is not None
+        state = {
+            "step": self.training.step,
+            "seconds": self.training.seconds,
+            "history": self.training.history,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "floor": self.floor.state_dict() if self.floor else None,
+            "rng": self.rng.get_state(),
+            **rng_state(),
+        }
+        save_atomically(state, self.folder / "checkpoint.pt")
+
+    def load(self) -> None:
+        """Continue from the checkpoint in the folder."""
+        if self.folder is None or not (self.folder / "checkpoint.pt").exists():
+            raise FileNotFoundError(
+                f"There is no run to resume in {self.folder}: no checkpoint.pt there."
+            )
+        state = torch.load(self.folder / "checkpoint.pt", weights_only=True, map_location="cpu")
+        self.training = Training(state["step"], state["seconds"], state["history"])
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.floor is not None:
+            self.floor.load_state_dict(state["floor"])
+        self.rng.set_state(state["rng"])
+        set_rng_state(state)
+        rewrite_rows(self.folder / "metrics.csv", self.training.history)
+
+
+def _bar(progress: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("left  {task.fields[status]}"),
+        disable=not progress,
+    )
+
+
+def _status(row: dict[str, float]) -> str:
+    status = f"loss {row['loss']:.3g}"
+    if math.isfinite(row["memorized"]):
+        status += f", memorized > {100 * row['memorized']:.0f} %"
+    if "open_fraction" in row:
+        status += f", open {100 * row['open_fraction']:.0f} %"
+    return status

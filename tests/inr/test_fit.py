@@ -1,0 +1,280 @@
+"""The fit loop: what it does with noise, interruption, resumption, seeds, bad options."""
+
+import csv
+import math
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sciml_snr import SNRSOAP, NoisyTerm, SNRAdam
+from sciml_snr.gate import LABEL_GATES
+from sciml_snr.inr import fit
+from sciml_snr.inr.fit import (
+    OPTIMIZERS,
+    FitOptions,
+    build_optimizer,
+    memorized_estimate,
+    misfit,
+    total_loss,
+    train,
+)
+from sciml_snr.inr.networks import Siren
+from tests.cases import assert_plain, assert_same_bits
+
+SIGMA = 0.3
+
+
+class Curve:
+    """sin(5 x) with noise, in batches; ``interrupt_at``: a Ctrl-C to this process in that step."""
+
+    def __init__(self, n: int = 256, batch: int | None = 32, interrupt_at: int = 0) -> None:
+        rng = torch.Generator().manual_seed(1)
+        self.x = torch.linspace(-1, 1, n)[:, None]
+        self.clean = torch.sin(5 * self.x)
+        self.y = self.clean + SIGMA * torch.randn(n, 1, generator=rng)
+        self.batch = batch
+        self.interrupt_at = interrupt_at
+        self.calls = 0
+
+    def terms(self, network, rng):
+        self.calls += 1
+        if self.calls == self.interrupt_at:
+            os.kill(os.getpid(), signal.SIGINT)
+        x, y = self.x, self.y
+        if self.batch is not None:
+            rows = torch.randint(len(x), (self.batch,), generator=rng)
+            x, y = x[rows], y[rows]
+        return [NoisyTerm(network(x) - y, SIGMA, population=len(self.x))], None
+
+    def metrics(self, network):
+        with torch.no_grad():
+            return {"error": float((network(self.x) - self.clean).square().mean())}
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return Siren(1, 1, 16, 2, first_omega_0=10.0)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    states = [torch.load(f / "checkpoint.pt", weights_only=True) for f in (one, other)]
+    for state in states:
+        state.pop("seconds"), state.pop("numpy_rng")  # nothing draws from numpy
+        state["optimizer"] = state["optimizer"]["state"]
+        for row in state["history"]:
+            row.pop("seconds")
+    assert_same_bits(states[0], states[1])
+    timeless = [
+        [{k: v for k, v in r.items() if k != "seconds"} for r in rows(f)] for f in (one, other)
+    ]
+    assert timeless[0] == timeless[1]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("batch", [None, 32])
+def test_interrupted_and_resumed_fit_has_the_same_bits(tmp_path, optimizer, batch) -> None:
+    options = FitOptions(optimizer, lr=1e-3, steps=47, floor_every=3)
+    train(net(), Curve(batch=batch), options, folder=tmp_path / "whole", progress=False)
+    part = Curve(batch=batch, interrupt_at=23)
+    folder = tmp_path / "parts"
+    training = train(net(), part, options, folder=folder, progress=False)
+    assert (training.interrupted, training.step) == (True, 23)
+    torch.manual_seed(5)  # what happened between the two does not matter
+    resumed = Siren(1, 1, 16, 2, first_omega_0=10.0)
+    training = train(
+        resumed, Curve(batch=batch), options, folder=folder, resume=True, progress=False
+    )
+    assert (training.interrupted, training.step) == (False, 47)
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_same_seed_same_fit_and_the_callers_chance_is_left_alone() -> None:
+    options = FitOptions(steps=20, lr=1e-3)
+    torch.manual_seed(7), np.random.seed(7)
+    expected = torch.rand(3), np.random.rand(3)
+    torch.manual_seed(7), np.random.seed(7)
+    fits = []
+    for seed in (0, 0, 1):
+        network = net()
+        torch.manual_seed(7)
+        train(network, Curve(), FitOptions(steps=20, lr=1e-3, seed=seed), progress=False)
+        fits.append(network.state_dict())
+    assert_same_bits(fits[0], fits[1])
+    assert not torch.equal(fits[0]["layers.1.weight"], fits[2]["layers.1.weight"])
+    torch.manual_seed(7)
+    train(net(), Curve(), options, progress=False)
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    trained = net()
+    after_net = torch.get_rng_state()
+    train(trained, Curve(), options, progress=False)
+    assert torch.equal(torch.get_rng_state(), after_net) and not torch.equal(before, after_net)
+    np.testing.assert_array_equal(np.random.rand(3), expected[1])
+
+
+def test_gated_fits_do_not_memorize_what_adam_does() -> None:
+    """Full batch, six times as many steps as Adam needs: its error climbs towards sigma^2."""
+    error = {}
+    for optimizer in OPTIMIZERS:
+        training = train(
+            net(),
+            Curve(n=64, batch=None),
+            FitOptions(optimizer, lr=1e-3, steps=1200, floor_every=5),
+            progress=False,
+        )
+        errors = [row["error"] for row in training.history]
+        error[optimizer] = (errors[-1], min(errors), training.history[-1]["memorized"])
+    final, best, memorized = error["adam"]
+    assert final > 2.5 * best and memorized > 0.3
+    for optimizer in ("snr_soap", "snr_adam"):
+        final, _, memorized = error[optimizer]
+        assert final < 0.4 * error["adam"][0]
+        assert memorized < 0.15
+
+
+def test_log() -> None:
+    training = train(net(), Curve(), FitOptions(steps=250, lr=1e-3), progress=False)
+    steps = [row["step"] for row in training.history]
+    assert steps[:3] == [1, 2, 4] and steps[-1] == 250
+    assert len({tuple(row) for row in training.history}) == 1
+    assert 0 <= training.history[-1]["open_fraction"] <= 1
+    assert training.history[-1]["loss"] < training.history[0]["loss"]
+    adam = train(net(), Curve(), FitOptions("adam", steps=3), progress=False)
+    assert "open_fraction" not in adam.history[-1]
+
+
+def test_checkpoints_are_written_on_the_way(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(fit, "CHECKPOINT_SECONDS", 0.0)
+    seen = []
+
+    class Watched(Curve):
+        def metrics(self, network):
+            state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+            assert_plain({k: v for k, v in state.items() if k not in ("network", "optimizer")})
+            seen.append(state["step"])
+            return {}
+
+    train(net(), Watched(), FitOptions(steps=4), folder=tmp_path, progress=False)
+    assert seen == [0, 1, 2, 3]
+
+
+def test_a_longer_budget(tmp_path) -> None:
+    train(net(), Curve(), FitOptions(steps=10), folder=tmp_path, progress=False)
+    training = train(
+        net(), Curve(), FitOptions(steps=15), folder=tmp_path, resume=True, progress=False
+    )
+    assert training.step == 15 and len(training.history) == len(rows(tmp_path)) == 15
+
+
+def test_nothing_to_resume(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match="no run to resume"):
+        train(net(), Curve(), FitOptions(), folder=tmp_path, resume=True, progress=False)
+
+
+def test_a_second_interrupt_is_not_caught(tmp_path) -> None:
+    class Impatient(Curve):
+        def terms(self, network, rng):
+            self.calls += 1
+            if self.calls == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().terms(network, rng)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(net(), Impatient(), FitOptions(steps=10), folder=tmp_path, progress=False)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_divergence_is_an_error(optimizer) -> None:
+    with pytest.raises(FloatingPointError, match=r"[Ll]ower the learning rate"):
+        train(net(), Curve(), FitOptions(optimizer, lr=1e25, steps=30), progress=False)
+
+
+def test_terms_and_extra_add_up() -> None:
+    a, b = torch.tensor([[1.0], [3.0]]), torch.tensor([[2.0]])
+    terms = [NoisyTerm(a, 0.5, weight=2.0), NoisyTerm(b, 0.0, loss=nn.functional.l1_loss)]
+    assert total_loss(terms, torch.tensor(0.25)).item() == 2 * 5 + 2 + 0.25
+    assert total_loss(terms, None).item() == 12
+    assert misfit(terms) == pytest.approx((1 + 9) / 0.25 / 2)  # exact data do not count
+    assert math.isnan(misfit(terms[1:]))
+
+
+def test_memorized_estimate_is_a_lower_bound_for_linear_fits() -> None:
+    """Means over draws: below tr(H) / n for a projection, equal to it for an even shrinkage."""
+    rng = np.random.default_rng(0)
+    n, draws = 200, 400
+    noise = rng.normal(size=(draws, n))
+    q, _ = np.linalg.qr(rng.normal(size=(n, 60)))
+    for residual, share, is_equal in (
+        (noise - noise @ q @ q.T, 60 / n, False),
+        (noise - 0.3 * noise, 0.3, True),
+    ):
+        found = np.mean([memorized_estimate(r) for r in (residual**2).mean(1)])
+        assert found <= share + 0.01
+        if is_equal:
+            assert found == pytest.approx(share, abs=0.01)
+    assert memorized_estimate(1.3) == 0
+    assert math.isnan(memorized_estimate(math.nan))
+
+
+def test_default_gate_is_that_of_data_without_equations() -> None:
+    optimizer, floor = build_optimizer(net(), FitOptions(floor_every=7))
+    assert isinstance(optimizer, SNRSOAP)
+    assert LABEL_GATES["snr_soap"].items() <= optimizer.defaults.items()
+    assert floor.every == 7
+    optimizer, _ = build_optimizer(net(), FitOptions("snr_adam", gate={"alpha": 2.0}))
+    assert type(optimizer) is SNRAdam
+    assert (optimizer.defaults["alpha"], optimizer.defaults["z"]) == (2.0, None)
+    optimizer, floor = build_optimizer(net(), FitOptions("adam"))
+    assert type(optimizer) is torch.optim.Adam and floor is None
+
+
+def test_frozen_parameters_stay(tmp_path) -> None:
+    network = net()
+    network.layers[0].requires_grad_(False)
+    before = network.layers[0].weight.clone()
+    train(network, Curve(), FitOptions(steps=5, lr=1e-2), progress=False)
+    assert torch.equal(network.layers[0].weight, before)
+    network.requires_grad_(False)
+    with pytest.raises(ValueError, match="no trainable parameters"):
+        train(network, Curve(), FitOptions(steps=5), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": "sgd"}, "no optimizer 'sgd'.*snr_soap"),
+        ({"lr": 0.0}, "lr must be a positive number"),
+        ({"lr": math.nan}, "lr must be a positive number"),
+        ({"steps": 0}, "steps must be an integer"),
+        ({"steps": 1.5}, "steps must be an integer"),
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"floor_every": 0}, "floor_every must be"),
+        ({"gate": {"gate": "wide"}}, "Invalid gate"),
+        ({"gate": {"zz": 1}}, "gate option is unknown.*zz"),
+        ({"gate": {"z": 1.0}, "optimizer": "adam"}, "adam has no gate"),
+        ({"device": "gpu"}, "device 'gpu' cannot be used"),
+    ],
+)
+def test_bad_options(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FitOptions(**options)
+
+
+def test_inr_does_not_import_deepxde() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, sciml_snr.inr; sys.exit('deepxde' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
