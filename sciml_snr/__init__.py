@@ -49,6 +49,7 @@ __all__ = [
     "GateStats",
     "LabelNoise",
     "Memorization",
+    "MemorizationMonitor",
     "NoiseFloor",
     "NoisyPointSetBC",
     "NoisyTerm",
@@ -75,7 +76,7 @@ __all__ = [
     "split_residual",
 ]
 
-_IN_DDE = ("NoisyPointSetBC", "ProgressBar", "set_SNR_options")
+_IN_DDE = ("MemorizationMonitor", "NoisyPointSetBC", "ProgressBar", "set_SNR_options")
 
 
 def _register(deepxde: ModuleType) -> None:

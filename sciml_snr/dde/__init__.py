@@ -1,7 +1,14 @@
 """Everything that knows DeepXDE. Importing this imports ``deepxde``."""
 
-from .callbacks import ProgressBar
+from .callbacks import MemorizationMonitor, ProgressBar
 from .observations import NoisyPointSetBC
 from .registration import SNR_options, register, set_SNR_options
 
-__all__ = ["NoisyPointSetBC", "ProgressBar", "SNR_options", "register", "set_SNR_options"]
+__all__ = [
+    "MemorizationMonitor",
+    "NoisyPointSetBC",
+    "ProgressBar",
+    "SNR_options",
+    "register",
+    "set_SNR_options",
+]

@@ -1,0 +1,184 @@
+"""The monitor: a model beside it trains as ever, and each twin as if it were alone."""
+
+import deepxde as dde
+import numpy as np
+import pytest
+import torch
+from sciml_snr.problems import Convection
+
+import sciml_snr
+from sciml_snr import MemorizationMonitor, NoisyPointSetBC, Twins
+
+X = np.random.default_rng(0).uniform(0, 1, (24, 1))
+CLEAN = np.sin(6 * X)
+Y = CLEAN + 0.3 * np.random.default_rng(1).normal(size=X.shape)
+
+
+def oscillator(kind: str, shift=0.0, sigma=0.3):
+    """A compiled model of u'' + k u = 0, noisy u, k unknown, seeded; and its callbacks."""
+    dde.config.set_random_seed(3)
+    k = dde.Variable(30.0)
+    minibatch = kind == "minibatch"
+    bc = NoisyPointSetBC(X, Y, sigma, batch_size=8 if minibatch else None)
+    bc.values = bc.values + torch.as_tensor(shift).to(bc.values)
+    equation = lambda x, u: 1e-2 * (dde.grad.hessian(u, x) + k * u)  # noqa: E731
+    data = dde.data.PDE(dde.geometry.Interval(0, 1), equation, [bc], num_domain=20)
+    model = dde.Model(data, dde.nn.FNN([1, 12, 12, 1], "tanh", "Glorot normal"))
+    name, decay = kind, None
+    if kind in ("decay", "minibatch"):
+        name, decay = "adam", ("step", 5, 0.5)
+    model.compile(name, lr=1e-2, decay=decay, external_trainable_variables=k, verbose=0)
+    callbacks = [dde.callbacks.PDEPointResampler(period=1, bc_points=True)] if minibatch else []
+    return model, callbacks, k
+
+
+def train(model, callbacks, iterations=20):
+    model.train(iterations=iterations, display_every=7, callbacks=callbacks, verbose=0)
+
+
+KINDS = ["adam", "sgd", "decay", "minibatch", "snr_adam", "snr_soap", "L-BFGS"]
+
+
+@pytest.fixture
+def short_lbfgs(monkeypatch):
+    for option, value in {"maxiter": 20, "iter_per_step": 4, "fun_per_step": 8}.items():
+        monkeypatch.setitem(dde.optimizers.LBFGS_options, option, value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_model_and_twins_train_as_if_alone(kind: str, short_lbfgs) -> None:
+    watched, callbacks, k = oscillator(kind)
+    monitor = MemorizationMonitor(period=10, probes=2, seed=5)
+    train(watched, [*callbacks, monitor])
+    alone, callbacks, k_alone = oscillator(kind)
+    train(alone, callbacks)
+    assert np.array_equal(watched.predict(X), alone.predict(X))
+    assert torch.equal(k, k_alone)
+    assert watched.losshistory.steps == alone.losshistory.steps
+    assert np.array_equal(watched.losshistory.loss_train, alone.losshistory.loss_train)
+    if kind.startswith("snr"):
+        assert watched.opt.gate_stats() == alone.opt.gate_stats()
+    for p, q in zip(watched.net.parameters(), alone.net.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None) and (p.grad is None or p.grad.equal(q.grad))
+
+    twins = []
+    for shift in monitor.twins.shifts:
+        model, callbacks, _ = oscillator(kind, shift.reshape(-1, 1))
+        train(model, callbacks)
+        twins.append(model.predict(X).ravel())
+    sigma = watched.data.bcs[0].sigma.item()
+    expected = Twins(Y.astype(np.float32).ravel(), sigma, probes=2, seed=5)
+    expected.record(watched.train_state.step, alone.predict(X).ravel(), twins)
+    assert np.array_equal(monitor.twins.rows[-1], expected.rows[0], equal_nan=True)
+
+
+def test_measures_from_beginning_to_end() -> None:
+    model, _, _ = oscillator("adam")
+    monitor = MemorizationMonitor(period=8, clean=CLEAN)
+    train(model, [monitor])
+    assert [row.iteration for row in monitor.twins.rows] == [0, 8, 16, 20]
+    first, last = monitor.twins.rows[0], monitor.twins.rows[-1]
+    assert first.share == 0 and first.true_risk > last.true_risk
+    assert last.true_risk == pytest.approx(((model.predict(X) - CLEAN) ** 2).mean(), rel=1e-5)
+    assert last.true_share == pytest.approx(sciml_snr.memorized_share(model.predict(X), CLEAN, Y))
+
+
+def test_a_second_training_goes_on_with_the_same_twins(short_lbfgs) -> None:
+    once, _, _ = oscillator("adam")
+    monitor = MemorizationMonitor(period=10)
+    train(once, [monitor], 20)
+    twice, _, _ = oscillator("adam")
+    again = MemorizationMonitor(period=10)
+    train(twice, [again], 10)
+    train(twice, [again], 10)
+    assert np.array_equal(monitor.twins.rows, again.twins.rows, equal_nan=True)
+    twice.compile("L-BFGS", verbose=0)
+    train(twice, [again], None)
+    assert len(again.twins.rows) > len(monitor.twins.rows)
+    assert again.twins.rows[-1].share > 0
+
+
+def test_memorizing_network_is_seen_to_memorize() -> None:
+    """A wide network on data alone, full batch: nearly all of the noise, by truth and by twin."""
+    dde.config.set_random_seed(0)
+    x = np.linspace(-1, 1, 12)[:, None]
+    y = np.random.default_rng(2).normal(size=(12, 1))
+    data = dde.data.DataSet(X_train=x, y_train=y, X_test=x, y_test=y)
+    model = dde.Model(data, dde.nn.FNN([1, 64, 64, 1], "sin", "Glorot normal"))
+    model.net.apply_feature_transform(lambda x: 8 * x)
+    model.compile("adam", lr=5e-3, verbose=0)
+    monitor = MemorizationMonitor(sigma=1.0, period=100, clean=0 * y)
+    train(model, [monitor], 1000)
+    last = monitor.twins.rows[-1]
+    assert last.true_share > 0.99
+    assert last.share == pytest.approx(last.true_share, abs=0.02)
+    assert monitor.twins.best().true_risk < 0.5 * last.true_risk
+
+
+def test_patience_stops_and_goes_back_to_the_best() -> None:
+    dde.config.set_random_seed(1)
+    problem = Convection(points=30, noise=1.0)
+    model = problem.model(dde.nn.FNN([2, 32, 32, 1], "tanh", "Glorot normal"))
+    model.compile("adam", lr=1e-2, verbose=0)
+    monitor = MemorizationMonitor(period=10, patience=60)
+    train(model, [monitor], 2000)
+    best = monitor.twins.best()
+    assert model.train_state.step == best.iteration + 60 < 2000
+    fit = model.predict(problem.observations.points)
+    assert ((fit - problem.observations.values) ** 2).mean() == pytest.approx(best.misfit, rel=1e-5)
+
+
+def test_several_conditions_are_one_vector_of_measurements() -> None:
+    values = np.hstack([Y, 2 * Y, -Y])
+    bcs = [
+        dde.icbc.PointSetBC(X[:9], 0.5, component=1),
+        NoisyPointSetBC(X, values[:, 1:], [[0.1, 0.2]], component=[1, 2]),
+    ]
+    data = dde.data.PDE(dde.geometry.Interval(0, 1), lambda x, u: u[:, :1], bcs, num_domain=5)
+    model = dde.Model(data, dde.nn.FNN([1, 8, 3], "tanh", "Glorot normal"))
+    model.compile("adam", lr=1e-2, verbose=0)
+    monitor = MemorizationMonitor(sigma=0.4, period=1)
+    train(model, [monitor], 2)
+    assert monitor.twins.shifts.shape == (1, 9 + 48)
+    sizes = np.abs(monitor.twins.shifts[0]) / monitor.twins.tau
+    assert np.allclose(sizes, [0.4] * 9 + [0.1, 0.2] * 24)
+    fit = model.predict(X)
+    residual = np.concatenate([fit[:9, 1] - 0.5, (fit[:, 1:] - values[:, 1:]).ravel()])
+    assert monitor.twins.rows[-1].misfit == pytest.approx((residual**2).mean(), rel=1e-5)
+
+
+def test_an_exception_in_a_twins_step_leaves_the_model_as_it_was(monkeypatch) -> None:
+    model, _, _ = oscillator("snr_adam")
+    monitor = MemorizationMonitor()
+    step, calls = model.train_step, []
+
+    def interrupted(*args):
+        calls.append(model.net.state_dict()["linears.0.weight"].clone())
+        if len(calls) == 4:  # the twin's second
+            raise KeyboardInterrupt
+        step(*args)
+
+    model.train_step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        train(model, [monitor])
+    alone, _, _ = oscillator("snr_adam")
+    train(alone, [], 2)
+    assert np.array_equal(model.predict(X), alone.predict(X))
+    assert model.opt.state[model.net.linears[0].weight]["step"] == 2
+    assert torch.equal(model.data.bcs[0].values, alone.data.bcs[0].values)
+
+
+def test_bad_input() -> None:
+    for options, message in [
+        ({"period": 0}, "period must be at least 1"),
+        ({"probes": 0}, "probes must be at least 1"),
+        ({"patience": 0}, "patience must be at least 1"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            MemorizationMonitor(**options)
+    bc = dde.icbc.PointSetBC(X, Y)
+    data = dde.data.PDE(dde.geometry.Interval(0, 1), lambda x, u: u, [bc], num_domain=5)
+    model = dde.Model(data, dde.nn.FNN([1, 8, 1], "tanh", "Glorot normal"))
+    model.compile("adam", lr=1e-2, verbose=0)
+    with pytest.raises(ValueError, match="no measurements whose error is known"):
+        train(model, [MemorizationMonitor()], 2)
