@@ -84,6 +84,44 @@ def comparison_figure(out: str | Path, folders: Sequence[Path]) -> Path:
     return _save(figure, Path(out) / "comparison.png")
 
 
+def image_figure(
+    noisy: np.ndarray[Any, Any],
+    fit: np.ndarray[Any, Any],
+    residual: np.ndarray[Any, Any],
+    history: list[dict[str, float]],
+) -> Figure:
+    """Noisy image, its fit, what was taken away, and the course of the fit.
+
+    Args:
+        noisy, fit: (H, W) or (H, W, 3) in [0, 1]; NaN where pixels are missing.
+        residual: (H, W).
+        history: the log of the fit.
+    """
+    figure = Figure(figsize=(14, 3.6), layout="constrained")
+    axes: Any = figure.subplots(1, 4)
+    for ax, picture, title in zip(axes[:2], (noisy, fit), ("noisy", "fit"), strict=True):
+        colors = dict(cmap="gray", vmin=0, vmax=1) if picture.ndim == 2 else {}
+        ax.imshow(picture, **colors)
+        ax.set_title(title)
+    limit = float(np.nanpercentile(np.abs(residual), 99.5)) or 1.0
+    shown = axes[2].imshow(residual, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    axes[2].set_title("noisy minus fit")
+    figure.colorbar(shown, ax=axes[2], shrink=0.8)
+    for ax in axes[:3]:
+        ax.set_xticks([]), ax.set_yticks([])
+    steps = [row["step"] for row in history]
+    axes[3].loglog(steps, [row["misfit"] for row in history], color=COLORS[0], label="misfit")
+    axes[3].axhline(1, color="0.6", linewidth=0.8, linestyle="--")
+    if "rmse" in history[0]:
+        axes[3].loglog(steps, [r["rmse"] for r in history], color=COLORS[2], label="true error")
+    if "open_fraction" in history[0]:
+        opened = [row["open_fraction"] for row in history]
+        axes[3].loglog(steps, opened, color=COLORS[1], label="open fraction")
+    axes[3].set(xlabel="step", title="course")
+    axes[3].legend(frameon=False)
+    return figure
+
+
 def _curve(ax: Axes, fields: dict[str, Any], i: int, name: str) -> None:
     ax.plot(
         fields["observed_points"][:, 0], fields["observed_values"][:, i], label="data", **_NOISY

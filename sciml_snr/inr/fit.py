@@ -30,6 +30,7 @@ from .._runs import (
     set_rng_state,
 )
 from ..gate import LABEL_GATES
+from ..memorization import share_from_misfit
 from ..noise import LabelNoise, NoisyTerm
 from ..snr_adam import SNRAdam
 from ..snr_soap import SNRSOAP
@@ -123,8 +124,9 @@ class Training:
     """Steps taken."""
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
-    """Rows of the log. ``loss``, ``misfit`` and ``memorized`` (see :func:`memorized_estimate`) are
-    those of the step's own batch, before the step."""
+    """Rows of the log. ``loss``, ``misfit`` (mean square of residual / sigma) and ``memorized``,
+    the running guess of :func:`sciml_snr.memorization.share_from_misfit`, which error in the signal
+    lowers, are those of the step's own batch, before the step."""
     interrupted: bool = False
 
 
@@ -194,28 +196,14 @@ def total_loss(terms: Iterable[NoisyTerm], extra: Tensor | None) -> Tensor:
     return torch.stack(parts if extra is None else [*parts, extra]).sum()
 
 
-def misfit(terms: Iterable[NoisyTerm]) -> float:
-    """R = mean((residual / sigma)^2) over all data that carry an error; NaN where none does."""
-    total, count = 0.0, 0
+def standardized(terms: Iterable[NoisyTerm]) -> Tensor:
+    """Residuals / sigma of all data that carry an error, as one vector."""
+    found = []
     for term in terms:
         residual = term.residual.detach()
         sigma = torch.as_tensor(term.sigma, dtype=residual.dtype, device=residual.device)
-        noisy = (sigma > 0).expand_as(residual)
-        total += float((residual / sigma)[noisy].square().sum())
-        count += int(noisy.sum())
-    return total / count if count else math.nan
-
-
-def memorized_estimate(misfit: float) -> float:
-    r"""A running guess at the share of the noise in the fit, max(0, 1 - sqrt(misfit)).
-
-    It is what has been memorized if the fit is the truth plus that share of the noise. For any
-    linear fit H y it is no more than the share tr(H) / n, in expectation, because
-    :math:`(1 - \operatorname{tr} H / n)^2 \le \lVert I - H \rVert_F^2 / n`, and error in the signal
-    lowers it further: a lower bound for the progress bar, near 1 only where nearly everything has
-    been memorized. It is not the generalized degrees of freedom: those take a twin run.
-    """
-    return max(0.0, 1 - math.sqrt(misfit)) if math.isfinite(misfit) else math.nan
+        found.append((residual / sigma)[(sigma > 0).expand_as(residual)])
+    return torch.cat(found) if found else torch.empty(0)
 
 
 class _Loop:
@@ -265,11 +253,11 @@ class _Loop:
         row: dict[str, float] = {}
         loss = total_loss(terms, extra)
         if log:
-            found = misfit(terms)
+            z = standardized(terms).cpu().numpy()
             row = {
                 "loss": float(loss.detach()),
-                "misfit": found,
-                "memorized": memorized_estimate(found),
+                "misfit": float((z**2).mean()) if z.size else math.nan,
+                "memorized": share_from_misfit(z, 0 * z, 1.0) if z.size else math.nan,
             }
             if not math.isfinite(row["loss"]):
                 raise FloatingPointError(
@@ -348,7 +336,7 @@ def _bar(progress: bool) -> Progress:
 def _status(row: dict[str, float]) -> str:
     status = f"loss {row['loss']:.3g}"
     if math.isfinite(row["memorized"]):
-        status += f", memorized > {100 * row['memorized']:.0f} %"
+        status += f", memorized ~ {100 * row['memorized']:.0f} %"
     if "open_fraction" in row:
         status += f", open {100 * row['open_fraction']:.0f} %"
     return status

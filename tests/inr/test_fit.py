@@ -18,8 +18,7 @@ from sciml_snr.inr.fit import (
     OPTIMIZERS,
     FitOptions,
     build_optimizer,
-    memorized_estimate,
-    misfit,
+    standardized,
     total_loss,
     train,
 )
@@ -206,26 +205,8 @@ def test_terms_and_extra_add_up() -> None:
     terms = [NoisyTerm(a, 0.5, weight=2.0), NoisyTerm(b, 0.0, loss=nn.functional.l1_loss)]
     assert total_loss(terms, torch.tensor(0.25)).item() == 2 * 5 + 2 + 0.25
     assert total_loss(terms, None).item() == 12
-    assert misfit(terms) == pytest.approx((1 + 9) / 0.25 / 2)  # exact data do not count
-    assert math.isnan(misfit(terms[1:]))
-
-
-def test_memorized_estimate_is_a_lower_bound_for_linear_fits() -> None:
-    """Means over draws: below tr(H) / n for a projection, equal to it for an even shrinkage."""
-    rng = np.random.default_rng(0)
-    n, draws = 200, 400
-    noise = rng.normal(size=(draws, n))
-    q, _ = np.linalg.qr(rng.normal(size=(n, 60)))
-    for residual, share, is_equal in (
-        (noise - noise @ q @ q.T, 60 / n, False),
-        (noise - 0.3 * noise, 0.3, True),
-    ):
-        found = np.mean([memorized_estimate(r) for r in (residual**2).mean(1)])
-        assert found <= share + 0.01
-        if is_equal:
-            assert found == pytest.approx(share, abs=0.01)
-    assert memorized_estimate(1.3) == 0
-    assert math.isnan(memorized_estimate(math.nan))
+    assert standardized(terms).tolist() == [2, 6]  # exact data do not count
+    assert standardized(terms[1:]).tolist() == []
 
 
 def test_default_gate_is_that_of_data_without_equations() -> None:

@@ -1,0 +1,894 @@
+r"""Images and volumes as a network of the coordinates, fitted without memorizing their noise.
+
+A pixel k of an axis with n pixels is at :math:`(2k + 1 - n)/\max n`, so that the longest axis spans
+[-1, 1] and pixels are square. Values are standardized per channel. Missing pixels have no term in
+the loss; the network fills them in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from .._runs import seeded
+from ..memorization import Memorization, Twins
+from ..noise import NoisyTerm
+from ..sigma import SigmaEstimate, estimate_sigma_image, estimate_sigma_scattered
+from .fit import FitOptions, Training, train
+from .networks import NETWORKS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Array = NDArray[Any]
+Box = Sequence[tuple[float, float]]
+
+TILE = 65_536
+"""Points that are evaluated at a time."""
+
+FULL_BATCH = 16_384
+"""Pixels up to which all are in every step; of more, so many are drawn."""
+
+DEFAULT_NETWORK = "siren"
+
+LEARNING_RATES = {"siren": 1e-4, "fourier": 1e-3, "wire": 1e-3}
+"""By network; 1e-4 for one of the user's own."""
+
+_BLOCKS = 64
+"""Complete blocks of four pixels that an estimate of sigma from them needs."""
+_ROUND_OFF = 1e-6
+"""Noise of less than this, relative to the image's standard deviation, is none."""
+_MAD = 0.6745
+"""Median of |N(0, 1)|."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image taken apart: numbers to fit, and what is needed to put it together again."""
+
+    pixels: Array
+    """As given, the axis of channels last where there is one."""
+    channels_last: bool
+    """Whether the last axis counts channels."""
+    alpha: bool
+    """Whether the last channel is an alpha channel, which is kept aside."""
+    missing: NDArray[np.bool_]
+    """Pixels that are not known, of the shape of one channel."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Without channels: (H, W) or (D, H, W)."""
+        return self.missing.shape
+
+    @cached_property
+    def values(self) -> NDArray[np.float64]:
+        """(pixels, channels) without alpha; missing ones are NaN."""
+        pixels = self.pixels if self.channels_last else self.pixels[..., None]
+        pixels = pixels[..., :-1] if self.alpha else pixels
+        values = pixels.reshape(-1, pixels.shape[-1]).astype(np.float64)
+        values[self.missing.reshape(-1)] = np.nan
+        return values
+
+    @cached_property
+    def center(self) -> NDArray[np.float64]:
+        """(channels,) mean of the known values."""
+        mean: NDArray[np.float64] = np.nanmean(self.values, axis=0)
+        return mean
+
+    @cached_property
+    def scale(self) -> NDArray[np.float64]:
+        """(channels,) standard deviation of the known values; 1 for a constant channel."""
+        deviation = np.nanstd(self.values, axis=0)
+        return np.where(deviation > 0, deviation, 1.0)
+
+    def finished(self, values: NDArray[np.float64]) -> Array:
+        """Values of a fit in the range and dtype of the image: rounded, if those are integers."""
+        dtype = self.pixels.dtype
+        if dtype.kind == "b":
+            return values >= 0.5
+        if dtype.kind in "iu":
+            limits = np.iinfo(dtype)
+            return np.clip(np.rint(values), limits.min, limits.max).astype(dtype)
+        low, high = np.nanmin(self.values, axis=0), np.nanmax(self.values, axis=0)
+        return np.clip(values, low, high).astype(dtype)
+
+    def assembled(self, values: Array, shape: tuple[int, ...], alpha: Array | None) -> Array:
+        """(points, channels) -> an image of this shape, with the alpha channel back in place."""
+        image = values.reshape(*shape, -1)
+        if alpha is not None:
+            image = np.concatenate([image, alpha[..., None]], axis=-1)
+        return image if self.channels_last else image[..., 0]
+
+    def fingerprint(self) -> str:
+        """Equal for equal images with equal missing pixels."""
+        found = hashlib.sha256(np.ascontiguousarray(self.pixels).tobytes())
+        found.update(np.ascontiguousarray(self.missing).tobytes())
+        return found.hexdigest()[:16]
+
+
+def read_image(image: ArrayLike | str | Path) -> Array:
+    """An array as it is; a file by imageio: PNG, JPEG, TIFF (all pages), and what else it knows.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be read as an image.
+    """
+    if not isinstance(image, (str, Path)):
+        return np.asarray(image)
+    import imageio.v3 as iio
+
+    path = Path(image)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        return np.asarray(iio.imread(path))
+    except Exception as error:  # every plugin has errors of its own
+        raise ValueError(f"{path} cannot be read as an image: {error}") from None
+
+
+def take_apart(
+    image: ArrayLike | str | Path,
+    mask: ArrayLike | str | Path | None = None,
+    channel_axis: int | str | None = "auto",
+) -> Picture:
+    """Check an image, and tell pixels from channels.
+
+    Args:
+        image, mask, channel_axis: as for :func:`fit_image`.
+
+    Raises:
+        ValueError: it cannot be fitted; the message says why.
+        FileNotFoundError: there is no such file.
+    """
+    pixels = read_image(image)
+    if pixels.dtype.kind not in "biuf":
+        raise ValueError(f"image holds {pixels.dtype}: give real numbers.")
+    if isinstance(channel_axis, int):
+        if not -pixels.ndim <= channel_axis < pixels.ndim:
+            raise ValueError(f"image of shape {pixels.shape} has no axis {channel_axis}.")
+        pixels, channels_last, alpha = np.moveaxis(pixels, channel_axis, -1), True, False
+    elif channel_axis == "auto":
+        few = pixels.ndim in (3, 4) and pixels.shape[-1] <= 4
+        channels_last, alpha = few, few and pixels.shape[-1] in (2, 4)
+    elif channel_axis is None:
+        channels_last = alpha = False
+    else:
+        raise ValueError(f"channel_axis must be an axis, None or 'auto', got {channel_axis!r}.")
+    shape = pixels.shape[:-1] if channels_last else pixels.shape
+    if len(shape) not in (2, 3):
+        raise ValueError(
+            f"image has the shape {pixels.shape}: give (H, W) or (D, H, W), with channels last or "
+            "at channel_axis."
+        )
+    if math.prod(shape) < 2 or 0 in pixels.shape:
+        raise ValueError(f"image of shape {pixels.shape}: there is nothing to fit.")
+    colors = pixels[..., :-1] if alpha else pixels
+    unknown = ~np.isfinite(colors)
+    missing: NDArray[np.bool_] = np.array(unknown.any(axis=-1) if channels_last else unknown)
+    if mask is not None:
+        missing |= _mask(mask, shape)
+    if missing.all():
+        raise ValueError("All pixels of the image are missing: masked, NaN or infinite.")
+    known = colors[~missing].reshape((~missing).sum(), -1)
+    if (known == known[0]).all():
+        raise ValueError(f"image is constant ({known[0].tolist()}): there is nothing to fit.")
+    return Picture(pixels, channels_last, alpha, missing)
+
+
+def _mask(mask: ArrayLike | str | Path, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    found = read_image(mask)
+    if found.shape == (*shape, 3) and (found == found[..., :1]).all():
+        found = found[..., 0]  # grey, saved in colors
+    if found.shape != shape:
+        raise ValueError(f"mask has the shape {found.shape}, the image's pixels {shape}.")
+    return found.astype(bool)
+
+
+def estimate_sigma(picture: Picture) -> tuple[SigmaEstimate, ...]:
+    """Standard deviation of the noise per channel, in units of the image.
+
+    A constant channel has none. Integers have the error of rounding at least.
+
+    Raises:
+        ValueError: the image is too small, or shows no noise.
+    """
+    channels = picture.values.T.reshape(-1, *picture.shape)
+    return tuple(_channel_sigma(channel, picture) for channel in channels)
+
+
+def _channel_sigma(channel: NDArray[np.float64], picture: Picture) -> SigmaEstimate:
+    rounding = 1 / math.sqrt(12) if picture.pixels.dtype.kind in "iu" else 0.0
+    known = channel[~picture.missing]
+    if np.ptp(known) == 0:
+        return SigmaEstimate(0.0, 0.0, known.size, "constant channel")
+    try:
+        if picture.missing.any():
+            found = _sigma_with_gaps(channel)
+        elif channel.ndim == 2:
+            found = estimate_sigma_image(channel)
+        else:
+            found = _sigma_of_slices(channel)
+    except ValueError as error:
+        raise ValueError(f"The noise cannot be estimated; give sigma. ({error})") from None
+    if found < rounding:
+        return SigmaEstimate(rounding, 0.0, known.size, "rounding")
+    if found < _ROUND_OFF * known.std():
+        return SigmaEstimate(0.0, 0.0, known.size, "no noise to be seen")
+    return found
+
+
+def _sigma_of_slices(volume: NDArray[np.float64]) -> SigmaEstimate:
+    """Median over the slices that show noise."""
+    found = []
+    for page in volume:
+        with contextlib.suppress(ValueError):
+            found.append(estimate_sigma_image(page))
+    if not found:
+        estimate_sigma_image(volume[0])  # says why
+    error = float(np.mean([page.standard_error for page in found])) / math.sqrt(len(found))
+    middle = float(np.median(found))
+    return SigmaEstimate(middle, error, volume.size, f"median of {len(found)} slices")
+
+
+def _sigma_with_gaps(channel: NDArray[np.float64]) -> SigmaEstimate:
+    """From scattered neighbours, or from complete blocks of four pixels where that is less.
+
+    Blocks: the median of the diagonal details (a - b - c + d) / 2, and a standard error on top, for
+    there may be few of them. Both take texture for noise, blocks, being smaller, less of it.
+    """
+    known = np.argwhere(np.isfinite(channel))
+    scattered = estimate_sigma_scattered(known, channel[tuple(known.T)])
+    assert isinstance(scattered, SigmaEstimate)
+    a, b = channel[..., :-1, :-1], channel[..., :-1, 1:]
+    c, d = channel[..., 1:, :-1], channel[..., 1:, 1:]
+    details = (a - b - c + d) / 2
+    details = np.abs(details[np.isfinite(details)])
+    if details.size < _BLOCKS:
+        return scattered
+    sigma = float(np.median(details)) / _MAD
+    error = sigma * 1.17 / math.sqrt(details.size)
+    method = f"{details.size} complete blocks of 2 x 2"
+    return min(scattered, SigmaEstimate(sigma + error, error, details.size, method))
+
+
+def check_sigma(sigma: ArrayLike, channels: int) -> tuple[float, ...]:
+    """A number for all channels or one for each, as a tuple of one for each.
+
+    Raises:
+        ValueError: their number is wrong, or one is negative or not finite.
+    """
+    found = np.asarray(sigma, dtype=float)
+    if found.ndim > 1 or found.size not in (1, channels):
+        raise ValueError(
+            f"sigma has {found.size} entries: give one number, or one for each of {channels} "
+            "channel(s) (alpha does not count)."
+        )
+    if not (np.isfinite(found) & (found >= 0)).all():
+        raise ValueError(f"sigma must be finite and >= 0, got {found.tolist()}.")
+    return tuple(np.broadcast_to(found, channels).tolist())
+
+
+class PixelObjective:
+    """The known pixels of a picture, in batches that are drawn anew in every step.
+
+    Args:
+        picture: the image.
+        values: (known pixels, channels) to fit, in units of the image.
+        sigma: (channels,) in units of the image.
+        batch_size: pixels in a step, drawn with replacement; None for all of them.
+        device: of the fit.
+        reference: clean values (pixels, channels), to measure the fit against; NaN where unknown.
+    """
+
+    def __init__(
+        self,
+        picture: Picture,
+        values: NDArray[np.float64],
+        sigma: Sequence[float],
+        batch_size: int | None,
+        device: torch.device,
+        reference: NDArray[np.float64] | None = None,
+    ) -> None:
+        self.picture = picture
+        self.batch_size = batch_size
+        standard = (values - picture.center) / picture.scale
+        self.values = torch.as_tensor(standard, dtype=torch.float32, device=device)
+        deviation = np.asarray(sigma) / picture.scale
+        self.sigma = torch.as_tensor(deviation, dtype=torch.float32, device=device)
+        known = np.flatnonzero(~picture.missing)
+        self.known = torch.as_tensor(known, device=device)
+        self.reference = reference
+        self._all: Tensor | None = None
+
+    def terms(
+        self, network: nn.Module, rng: torch.Generator
+    ) -> tuple[list[NoisyTerm], Tensor | None]:
+        """One term: the pixels of this step's batch."""
+        n = len(self.values)
+        if self.batch_size is None or self.batch_size >= n:
+            if self._all is None:
+                self._all = coordinates(self.known, self.picture.shape)
+            residual = network(self._all) - self.values
+        else:
+            rows = torch.randint(n, (self.batch_size,), generator=rng, device=self.values.device)
+            x = coordinates(self.known[rows], self.picture.shape)
+            residual = network(x) - self.values[rows]
+        return [NoisyTerm(residual, self.sigma, population=n)], None
+
+    def metrics(self, network: nn.Module) -> dict[str, float]:
+        """Root mean square error against the reference, in units of the image, if there is one."""
+        if self.reference is None:
+            return {}
+        fit = predict(network, self.picture, self.picture.shape)
+        return {"rmse": float(np.sqrt(np.nanmean((fit - self.reference) ** 2)))}
+
+
+def coordinates(flat: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Flat indices (n,) of pixels -> their coordinates (n, len(shape))."""
+    axes = torch.unravel_index(flat, shape)
+    columns = [(2 * k + 1 - n) / max(shape) for k, n in zip(axes, shape, strict=True)]
+    return torch.stack(columns, dim=-1)
+
+
+def tiles(
+    picture: Picture, shape: tuple[int, ...], box: Box | None, device: torch.device
+) -> Iterator[Tensor]:
+    """Coordinates of the centers of ``shape`` cells that divide the box, some rows at a time."""
+    sides = [(0.0, float(n)) for n in picture.shape] if box is None else box
+    longest = max(picture.shape)
+    axes = [
+        (2 * (low + (torch.arange(m, dtype=torch.float64) + 0.5) * (high - low) / m) - n) / longest
+        for m, (low, high), n in zip(shape, sides, picture.shape, strict=True)
+    ]
+    for flat in torch.split(torch.arange(math.prod(shape)), TILE):
+        index = torch.unravel_index(flat, shape)
+        columns = [axis[i] for axis, i in zip(axes, index, strict=True)]
+        yield torch.stack(columns, dim=-1).to(device, torch.float32)
+
+
+def predict(
+    network: nn.Module, picture: Picture, shape: tuple[int, ...], box: Box | None = None
+) -> NDArray[np.float64]:
+    """Values (points, channels) in units of the image, tile by tile."""
+    device = next(network.parameters()).device
+    with torch.no_grad():
+        found = [network(x).cpu() for x in tiles(picture, shape, box, device)]
+    values: NDArray[np.float64] = torch.cat(found).double().numpy() * picture.scale + picture.center
+    return values
+
+
+@dataclass(frozen=True)
+class NetworkChoice:
+    """A built-in network by name, or the user's own."""
+
+    name: str
+    options: dict[str, Any]
+    own: nn.Module | None = None
+    """The user's, as it was before the fit."""
+
+    def build(self, inputs: int, outputs: int, seed: int) -> nn.Module:
+        """A fresh one: the same one for the same seed.
+
+        Raises:
+            ValueError: there is no such network or option, or it does not fit the image.
+        """
+        if self.own is not None:
+            network = copy.deepcopy(self.own)
+        elif self.name in NETWORKS:
+            with seeded(seed):
+                try:
+                    network = NETWORKS[self.name](inputs, outputs, **self.options)
+                except TypeError as error:
+                    raise ValueError(f"A network option is unknown: {error}.") from None
+        else:
+            raise ValueError(
+                f"There is no network {self.name!r}. Choose one of: {', '.join(NETWORKS)}, or give "
+                "a torch.nn.Module."
+            )
+        parameter = next(network.parameters())
+        try:
+            with torch.no_grad():
+                found = network(torch.zeros(2, inputs, device=parameter.device)).shape
+        except RuntimeError as error:
+            raise ValueError(f"The network does not take points (n, {inputs}): {error}") from None
+        if found != (2, outputs):
+            raise ValueError(
+                f"The network makes {tuple(found)} of points (2, {inputs}); this image needs "
+                f"{(2, outputs)}."
+            )
+        return network
+
+
+def choose_network(
+    network: nn.Module | str | None, options: dict[str, Any] | None, picture: Picture
+) -> NetworkChoice:
+    """The network asked for, its size chosen from the image where that is left open.
+
+    Raises:
+        ValueError: options for a network of the user's own.
+    """
+    if isinstance(network, nn.Module):
+        if options:
+            raise ValueError("network_options are for the built-in networks.")
+        return NetworkChoice("own", {}, copy.deepcopy(network))
+    name = network or DEFAULT_NETWORK
+    return NetworkChoice(name, {**default_options(name, picture), **(options or {})})
+
+
+def default_options(name: str, picture: Picture) -> dict[str, Any]:
+    """Size and frequencies of a built-in network for an image."""
+    return {"hidden_features": 128, "hidden_layers": 3}
+
+
+def default_training(choice: NetworkChoice, picture: Picture) -> dict[str, Any]:
+    """Learning rate, steps and pixels in a step."""
+    known = int((~picture.missing).sum())
+    return {
+        "lr": LEARNING_RATES.get(choice.name, 1e-4),
+        "steps": 2000,
+        "batch_size": None if known <= FULL_BATCH else FULL_BATCH,
+    }
+
+
+class ImageFit:
+    """An image as a function: what :func:`fit_image` returns.
+
+    Attributes:
+        network: from coordinates in [-1, 1] to standardized values.
+        sigma: standard deviation of the noise per channel, in units of the image: as given, or
+            as estimated (:class:`sciml_snr.SigmaEstimate`).
+        options: of the fit.
+        training: steps taken, time, log; whether it was interrupted.
+    """
+
+    def __init__(
+        self,
+        picture: Picture,
+        choice: NetworkChoice,
+        network: nn.Module,
+        sigma: tuple[float, ...],
+        options: FitOptions,
+        training: Training,
+    ) -> None:
+        self.picture = picture
+        self.choice = choice
+        self.network = network
+        self.sigma = sigma
+        self.options = options
+        self.training = training
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The rows of the log, see :class:`sciml_snr.inr.Training`."""
+        return self.training.history
+
+    @cached_property
+    def image(self) -> Array:
+        """The fit at the pixels, in the shape, dtype and range of the image that was given."""
+        return self.render()
+
+    def render(
+        self,
+        shape: Sequence[int] | None = None,
+        *,
+        scale: float | None = None,
+        box: Box | None = None,
+    ) -> Array:
+        """The fit on another grid: finer, coarser, or a part of the image.
+
+        Args:
+            shape: of the result, without channels; by default one cell per pixel of the box.
+            scale: cells per pixel and axis, instead of ``shape``.
+            box: (low, high) per axis, in pixels: pixel k extends from k to k + 1. By default the
+                whole image. ``[(0, 10), (5, 20)]`` is ``image[0:10, 5:20]``.
+
+        Returns:
+            An image of the dtype of the one given, an alpha channel interpolated linearly.
+
+        Raises:
+            ValueError: shape, scale or box cannot be.
+        """
+        shape = self._shape(shape, scale, box)
+        values = self.picture.finished(predict(self.network, self.picture, shape, box))
+        alpha = self._alpha(shape, box) if self.picture.alpha else None
+        return self.picture.assembled(values, shape, alpha)
+
+    def gradient(
+        self,
+        shape: Sequence[int] | None = None,
+        *,
+        scale: float | None = None,
+        box: Box | None = None,
+    ) -> NDArray[np.float64]:
+        """Derivatives of the fit along the axes, by automatic differentiation.
+
+        Args:
+            shape, scale, box: as for :meth:`render`.
+
+        Returns:
+            (*shape, axes), or (*shape, channels, axes) for an image with channels (without alpha),
+            in units of the image per pixel.
+
+        Raises:
+            ValueError: shape, scale or box cannot be.
+        """
+        shape = self._shape(shape, scale, box)
+        picture = self.picture
+        found = []
+        device = next(self.network.parameters()).device
+        for x in tiles(picture, shape, box, device):
+            x.requires_grad_()
+            with torch.enable_grad():
+                channels = self.network(x).unbind(-1)
+            slopes = [torch.autograd.grad(c.sum(), x, retain_graph=True)[0] for c in channels]
+            found.append(torch.stack(slopes, dim=1).detach().cpu())
+        per_pixel = 2 / max(picture.shape) * picture.scale[:, None]
+        slopes_all: NDArray[np.float64] = torch.cat(found).double().numpy() * per_pixel
+        slopes_all = slopes_all.reshape(*shape, len(picture.scale), len(picture.shape))
+        return slopes_all if picture.channels_last else slopes_all[..., 0, :]
+
+    def memorization(self, *, probes: int = 1, progress: bool = True) -> Memorization:
+        """How much of the noise the fit has memorized, without knowing the noise.
+
+        Fits twins: the same network, seed and steps on pixels that are shifted by small known
+        random signs (:class:`sciml_snr.Twins`). It takes as long as the fit, once per probe.
+
+        Args:
+            probes: number of twins.
+            progress: draw a progress bar.
+
+        Returns:
+            The memorized share (generalized degrees of freedom over the number of known values)
+            with its standard error, and SURE's estimate of the mean square error, in units of the
+            image squared.
+
+        Raises:
+            ValueError: sigma is 0: there is no noise to memorize.
+        """
+        picture, options = self.picture, replace(self.options, steps=self.training.step)
+        known = ~picture.missing.reshape(-1)
+        labels = picture.values[known]
+        if not any(self.sigma):
+            raise ValueError("sigma is 0: there is no noise to memorize.")
+        twins = Twins(labels, np.asarray(self.sigma), probes=probes, seed=options.seed)
+        fits = []
+        for i, shifted in enumerate(twins.labels):
+            twin = self.choice.build(len(picture.shape), len(self.sigma), options.seed)
+            objective = _objective(picture, shifted, self.sigma, options)
+            name = "twin" if probes == 1 else f"twin {i + 1} of {probes}"
+            train(twin, objective, options, progress=progress, label=name)
+            fits.append(predict(twin, picture, picture.shape)[known])
+        own = predict(self.network, picture, picture.shape)[known]
+        return twins.record(self.training.step, own, fits)
+
+    def figure(self) -> Figure:
+        """Noisy image, fit, what was taken away, and the course of the fit."""
+        from ..figures import image_figure
+
+        return image_figure(
+            self._visible(self.picture.pixels, self.picture.missing),
+            self._visible(self.image),
+            self._residual(),
+            self.history,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write image, network and log into one ``.npz`` file, for :meth:`load`."""
+        picture = self.picture
+        about = {
+            "channels_last": picture.channels_last,
+            "alpha": picture.alpha,
+            "network": self.choice.name,
+            "network_options": self.choice.options,
+            "options": asdict(self.options),
+            "sigma": [
+                [float(s), s.standard_error, s.n, s.method]
+                if isinstance(s, SigmaEstimate)
+                else [float(s)]
+                for s in self.sigma
+            ],
+            "training": asdict(self.training),
+        }
+        state = {f"network/{k}": v.cpu().numpy() for k, v in self.network.state_dict().items()}
+        with open(path, "wb") as file:
+            np.savez_compressed(
+                file,
+                about=np.array(json.dumps(about)),
+                pixels=picture.pixels,
+                missing=picture.missing,
+                **state,
+            )
+
+    @classmethod
+    def load(cls, path: str | Path, network: nn.Module | None = None) -> ImageFit:
+        """Read what :meth:`save` wrote.
+
+        Args:
+            path: the file.
+            network: where the fit's network was the user's own: the same one, as it was before the
+                fit (weights do not matter unless :meth:`memorization` is asked for).
+
+        Raises:
+            ValueError: the file is no saved fit, or its network is missing or another one.
+        """
+        with np.load(path) as archive:
+            if "about" not in archive:
+                raise ValueError(f"{path} is not a saved image fit.")
+            fields = dict(archive)
+        about = json.loads(str(fields["about"]))
+        if about["network"] == "own" and network is None:
+            raise ValueError(f"The fit in {path} has a network of its user's own: give network=.")
+        picture = Picture(
+            fields["pixels"], about["channels_last"], about["alpha"], fields["missing"]
+        )
+        choice = NetworkChoice(
+            about["network"],
+            about["network_options"],
+            copy.deepcopy(network) if about["network"] == "own" else None,
+        )
+        sigma = tuple(SigmaEstimate(*s) if len(s) > 1 else s[0] for s in about["sigma"])
+        options = replace(FitOptions(**{**about["options"], "device": None}))
+        fresh = choice.build(len(picture.shape), len(sigma), options.seed)
+        state = {
+            k.removeprefix("network/"): torch.from_numpy(v)
+            for k, v in fields.items()
+            if k.startswith("network/")
+        }
+        try:
+            fresh.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"The network is not the one of the fit: {error}") from None
+        fresh.to(options.torch_device).eval()
+        return cls(picture, choice, fresh, sigma, options, Training(**about["training"]))
+
+    def _shape(
+        self, shape: Sequence[int] | None, scale: float | None, box: Box | None
+    ) -> tuple[int, ...]:
+        own = self.picture.shape
+        if box is not None and (
+            len(box) != len(own) or not all(math.isfinite(b - a) and a < b for a, b in box)
+        ):
+            raise ValueError(f"box must be (low, high) for each of {len(own)} axes, got {box}.")
+        if shape is not None and scale is not None:
+            raise ValueError("Give shape or scale, not both.")
+        sides = [float(n) for n in own] if box is None else [b - a for a, b in box]
+        if shape is not None:
+            found = tuple(int(n) for n in shape)
+        else:
+            factor = 1.0 if scale is None else scale
+            if not 0 < factor < math.inf:
+                raise ValueError(f"scale must be a positive number, got {scale}.")
+            found = tuple(max(1, round(factor * side)) for side in sides)
+        if len(found) != len(own) or min(found) < 1:
+            raise ValueError(f"shape must be {len(own)} positive integers, got {shape}.")
+        return found
+
+    def _alpha(self, shape: tuple[int, ...], box: Box | None) -> Array:
+        from scipy.ndimage import map_coordinates
+
+        alpha = self.picture.pixels[..., -1]
+        if shape == alpha.shape and box is None:
+            return alpha
+        sides = [(0.0, float(n)) for n in alpha.shape] if box is None else box
+        axes = [
+            low + (np.arange(m) + 0.5) * (high - low) / m - 0.5
+            for m, (low, high) in zip(shape, sides, strict=True)
+        ]
+        at = np.meshgrid(*axes, indexing="ij")
+        found = map_coordinates(alpha.astype(float), at, order=1, mode="nearest")
+        found = np.rint(found) if alpha.dtype.kind in "iu" else found
+        return np.asarray(found, dtype=alpha.dtype)
+
+    def _visible(self, image: Array, missing: Array | None = None) -> NDArray[np.float64]:
+        """(H, W) or (H, W, 3) in [0, 1] for a figure: a middle slice, at most three channels."""
+        picture = self.picture
+        pixels = np.asarray(image, dtype=float)
+        pixels = pixels if picture.channels_last else pixels[..., None]
+        pixels = pixels[..., :-1] if picture.alpha else pixels
+        low, high = np.nanmin(picture.values), np.nanmax(picture.values)
+        pixels = (pixels - low) / (high - low)
+        if missing is not None:
+            pixels = np.where(missing[..., None], np.nan, pixels)
+        pixels = pixels[len(pixels) // 2] if len(picture.shape) == 3 else pixels
+        shown: NDArray[np.float64] = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., 0]
+        return shown.clip(0, 1)
+
+    def _residual(self) -> NDArray[np.float64]:
+        """(H, W): data minus fit of the first channel, in units of the image; NaN where missing."""
+        fit = predict(self.network, self.picture, self.picture.shape)[:, 0]
+        found: NDArray[np.float64] = (self.picture.values[:, 0] - fit).reshape(self.picture.shape)
+        return found[len(found) // 2] if found.ndim == 3 else found
+
+
+def fit_image(
+    image: ArrayLike | str | Path,
+    *,
+    sigma: ArrayLike | None = None,
+    mask: ArrayLike | str | Path | None = None,
+    channel_axis: int | str | None = "auto",
+    network: nn.Module | str | None = None,
+    network_options: dict[str, Any] | None = None,
+    optimizer: str = "snr_soap",
+    lr: float | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    floor_every: int = 10,
+    gate: dict[str, Any] | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    reference: ArrayLike | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> ImageFit:
+    """Fit a network to a noisy image, without memorizing the noise.
+
+    Needs no clean image, no validation set, no stopping rule: what does not stand out of the noise
+    does not move the network. The first Ctrl-C ends the fit with a whole result; with ``out``,
+    ``resume=True`` continues it, with the bits of an uninterrupted one.
+
+    Args:
+        image: (H, W) or a volume (D, H, W), with channels last if any; or a file that imageio
+            reads (pages of a TIFF become a volume). Integers, floats or booleans.
+        sigma: standard deviation of the noise, in units of the image: one, or one per channel. By
+            default estimated (:func:`estimate_sigma`; texture counts as noise).
+        mask: True (not 0) where a pixel is missing; an array, or an image file. NaN and infinite
+            pixels are missing too. Missing in one channel is missing in all.
+        channel_axis: "auto" takes a last axis of up to 4 entries for channels, and the last of 2
+            or 4 for an alpha channel, which is kept aside. Else the axis, or None.
+        network: "siren", "fourier", "wire" or a ``torch.nn.Module`` from (n, axes) to (n,
+            channels), which is copied. By default a network of a size that goes with the image's.
+        network_options: keyword arguments of a built-in network.
+        optimizer, floor_every, gate, seed, device: as for :class:`sciml_snr.inr.FitOptions`.
+        lr, steps, batch_size: the same; by default chosen from image and network.
+        reference: the clean image, if known: its root mean square distance from the fit is logged
+            as ``rmse``. It plays no part in the fit.
+        out: folder for ``config.json``, ``metrics.csv``, ``checkpoint.pt``, ``summary.json``,
+            ``figure.png`` and ``fit.npz`` (:meth:`ImageFit.load`).
+        resume: continue the fit in ``out``, with its own settings (but for ``steps``, if given).
+        progress: draw a progress bar.
+
+    Raises:
+        ValueError: image or an option cannot be used; the message says why.
+        FileNotFoundError: there is no such file, or nothing to resume.
+        FileExistsError: ``out`` holds a run, and ``resume`` is False.
+
+    Example:
+        >>> fit = fit_image("noisy.png")
+        >>> iio.imwrite("clean.png", fit.image)
+        >>> iio.imwrite("twice_as_large.png", fit.render(scale=2))
+    """
+    folder = None if out is None else Path(out)
+    if resume:
+        if folder is None or not (folder / "checkpoint.pt").exists():
+            raise FileNotFoundError(f"There is no run to resume in {out}: no checkpoint.pt there.")
+    elif folder is not None and (folder / "config.json").exists():
+        raise FileExistsError(f"{folder} already holds a run: resume it, or choose another folder.")
+    picture = take_apart(image, mask, channel_axis)
+    clean = None if reference is None else _clean_values(reference, picture, channel_axis)
+    inputs, outputs = len(picture.shape), picture.values.shape[1]
+    if resume:
+        assert folder is not None
+        choice, told, options = _saved_config(folder, picture, network, steps)
+    else:
+        choice = choose_network(network, network_options, picture)
+        told = check_sigma(sigma, outputs) if sigma is not None else estimate_sigma(picture)
+        default = default_training(choice, picture)
+        options = FitOptions(
+            optimizer=optimizer,
+            lr=default["lr"] if lr is None else lr,
+            steps=default["steps"] if steps is None else steps,
+            batch_size=default["batch_size"] if batch_size is None else batch_size,
+            floor_every=floor_every,
+            gate=gate or {},
+            seed=seed,
+            device=device,
+        )
+    model = choice.build(inputs, outputs, options.seed)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        _save_config(folder, picture, choice, told, options)
+    known = picture.values[~picture.missing.reshape(-1)]
+    objective = _objective(picture, known, told, options, clean)
+    training = train(
+        model, objective, options, folder=folder, resume=resume, progress=progress, label="fit"
+    )
+    fit = ImageFit(picture, choice, model, told, options, training)
+    if folder is not None:
+        fit.save(folder / "fit.npz")
+        (folder / "summary.json").write_text(json.dumps(summary(fit), indent=2) + "\n")
+        fit.figure().savefig(folder / "figure.png", dpi=130)
+    return fit
+
+
+def summary(fit: ImageFit) -> dict[str, Any]:
+    """How a fit ended."""
+    last = {k: v for k, v in fit.history[-1].items() if k not in ("step", "seconds")}
+    return {
+        "optimizer": fit.options.optimizer,
+        "lr": fit.options.lr,
+        "steps": fit.training.step,
+        "interrupted": fit.training.interrupted,
+        "seconds": fit.training.seconds,
+        "parameters": sum(p.numel() for p in fit.network.parameters()),
+        "sigma": [float(s) for s in fit.sigma],
+        "sigma_method": [getattr(s, "method", "given") for s in fit.sigma],
+        "missing_pixels": int(fit.picture.missing.sum()),
+        **{k: v if math.isfinite(v) else None for k, v in last.items()},
+    }
+
+
+def _objective(
+    picture: Picture,
+    labels: NDArray[np.float64],
+    sigma: Sequence[float],
+    options: FitOptions,
+    reference: NDArray[np.float64] | None = None,
+) -> PixelObjective:
+    return PixelObjective(
+        picture, labels, sigma, options.batch_size, options.torch_device, reference
+    )
+
+
+def _clean_values(
+    reference: ArrayLike, picture: Picture, channel_axis: int | str | None
+) -> NDArray[np.float64]:
+    clean = np.asarray(reference, dtype=float)
+    if isinstance(channel_axis, int):
+        clean = np.moveaxis(clean, channel_axis, -1)
+    if clean.shape != picture.pixels.shape:
+        raise ValueError(f"reference {clean.shape} is not of the image's {picture.pixels.shape}.")
+    return replace(picture, pixels=clean, missing=np.zeros(picture.shape, dtype=bool)).values
+
+
+def _save_config(
+    folder: Path,
+    picture: Picture,
+    choice: NetworkChoice,
+    sigma: tuple[float, ...],
+    options: FitOptions,
+) -> None:
+    config = {
+        "image": picture.fingerprint(),
+        "network": choice.name,
+        "network_options": choice.options,
+        "sigma": [float(s) for s in sigma],
+        "options": asdict(options),
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _saved_config(
+    folder: Path, picture: Picture, network: nn.Module | str | None, steps: int | None
+) -> tuple[NetworkChoice, tuple[float, ...], FitOptions]:
+    """Network, sigma and options of the run in the folder.
+
+    Raises:
+        ValueError: that run is of another image, or its network is the user's own and not given.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    if config["image"] != picture.fingerprint():
+        raise ValueError(f"The run in {folder} is of another image, or with another mask.")
+    options = FitOptions(**config["options"])
+    own = copy.deepcopy(network) if isinstance(network, nn.Module) else None
+    if (config["network"] == "own") != (own is not None):
+        raise ValueError(f"The run in {folder} has the network {config['network']!r}: give that.")
+    choice = NetworkChoice(config["network"], config["network_options"], own)
+    return (
+        choice,
+        tuple(config["sigma"]),
+        options if steps is None else replace(options, steps=steps),
+    )

@@ -1,0 +1,407 @@
+"""Images as networks: reading, layouts, missing pixels, what a fit can do, bad input."""
+
+import csv
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from torch import nn
+
+from sciml_snr.inr import images
+from sciml_snr.inr.images import (
+    ImageFit,
+    PixelObjective,
+    coordinates,
+    estimate_sigma,
+    fit_image,
+    predict,
+    take_apart,
+)
+from sciml_snr.inr.networks import Siren
+from tests.cases import assert_same_bits
+
+SMALL = {"hidden_features": 16, "hidden_layers": 2}
+QUICK = dict(network_options=SMALL, steps=5, progress=False)
+
+
+def wave(*shape: int) -> np.ndarray:
+    """A smooth image in [50, 200]."""
+    axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    return 125 + 75 * np.sin(sum((i + 1) * 2 * x for i, x in enumerate(axes)))
+
+
+def noisy(*shape: int, sigma: float = 20, seed: int = 0) -> np.ndarray:
+    return wave(*shape) + sigma * np.random.default_rng(seed).normal(size=shape)
+
+
+def as_bytes(image: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+LAYOUTS = {
+    "grey bytes": as_bytes(noisy(20, 12)),
+    "grey 16 bit": (200 * noisy(20, 12)).astype(np.uint16),
+    "signed": (noisy(20, 12) - 120).astype(np.int16),
+    "float32": noisy(20, 12).astype(np.float32),
+    "float64": noisy(20, 12) / 255,
+    "bool": noisy(20, 12) > 125,
+    "one channel": as_bytes(noisy(20, 12))[..., None],
+    "RGB": as_bytes(np.stack([noisy(20, 12, seed=s) for s in range(3)], -1)),
+    "RGBA": as_bytes(np.stack([noisy(20, 12, seed=s) for s in range(4)], -1)),
+    "grey and alpha": as_bytes(np.stack([noisy(20, 12, seed=s) for s in range(2)], -1)),
+    "volume": as_bytes(noisy(9, 12, 10)),
+    "volume of colors": as_bytes(np.stack([noisy(9, 12, 10, seed=s) for s in range(3)], -1)),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_comes_back_as_it_was(name: str, tmp_path) -> None:
+    image = LAYOUTS[name]
+    fit = fit_image(image, sigma=0.2 if name == "bool" else 20, out=tmp_path / "run", **QUICK)
+    assert (fit.image.shape, fit.image.dtype) == (image.shape, image.dtype)
+    if name in ("RGBA", "grey and alpha"):
+        np.testing.assert_array_equal(fit.image[..., -1], image[..., -1])
+        assert fit.network(torch.zeros(1, 2)).shape[-1] == image.shape[-1] - 1
+    if image.dtype.kind == "f":
+        assert image.min() <= fit.image.min() and fit.image.max() <= image.max()
+    spatial = fit.picture.shape
+    assert fit.render(scale=2).shape[: len(spatial)] == tuple(2 * n for n in spatial)
+    channels = (len(fit.sigma),) if fit.picture.channels_last else ()
+    assert fit.gradient().shape == (*spatial, *channels, len(spatial))
+    assert (tmp_path / "run" / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "spatial", "channels"),
+    [
+        ((5, 16, 12), 0, (16, 12), 5),
+        ((16, 12, 4), -1, (16, 12), 4),
+        ((16, 12, 4), None, (16, 12, 4), 1),
+        ((6, 8, 7), "auto", (6, 8, 7), 1),
+        ((6, 8, 7, 3), "auto", (6, 8, 7), 3),
+    ],
+)
+def test_channel_axis(shape, axis, spatial, channels) -> None:
+    picture = take_apart(noisy(*shape), channel_axis=axis)
+    assert picture.shape == spatial
+    assert picture.values.shape == (math.prod(spatial), channels)
+    assert not picture.alpha
+
+
+def test_pixels_are_square_and_the_longest_axis_spans_two() -> None:
+    x = coordinates(torch.arange(8 * 4), (8, 4))
+    assert x[0].tolist() == [-7 / 8, -3 / 8] and x[-1].tolist() == [7 / 8, 3 / 8]
+    assert (x[1] - x[0]).tolist() == [0, 2 / 8]
+
+
+FILES = {
+    "bytes.png": LAYOUTS["grey bytes"],
+    "bits16.png": LAYOUTS["grey 16 bit"],
+    "rgb.png": LAYOUTS["RGB"],
+    "rgba.png": LAYOUTS["RGBA"],
+    "bytes.tif": LAYOUTS["grey bytes"],
+    "bits16.tif": LAYOUTS["grey 16 bit"],
+    "float.tif": LAYOUTS["float32"],
+    "pages.tif": LAYOUTS["volume"],
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files(name: str, tmp_path) -> None:
+    iio.imwrite(tmp_path / name, FILES[name])
+    picture = take_apart(str(tmp_path / name))
+    np.testing.assert_array_equal(picture.pixels, FILES[name])
+    assert picture.pixels.dtype == FILES[name].dtype
+    assert picture.alpha == (name == "rgba.png")
+
+
+def test_jpeg(tmp_path) -> None:
+    iio.imwrite(tmp_path / "a.jpg", LAYOUTS["RGB"])
+    assert take_apart(tmp_path / "a.jpg").shape == (20, 12)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["astronaut", "logo", "horse", "checkerboard", "shepp_logan_phantom", "lfw_subset", "text",
+     "colorwheel", "moon", "microaneurysms"],
+)  # fmt: skip
+def test_images_of_skimage_are_taken(name: str) -> None:
+    """Layout and noise of each; what has no noise to be seen is no error."""
+    image = getattr(skimage.data, name)()
+    picture = take_apart(image)
+    assert picture.pixels.shape == image.shape
+    for sigma in estimate_sigma(picture):
+        assert 0 <= sigma < np.ptp(image.astype(float)) / 20
+
+
+@pytest.mark.parametrize("gaps", [0.0, 0.3, 0.7])
+@pytest.mark.parametrize("shape", [(60, 50), (12, 40, 30)])
+def test_sigma_is_estimated_with_and_without_gaps(gaps: float, shape: tuple[int, ...]) -> None:
+    """On a smooth image, two channels: within 20 %, two standard errors where most is missing."""
+    image = np.stack([noisy(*shape, sigma=s, seed=i) for i, s in enumerate((5, 20))], -1)
+    mask = np.random.default_rng(1).random(shape) < gaps
+    found = estimate_sigma(take_apart(image, mask, channel_axis=-1))
+    assert found[0] == pytest.approx(5, rel=0.2)
+    assert found[1] == pytest.approx(20, rel=0.2)
+    assert all(0 < s.standard_error < 0.2 * s for s in found)
+
+
+def test_missing_pixels_have_no_say() -> None:
+    """Masked, NaN and infinite ones, whatever else is in them."""
+    image = noisy(16, 12)
+    mask = np.zeros((16, 12), dtype=bool)
+    mask[3:6, 2:9] = True
+    fits = []
+    for filler in (0.0, 1e9):
+        changed = np.where(mask, filler, image)
+        fits.append(fit_image(changed, mask=mask, sigma=20, **QUICK))
+    with_nan = np.where(mask, np.nan, image)
+    with_nan[3, 2] = np.inf
+    fits.append(fit_image(with_nan, sigma=20, **QUICK))
+    for fit in fits[1:]:
+        assert_same_bits(fits[0].network.state_dict(), fit.network.state_dict())
+        np.testing.assert_array_equal(fits[0].image, fit.image)
+    assert np.isfinite(fits[0].image).all()
+    assert len(fits[0].picture.values) - 21 == np.isfinite(fits[0].picture.values).sum()
+
+
+def test_a_mask_from_a_file(tmp_path) -> None:
+    mask = np.zeros((16, 12), dtype=np.uint8)
+    mask[2, 3] = 255
+    iio.imwrite(tmp_path / "grey.png", mask)
+    iio.imwrite(tmp_path / "colors.png", np.stack([mask] * 3, -1))
+    for name in ("grey.png", "colors.png"):
+        missing = take_apart(noisy(16, 12), tmp_path / name).missing
+        assert np.argwhere(missing).tolist() == [[2, 3]]
+
+
+def test_noise_and_gaps_are_removed() -> None:
+    """Three in ten pixels missing, full batch: near the truth everywhere, and little memorized."""
+    truth = wave(24, 24)
+    mask = np.random.default_rng(3).random(truth.shape) < 0.3
+    options = dict(hidden_features=32, hidden_layers=2, first_omega_0=10.0)
+    fit = fit_image(
+        noisy(24, 24), mask=mask, reference=truth, network_options=options, lr=1e-3, steps=400,
+        progress=False,
+    )  # fmt: skip
+    error = np.sqrt(np.mean((fit.image - truth) ** 2))
+    assert error < 10  # the noise is 20
+    assert fit.history[-1]["rmse"] == pytest.approx(error, rel=0.02)  # not clipped
+    assert np.sqrt(np.mean((fit.image - truth)[mask] ** 2)) < 12
+    found = fit.memorization(progress=False)
+    noise = (noisy(24, 24) - truth)[~mask]
+    true_share = float(noise @ (fit.image - truth)[~mask] / (noise @ noise))
+    low, high = found.interval()
+    assert low <= true_share <= high
+
+
+def test_batches_are_of_known_pixels_in_the_right_places() -> None:
+    image = noisy(10, 14)
+    mask = np.zeros(image.shape, dtype=bool)
+    mask[:, :7] = True
+    picture = take_apart(image, mask)
+    known = picture.values[~mask.reshape(-1)]
+    objective = PixelObjective(picture, known, (20.0,), 32, torch.device("cpu"))
+    seen = []
+
+    def network(x):
+        seen.append(x)
+        return torch.zeros(len(x), 1)
+
+    (term,), extra = objective.terms(network, torch.Generator().manual_seed(0))
+    assert extra is None and term.population == 70 and len(term.residual) == 32
+    rows, columns = ((seen[0] * 14 + torch.tensor([10, 14]) - 1) / 2).round().int().T
+    assert columns.min() >= 7
+    values = -term.residual[:, 0].numpy() * picture.scale + picture.center
+    np.testing.assert_allclose(values, image[rows, columns], rtol=1e-4)
+
+
+def test_tiles_do_not_change_what_is_seen(monkeypatch) -> None:
+    fit = fit_image(LAYOUTS["RGBA"], sigma=20, **QUICK)
+    whole, slopes = fit.render((7, 9)), fit.gradient((7, 9))
+    monkeypatch.setattr(images, "TILE", 8)
+    np.testing.assert_array_equal(fit.render((7, 9)), whole)
+    np.testing.assert_allclose(fit.gradient((7, 9)), slopes, rtol=1e-5, atol=1e-6)
+
+
+def test_render_parts_and_scales() -> None:
+    fit = fit_image(noisy(20, 12), sigma=20, **QUICK)
+    part = fit.render(box=[(5, 9), (2, 12)])
+    np.testing.assert_allclose(part, fit.image[5:9, 2:12], rtol=1e-5)
+    # The centers of three times as many cells: every third one is a pixel's.
+    np.testing.assert_allclose(fit.render(scale=3)[1::3, 1::3], fit.image, rtol=1e-5)
+    assert fit.render(scale=0.5).shape == (10, 6)
+    assert fit.render((3, 4)).shape == (3, 4)
+    for bad, message in (
+        (dict(shape=(3,)), "2 positive integers"),
+        (dict(shape=(0, 3)), "2 positive integers"),
+        (dict(shape=(3, 3), scale=2), "not both"),
+        (dict(scale=0), "scale must be"),
+        (dict(box=[(0, 3)]), "box must be"),
+        (dict(box=[(3, 3), (0, 4)]), "box must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit.render(**bad)
+
+
+def test_alpha_is_interpolated() -> None:
+    image = LAYOUTS["RGBA"].copy()
+    image[..., 3] = np.arange(20)[:, None] * 10
+    alpha = fit_image(image, sigma=20, **QUICK).render(scale=2)[..., 3]
+    expected = np.clip((np.arange(40) + 0.5) / 2 - 0.5, 0, 19) * 10
+    assert np.abs(alpha - expected[:, None]).max() <= 0.5
+
+
+def test_gradient_is_the_slope_of_the_fit() -> None:
+    fit = fit_image(LAYOUTS["RGB"], sigma=20, **QUICK)
+    step, slopes = 0.01, fit.gradient()
+    for axis in range(2):
+        ends = []
+        for sign in (1, -1):
+            shift = [sign * step * (a == axis) for a in range(2)]
+            box = [(s, n + s) for n, s in zip((20, 12), shift, strict=True)]
+            ends.append(predict(fit.network, fit.picture, (20, 12), box))
+        found = ((ends[0] - ends[1]) / (2 * step)).reshape(20, 12, 3)
+        np.testing.assert_allclose(slopes[..., axis], found, atol=0.02 * np.abs(slopes).max())
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_save_and_load(tmp_path, own: bool) -> None:
+    torch.manual_seed(1)
+    network = Siren(2, 1, 8, 1)
+    given = dict(network=network) if own else dict(network_options=SMALL)
+    fit = fit_image(LAYOUTS["grey 16 bit"], steps=5, progress=False, **given)
+    fit.save(tmp_path / "fit.npz")
+    found = ImageFit.load(tmp_path / "fit.npz", network if own else None)
+    np.testing.assert_array_equal(found.image, fit.image)
+    assert found.image.dtype == np.uint16
+    assert found.history == fit.history and found.options == fit.options
+    assert found.sigma == fit.sigma and str(found.sigma[0]) == str(fit.sigma[0])
+    assert found.memorization(progress=False) == fit.memorization(progress=False)
+    if own:
+        with pytest.raises(ValueError, match="give network="):
+            ImageFit.load(tmp_path / "fit.npz")
+        with pytest.raises(ValueError, match="not the one of the fit"):
+            ImageFit.load(tmp_path / "fit.npz", Siren(2, 1, 9, 1))
+
+
+def test_own_network_is_copied() -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
+
+        def forward(self, x):
+            return self.layers(x)
+
+    network = Plain()
+    before = network.layers[0].weight.clone()
+    fit = fit_image(noisy(16, 12), network=network, lr=1e-2, steps=5, progress=False)
+    assert type(fit.network) is Plain
+    assert torch.equal(network.layers[0].weight, before)
+    assert not torch.equal(fit.network.layers[0].weight, before)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_run_folder_interrupted_and_resumed(tmp_path, monkeypatch) -> None:
+    image = LAYOUTS["RGB"]
+    settings = dict(network_options=SMALL, progress=False, batch_size=50, seed=4)
+    whole = fit_image(image, steps=30, out=tmp_path / "whole", **settings)
+    assert {p.name for p in (tmp_path / "whole").iterdir()} == {
+        *("config.json", "metrics.csv", "checkpoint.pt"),
+        *("fit.npz", "summary.json", "figure.png"),
+    }
+    summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
+    assert (summary["steps"], summary["interrupted"]) == (30, False)
+    assert summary["misfit"] == float(rows(tmp_path / "whole")[-1]["misfit"])
+    terms = PixelObjective.terms
+
+    def interrupted(self, network, rng, left=[11]):  # noqa: B006 (counts calls)
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return terms(self, network, rng)
+
+    folder = tmp_path / "parts"
+    with monkeypatch.context() as patch:
+        patch.setattr(PixelObjective, "terms", interrupted)
+        part = fit_image(image, steps=30, out=folder, **settings)
+    assert part.training.interrupted and part.training.step == 11
+    assert (folder / "figure.png").exists()
+    fit = fit_image(image, out=folder, resume=True, progress=False)
+    assert not fit.training.interrupted and fit.training.step == 30
+    assert_same_bits(fit.network.state_dict(), whole.network.state_dict())
+    np.testing.assert_array_equal(fit.image, whole.image)
+    longer = fit_image(image, out=folder, resume=True, steps=40, progress=False)
+    assert longer.training.step == 40
+    with pytest.raises(ValueError, match="another image"):
+        fit_image(255 - image, out=folder, resume=True, progress=False)
+    with pytest.raises(ValueError, match="network 'siren'"):
+        fit_image(image, network=Siren(2, 3), out=folder, resume=True, progress=False)
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        fit_image(image, out=folder, **QUICK)
+
+
+def test_defaults_go_with_the_image() -> None:
+    small, large = take_apart(noisy(20, 12)), take_apart(noisy(300, 300))
+    choice = images.choose_network(None, None, small)
+    assert images.default_training(choice, small)["batch_size"] is None
+    batch = images.default_training(choice, large)["batch_size"]
+    assert batch <= images.FULL_BATCH
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image": np.zeros((0, 5))}, "nothing to fit"),
+        ({"image": np.zeros((1, 1))}, "nothing to fit"),
+        ({"image": np.full((9, 9), 7.0)}, r"constant \(\[7.0\]\)"),
+        ({"image": np.zeros(9)}, r"\(H, W\) or \(D, H, W\)"),
+        ({"image": np.zeros((9, 9, 9, 9, 2))}, r"\(H, W\) or \(D, H, W\)"),
+        ({"image": np.full((9, 9), "a")}, "real numbers"),
+        ({"image": noisy(9, 9) + 1j}, "real numbers"),
+        ({"image": np.full((9, 9), np.nan)}, "All pixels of the image are missing"),
+        ({"mask": np.ones((16, 12))}, "All pixels of the image are missing"),
+        ({"mask": np.ones((12, 16))}, r"mask has the shape \(12, 16\)"),
+        ({"sigma": [1.0, 2.0]}, "sigma has 2 entries.*1 channel"),
+        ({"sigma": -1.0}, "finite and >= 0"),
+        ({"sigma": math.nan}, "finite and >= 0"),
+        ({"image": noisy(5, 5)}, "noise cannot be estimated; give sigma"),
+        ({"channel_axis": 2}, "no axis 2"),
+        ({"channel_axis": "last"}, "channel_axis must be"),
+        ({"reference": noisy(12, 16)}, r"reference \(12, 16\)"),
+        ({"network": "resnet"}, "no network 'resnet'.*siren"),
+        ({"network_options": {"width": 3}}, "network option is unknown.*width"),
+        ({"network": Siren(2, 1), "network_options": SMALL}, "built-in networks"),
+        ({"network": Siren(2, 3)}, "this image needs"),
+        ({"network": Siren(3, 1)}, "does not take points"),
+        ({"steps": 0}, "steps must be"),
+        ({"optimizer": "sgd"}, "no optimizer 'sgd'"),
+    ],
+)
+def test_bad_input_leaves_nothing_behind(tmp_path, changes: dict, message: str) -> None:
+    given = {"image": noisy(16, 12), "progress": False, **changes}
+    with pytest.raises(ValueError, match=message):
+        fit_image(given.pop("image"), out=tmp_path / "run", **given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_files(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no file .*absent\.png"):
+        fit_image(tmp_path / "absent.png")
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(ValueError, match=r"text\.png cannot be read as an image"):
+        fit_image(tmp_path / "text.png")
+    with pytest.raises(FileNotFoundError, match="no run to resume"):
+        fit_image(noisy(16, 12), out=tmp_path / "none", resume=True)
