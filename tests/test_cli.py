@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import imageio.v3 as iio
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -25,7 +27,7 @@ def call(*arguments: str, code: int = 0) -> str:
 
 
 def test_help_and_version() -> None:
-    for command in ("problems", "solve", "compare"):
+    for command in ("problems", "solve", "compare", "fit-image"):
         assert command in call("--help")
         call(command, "--help")
     assert call("--version").strip()
@@ -120,3 +122,82 @@ def test_installed_command_in_a_fresh_directory() -> None:
     assert done.returncode == 0
     assert done.stderr == ""
     assert "convection" in done.stdout
+
+
+TINY = ("--network-option", "hidden_features=8", "--network-option", "hidden_layers=1")
+
+
+@pytest.fixture
+def noisy_png(fresh_directory) -> Path:
+    x, y = np.meshgrid(np.linspace(0, 3, 20), np.linspace(0, 3, 16))
+    image = 120 + 60 * np.sin(x + y) + 15 * np.random.default_rng(0).normal(size=x.shape)
+    iio.imwrite("noisy.png", image.astype(np.uint8))
+    return Path("noisy.png")
+
+
+def test_fit_image(noisy_png) -> None:
+    output = call(
+        "fit-image", "noisy.png", "-o", "clean.png", "--steps", "3", "--scale", "2", *TINY
+    )
+    assert "noise: sigma" in output and "wavelet details" in output
+    clean = iio.imread("clean.png")
+    assert clean.shape == (32, 40) and clean.dtype == np.uint8
+    folder = Path("runs/noisy-snr_soap-seed0")
+    assert {p.name for p in folder.iterdir()} == {
+        *("config.json", "metrics.csv", "checkpoint.pt"),
+        *("fit.npz", "summary.json", "figure.png"),
+    }
+    assert str(folder / "figure.png") in output
+    output = call("fit-image", "noisy.png", "-o", "clean.png", "--steps", "5", "--resume")
+    assert '"steps": 5' in (folder / "summary.json").read_text()
+
+
+def test_fit_image_options(noisy_png) -> None:
+    mask = np.zeros((16, 20), dtype=np.uint8)
+    mask[3, 4] = 255
+    iio.imwrite("mask.png", mask)
+    output = call(
+        "fit-image", "noisy.png", "-o", "clean.tif", "--sigma", "12.5", "--mask", "mask.png",
+        "--steps", "2", "--lr", "0.002", "--batch-size", "50", "--seed", "3", "--device", "cpu",
+        "--optimizer", "snr_adam", "--gate-option", "z=2.5", "--network", "fourier",
+        "--network-option", "frequencies=4", "--out-run", "here", "--compare", "adam", *TINY,
+    )  # fmt: skip
+    assert "sigma 12.5 (given)" in output and "adam" in output
+    config = Path("here/config.json").read_text()
+    for fragment in (
+        *('"fourier"', '"frequencies": 4', '"hidden_features": 8', "12.5", '"lr": 0.002'),
+        *('"batch_size": 50', '"seed": 3', '"snr_adam"', '"z": 2.5'),
+    ):
+        assert fragment in config
+    assert '"missing_pixels": 1' in Path("here/summary.json").read_text()
+    assert '"optimizer": "adam"' in Path("here-adam/config.json").read_text()
+    assert iio.imread("clean.tif").shape == iio.imread("clean-adam.tif").shape == (16, 20)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent.png", "-o", "clean.png"], "There is no file absent.png"),
+        (["text.png", "-o", "clean.png"], "text.png cannot be read as an image"),
+        (["black.png", "-o", "clean.png"], "image is constant"),
+        (["noisy.png", "-o", "clean.png", "--mask", "white.png"], "All pixels of the image"),
+        (["noisy.png", "-o", "clean.png", "--mask", "black.png"], "mask has the shape (3, 3)"),
+        (["noisy.png", "-o", "clean.xyz"], "clean.xyz has no ending of an image's"),
+        (["noisy.png", "-o", "absent/clean.png"], "no folder absent"),
+        (["floats.npy", "-o", "clean.png"], "clean.png cannot hold"),
+        (["noisy.png", "-o", "clean.png", "--sigma", "1", "--sigma", "2"], "sigma has 2 entries"),
+        (["noisy.png", "-o", "clean.png", "--network", "resnet"], "no network 'resnet'"),
+        (["noisy.png", "-o", "clean.png", "--compare", "sgd"], "no optimizer 'sgd'"),
+        (["noisy.png", "-o", "clean.png", "--resume"], "no run to resume"),
+        (["noisy.png", "-o", "clean.png", "--scale", "0"], "scale must be"),
+    ],
+)
+def test_bad_images_are_plain_errors(noisy_png, arguments: list[str], message: str) -> None:
+    Path("text.png").write_text("no image")
+    iio.imwrite("black.png", np.zeros((3, 3), dtype=np.uint8))
+    iio.imwrite("white.png", np.full((16, 20), 255, dtype=np.uint8))
+    np.save("floats.npy", np.random.default_rng(0).normal(size=(16, 20)))
+    output = " ".join(call("fit-image", *arguments, "--steps", "1", code=2).split())
+    assert message in output
+    assert "Traceback" not in output
+    assert not Path("runs").exists()

@@ -12,6 +12,7 @@ import copy
 import hashlib
 import json
 import math
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -134,9 +135,50 @@ def read_image(image: ArrayLike | str | Path) -> Array:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     try:
-        return np.asarray(iio.imread(path))
+        return np.asarray(np.load(path) if path.suffix == ".npy" else iio.imread(path))
     except Exception as error:  # every plugin has errors of its own
         raise ValueError(f"{path} cannot be read as an image: {error}") from None
+
+
+def write_image(path: str | Path, image: Array) -> None:
+    """Write what :func:`read_image` reads; booleans as black and white."""
+    import imageio.v3 as iio
+
+    path = Path(path)
+    if path.suffix == ".npy":
+        np.save(path, image)
+    else:
+        iio.imwrite(path, image.astype(np.uint8) * 255 if image.dtype.kind == "b" else image)
+
+
+def check_writable(path: str | Path, image: Array) -> None:
+    """Refuse a file that cannot hold such an image, before there is anything to lose.
+
+    Raises:
+        ValueError: the format cannot hold this dtype or shape, or is unknown.
+        FileNotFoundError: the folder does not exist.
+    """
+    from imageio.config import known_extensions
+
+    path = Path(path)
+    if path.suffix != ".npy" and path.suffix.lower() not in known_extensions:
+        raise ValueError(f"{path.name} has no ending of an image's: choose .png, .tif or .npy.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {path.parent} to write {path.name} to.")
+    sample = image[tuple(slice(2) if n > 4 else slice(None) for n in image.shape)]
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Path(folder) / f"trial{path.suffix}"
+        try:
+            write_image(trial, sample)
+            found = read_image(trial)
+        except Exception as error:  # every plugin has errors of its own
+            raise ValueError(f"{path.name} cannot hold the image: {error}") from None
+    kind = np.uint8 if image.dtype.kind == "b" else image.dtype
+    if found.shape != sample.shape or found.dtype != kind:
+        raise ValueError(
+            f"{path.name} cannot hold an image of {image.dtype} and shape {image.shape}: choose "
+            ".tif or .npy."
+        )
 
 
 def take_apart(

@@ -1,59 +1,27 @@
-"""Command line: ``sciml-snr problems``, ``solve``, ``compare``."""
+"""Equations: ``problems``, ``solve``, ``compare``."""
 
 from __future__ import annotations
 
-import ast
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from ._version import __version__
+from ._app import app, console, parse_options, plain_errors, to_stderr
 
 if TYPE_CHECKING:
-    from .problems import Problem
-    from .run import Summary
-
-# DeepXDE is imported by the commands, not here, so that --help is quick. Its backend is ours.
-os.environ.setdefault("DDE_BACKEND", "pytorch")
-# Small networks: two threads are no faster than one, and many times slower on a busy machine.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-app = typer.Typer(
-    help="Solve noisy PDE problems without memorizing the noise.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-console = Console(markup=False)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        console.print(__version__)
-        raise typer.Exit
-
-
-@app.callback()
-def _main(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    pass
+    from ..problems import Problem
+    from ..run import Summary
 
 
 @app.command("problems")
 def list_problems() -> None:
     """List the problems that `solve` and `compare` know."""
-    from . import run  # noqa: F401 (imports DeepXDE without its announcement)
-    from .problems import PROBLEMS
+    from .. import run  # noqa: F401 (imports DeepXDE without its announcement)
+    from ..problems import PROBLEMS
 
     table = Table()
     for column in ("name", "equation", "CSV columns", "unknown", "default noise", "iterations"):
@@ -117,7 +85,7 @@ def solve(
     ] = False,
 ) -> None:
     """Train one problem; Ctrl-C ends it early and leaves a usable run."""
-    from . import run
+    from .. import run
 
     config = run.RunConfig(
         name,
@@ -129,10 +97,10 @@ def solve(
         seed,
         None if data is None else str(data),
         device,
-        _parse_options(snr_option),
+        parse_options(snr_option),
     )
     folder = out or Path("runs") / run.run_name(config)
-    with _plain_errors():
+    with plain_errors():
         if data is not None and not resume:
             _warn_of_own_data(config.resolved().build())
         summary = run.solve(config, folder, resume=resume)
@@ -162,7 +130,7 @@ def compare(
     ] = None,
 ) -> None:
     """Run optimizers side by side; finished runs in the folder are kept, so it can be repeated."""
-    from . import run
+    from .. import run
 
     folder = out or Path("runs") / f"compare-{name}"
     configs = [
@@ -176,60 +144,30 @@ def compare(
             seed,
             None if data is None else str(data),
             device,
-            _parse_options(snr_option),
+            parse_options(snr_option),
         )
         for optimizer in optimizers.split(",")
         for seed in range(seeds)
     ]
-    with _plain_errors():
+    with plain_errors():
         summaries = run.compare(configs, folder, jobs=jobs or os.cpu_count() or 1)
     _print_summaries(f"{name}, {seeds} seed(s), medians: {folder}", summaries)
     console.print(f"Figure: {folder / 'comparison.png'}", soft_wrap=True)
 
 
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Errors that the user can mend, without a traceback."""
-    try:
-        yield
-    except (ValueError, OSError, FloatingPointError) as error:
-        _to_stderr(f"Error: {error}")
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        _to_stderr("Interrupted. `compare` goes on when repeated, `solve` with --resume.")
-        raise typer.Exit(130) from None
-
-
-def _to_stderr(text: str) -> None:
-    Console(stderr=True, markup=False, highlight=False).print(text, soft_wrap=True)
-
-
 def _warn_of_own_data(problem: Problem) -> None:
     """What the numbers to come do and do not say about the user's own measurements."""
     if problem.synthetic:
-        _to_stderr(
+        to_stderr(
             f"Note: errors are differences from {problem.name}'s built-in reference, whatever the "
             "measurements are of."
         )
     if problem.sigma() is None:
-        _to_stderr(
+        to_stderr(
             "Note: the measurements' error is unknown, so that snr_adam falls back to the "
             "published rule, which memorizes in full-batch training. Give --noise, or a column "
             "sigma."
         )
-
-
-def _parse_options(pairs: Sequence[str] | None) -> dict[str, Any]:
-    options = {}
-    for pair in pairs or ():
-        name, equals, text = pair.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"{pair!r} is not of the form name=value.")
-        try:
-            options[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            options[name] = text
-    return options
 
 
 def _print_summaries(title: str, summaries: list[Summary]) -> None:

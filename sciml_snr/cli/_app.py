@@ -1,0 +1,74 @@
+"""The application, and what all commands need: plain errors, options by name."""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from .._version import __version__
+
+# DeepXDE is imported by the commands, not here, so that --help is quick. Its backend is ours.
+os.environ.setdefault("DDE_BACKEND", "pytorch")
+# Small networks: two threads are no faster than one, and many times slower on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+app = typer.Typer(
+    help="Solve noisy PDE problems, and fit noisy images, without memorizing the noise.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(markup=False)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Errors that the user can mend, without a traceback."""
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError) as error:
+        to_stderr(f"Error: {error}")
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        to_stderr("Interrupted. `compare` goes on when repeated, other commands with --resume.")
+        raise typer.Exit(130) from None
+
+
+def to_stderr(text: str) -> None:
+    """A message that is no result."""
+    Console(stderr=True, markup=False, highlight=False).print(text, soft_wrap=True)
+
+
+def parse_options(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """``["gate=hard", "lambd=4"]`` as keyword arguments."""
+    options = {}
+    for pair in pairs or ():
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{pair!r} is not of the form name=value.")
+        try:
+            options[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            options[name] = text
+    return options

@@ -1,0 +1,137 @@
+"""Images: ``fit-image``."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from ._app import app, console, parse_options, plain_errors
+
+if TYPE_CHECKING:
+    from ..inr import ImageFit
+
+
+@app.command("fit-image")
+def fit_image(
+    image: Annotated[
+        Path, typer.Argument(help="A noisy image or volume: PNG, JPEG, TIFF, ... or .npy.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where to put the clean one: .png, .tif, .npy.")
+    ],
+    sigma: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Standard deviation of the noise in units of the file (8 bit: of 255), repeated "
+            "for each channel if they differ [default: estimated]."
+        ),
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="An image that is not black where pixels are missing.")
+    ] = None,
+    scale: Annotated[
+        float, typer.Option(help="Pixels of the result per pixel, along an axis.")
+    ] = 1,
+    optimizer: Annotated[str, typer.Option(help="snr_soap, snr_adam or adam.")] = "snr_soap",
+    compare: Annotated[
+        str | None,
+        typer.Option(help="A second optimizer for comparison: adam. Result beside the first."),
+    ] = None,
+    network: Annotated[str | None, typer.Option(help="siren, fourier or wire.")] = None,
+    network_option: Annotated[
+        list[str] | None,
+        typer.Option(help="E.g. hidden_features=256 or first_omega_0=40; repeatable."),
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate [default: the network's].")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Budget [default: the image's].")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Pixels in a step [default: the image's].")
+    ] = None,
+    gate_option: Annotated[
+        list[str] | None, typer.Option(help="Option of the gate, e.g. z=2.5; repeatable.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of network and training.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ... [default: a GPU].")] = None,
+    out_run: Annotated[
+        Path | None, typer.Option(help="Run folder [default: runs/IMAGE-OPTIMIZER-seedSEED].")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the interrupted run in the run folder.")
+    ] = False,
+) -> None:
+    """Remove the noise from an image; Ctrl-C ends it early and leaves a usable result."""
+    from ..inr import FitOptions, images
+
+    with plain_errors():
+        pixels = images.read_image(image)
+        images.check_writable(output, pixels)
+        if not 0 < scale < math.inf:
+            raise ValueError(f"scale must be a positive number, got {scale}.")
+        names = [optimizer] if compare is None else [optimizer, compare]
+        for name in names:
+            FitOptions(optimizer=name)  # refuses a name before any work
+        fits = {}
+        for name in names:
+            folder = out_run or Path("runs") / f"{image.stem}-{optimizer}-seed{seed}"
+            if name == compare:
+                folder = folder.with_name(f"{folder.name}-{name}")
+            fits[name] = images.fit_image(
+                pixels,
+                sigma=sigma or None,
+                mask=mask,
+                network=network,
+                network_options=parse_options(network_option),
+                optimizer=name,
+                lr=lr,
+                steps=steps,
+                batch_size=batch_size,
+                gate=parse_options(gate_option) if name != "adam" else None,
+                seed=seed,
+                device=device,
+                out=folder,
+                resume=resume and (name == optimizer or (folder / "checkpoint.pt").exists()),
+            )
+            if name == optimizer:
+                console.print("\n".join(map(_noise, fits[name].sigma)))
+            path = output if name == optimizer else output.with_stem(f"{output.stem}-{name}")
+            images.write_image(path, fits[name].render(scale=scale))
+            console.print(f"{name}: {path}, figure {folder / 'figure.png'}", soft_wrap=True)
+            if fits[name].training.interrupted:
+                console.print("Interrupted. To go on, repeat with --resume.")
+                break
+    _print_fits(fits)
+
+
+def _noise(sigma: Any) -> str:
+    return f"noise: {sigma}" if hasattr(sigma, "method") else f"noise: sigma {sigma:g} (given)"
+
+
+def _print_fits(fits: dict[str, ImageFit]) -> None:
+    table = Table()
+    for column in ("optimizer", "lr", "steps", "misfit", "memorized", "open", "time"):
+        table.add_column(column, no_wrap=True)
+    table.caption = (
+        "misfit: mean square of (fit - data) / sigma, about 1 for the truth; memorized: a running "
+        "guess, too low while the signal is not learned; open: share of parameters that the gate "
+        "lets move"
+    )
+    table.caption_justify = "left"
+    for name, fit in fits.items():
+        last = fit.history[-1]
+        opened = f"{100 * last['open_fraction']:.1f} %" if "open_fraction" in last else "-"
+        table.add_row(
+            name,
+            f"{fit.options.lr:g}",
+            str(fit.training.step),
+            f"{last['misfit']:.3f}",
+            f"{100 * last['memorized']:.1f} %",
+            opened,
+            f"{fit.training.seconds:.0f} s",
+        )
+    console.print(table)
