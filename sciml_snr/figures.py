@@ -109,17 +109,85 @@ def image_figure(
     figure.colorbar(shown, ax=axes[2], shrink=0.8)
     for ax in axes[:3]:
         ax.set_xticks([]), ax.set_yticks([])
+    _course(axes[3], history)
+    return figure
+
+
+def surface_figure(
+    points: np.ndarray[Any, Any],
+    vertices: np.ndarray[Any, Any],
+    faces: np.ndarray[Any, Any],
+    section: tuple[Any, Any, Any, Any],
+    history: list[dict[str, float]],
+) -> Figure:
+    """Points, the fitted mesh, a section through both, and the course of the fit.
+
+    Args:
+        points: (n, 3).
+        vertices, faces: of the mesh, (v, 3) and (f, 3).
+        section: two axes (p,) and (q,) of a plane, signed distances (p, q), and the points near
+            the plane (m, 2).
+        history: the log of the fit.
+    """
+    figure = Figure(figsize=(15, 3.8), layout="constrained")
+    shown = points[:: max(1, len(points) // 3000)]
+    middle, extent = (points.max(0) + points.min(0)) / 2, np.ptp(points, axis=0)
+    for i in (1, 2):
+        ax: Any = figure.add_subplot(1, 4, i, projection="3d")
+        ax.set_box_aspect(extent / extent.max(), zoom=1.3)
+        ax.set_axis_off()
+        for set_limits, m, e in zip(
+            (ax.set_xlim, ax.set_ylim, ax.set_zlim), middle, extent, strict=True
+        ):
+            set_limits(m - 0.5 * e, m + 0.5 * e)
+        if i == 1:
+            ax.scatter(*shown.T, s=1.5, c=shown[:, 2], cmap="viridis", linewidths=0)
+            ax.set_title(f"{len(points)} points")
+        else:
+            ax.plot_trisurf(
+                *vertices.T, triangles=faces, color="0.85", linewidth=0, antialiased=False
+            )
+            ax.set_title(f"fit, {len(faces)} triangles")
+    _section(figure.add_subplot(1, 4, 3), *section)
+    _course(figure.add_subplot(1, 4, 4), history)
+    return figure
+
+
+def curve_figure(section: tuple[Any, Any, Any, Any], history: list[dict[str, float]]) -> Figure:
+    """Points in the plane with the fitted curve, and the course of the fit.
+
+    Args:
+        section, history: as for :func:`surface_figure`, with all the points.
+    """
+    figure = Figure(figsize=(8.5, 3.8), layout="constrained")
+    axes: Any = figure.subplots(1, 2)
+    _section(axes[0], *section)
+    axes[0].set_title("points and fit")
+    _course(axes[1], history)
+    return figure
+
+
+def _section(ax: Axes, first: Any, second: Any, distance: Any, near: Any) -> None:
+    """Level lines of a signed distance, the zero level heavy."""
+    ax.contour(first, second, distance.T, 9, colors="0.85", linewidths=0.6)
+    ax.plot(*near.T, ".", color=COLORS[1], markersize=2, alpha=0.5)
+    if distance.min() < 0 < distance.max():
+        ax.contour(first, second, distance.T, [0.0], colors=COLORS[0], linewidths=1.8)
+    ax.set(aspect="equal", title="section: points, fit, level lines", xticks=[], yticks=[])
+
+
+def _course(ax: Axes, history: list[dict[str, float]]) -> None:
+    """The log of a fit of an image or a shape."""
     steps = [row["step"] for row in history]
-    axes[3].loglog(steps, [row["misfit"] for row in history], color=COLORS[0], label="misfit")
-    axes[3].axhline(1, color="0.6", linewidth=0.8, linestyle="--")
+    ax.loglog(steps, [row["misfit"] for row in history], color=COLORS[0], label="misfit")
+    ax.axhline(1, color="0.6", linewidth=0.8, linestyle="--")
     if "rmse" in history[0]:
-        axes[3].loglog(steps, [r["rmse"] for r in history], color=COLORS[2], label="true error")
+        ax.loglog(steps, [r["rmse"] for r in history], color=COLORS[2], label="true error")
     if "open_fraction" in history[0]:
         opened = [row["open_fraction"] for row in history]
-        axes[3].loglog(steps, opened, color=COLORS[1], label="open fraction")
-    axes[3].set(xlabel="step", title="course")
-    axes[3].legend(frameon=False)
-    return figure
+        ax.loglog(steps, opened, color=COLORS[1], label="open fraction")
+    ax.set(xlabel="step", title="course")
+    ax.legend(frameon=False)
 
 
 def _curve(ax: Axes, fields: dict[str, Any], i: int, name: str) -> None:

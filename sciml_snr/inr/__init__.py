@@ -2,17 +2,30 @@
 
 from .fit import FitOptions, Objective, Training, train
 from .images import ImageFit, fit_image
-from .networks import NETWORKS, FourierFeatures, Siren, Wire
+from .networks import NETWORKS, FourierFeatures, Siren, Softplus, Wire
+from .points import Cloud, estimate_normals, estimate_sigma_points, read_cloud
+from .sdf import SDFFit, Weights, fit_sdf
+from .surfaces import SurfaceMetrics, surface_metrics
 
 __all__ = [
     "NETWORKS",
+    "Cloud",
     "FitOptions",
     "FourierFeatures",
     "ImageFit",
     "Objective",
+    "SDFFit",
     "Siren",
+    "Softplus",
+    "SurfaceMetrics",
     "Training",
+    "Weights",
     "Wire",
+    "estimate_normals",
+    "estimate_sigma_points",
     "fit_image",
+    "fit_sdf",
+    "read_cloud",
+    "surface_metrics",
     "train",
 ]

@@ -1,0 +1,111 @@
+"""What images and shapes share beside the loop: networks by name, saved fits, run folders."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..sigma import SigmaEstimate
+from .images import NetworkChoice
+
+
+def open_folder(out: str | Path | None, resume: bool) -> Path | None:
+    """The folder of a run, not made yet.
+
+    Raises:
+        FileNotFoundError: there is nothing to resume.
+        FileExistsError: there is a run, and it is not to be resumed.
+    """
+    folder = None if out is None else Path(out)
+    if resume:
+        if folder is None or not (folder / "checkpoint.pt").exists():
+            raise FileNotFoundError(f"There is no run to resume in {out}: no checkpoint.pt there.")
+    elif folder is not None and (folder / "config.json").exists():
+        raise FileExistsError(f"{folder} already holds a run: resume it, or choose another folder.")
+    return folder
+
+
+def saved_choice(
+    about: Mapping[str, Any], network: nn.Module | str | None, where: str | Path
+) -> NetworkChoice:
+    """The network of a saved fit or run.
+
+    Args:
+        about: its ``network`` and ``network_options``.
+        network: the user's own, where it was that.
+        where: for the message.
+
+    Raises:
+        ValueError: it was the user's own and is not given.
+    """
+    if about["network"] != "own":
+        return NetworkChoice(about["network"], about["network_options"])
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"The fit in {where} has a network of its user's own: give network=.")
+    return NetworkChoice("own", {}, copy.deepcopy(network))
+
+
+def save_fit(
+    path: str | Path, about: dict[str, Any], network: nn.Module, arrays: Mapping[str, Any]
+) -> None:
+    """One ``.npz`` file of arrays, weights, and ``about``, anything that JSON can hold."""
+    state = {f"network/{k}": v.cpu().numpy() for k, v in network.state_dict().items()}
+    with open(path, "wb") as file:
+        np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays, **state)
+
+
+def load_fit(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``about`` and the arrays of :func:`save_fit`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no saved fit, or not of this ``kind`` (an entry of ``about``).
+    """
+    try:
+        with np.load(path) as archive:
+            fields = dict(archive)
+        about = json.loads(str(fields.pop("about")))
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # whatever a file of another kind makes numpy say
+        raise ValueError(f"{path} is not a saved fit: {error}") from None
+    if about.get("kind") != kind:
+        raise ValueError(f"{path} is a saved fit of another kind: {about.get('kind')!r}.")
+    return about, fields
+
+
+def restore_network(network: nn.Module, fields: Mapping[str, Any]) -> None:
+    """Load the saved weights.
+
+    Raises:
+        ValueError: they are another network's.
+    """
+    prefix = "network/"
+    state = {
+        k.removeprefix(prefix): torch.from_numpy(v)
+        for k, v in fields.items()
+        if k.startswith(prefix)
+    }
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"The network is not the one of the fit: {error}") from None
+
+
+def sigma_to_json(sigma: float) -> list[Any]:
+    """A number, or an estimate with its error, for JSON."""
+    if isinstance(sigma, SigmaEstimate):
+        return [float(sigma), sigma.standard_error, sigma.n, sigma.method]
+    return [float(sigma)]
+
+
+def sigma_from_json(saved: Sequence[Any]) -> float:
+    """The inverse of :func:`sigma_to_json`."""
+    return SigmaEstimate(*saved) if len(saved) > 1 else float(saved[0])

@@ -1,0 +1,679 @@
+r"""Surfaces (and plane curves) as the zero level of a signed distance, fitted to noisy points.
+
+A network f(x) goes down
+
+.. math::
+    \frac{w_s}{b}\sum_i f(x_i)^2 + w_e\, \mathbb E\,(|\nabla f(y)| - 1)^2
+    + \frac{w_n}{b}\sum_i |\nabla f(x_i) - n_i|^2 + w_o\, \mathbb E\, e^{-\alpha |f(z)|}
+
+with the measured points :math:`x_i` in batches of b, points y near them and in the whole box, z in
+the box, drawn anew in every step. At a measured point the true distance is not 0: it is the point's
+own error along the normal. So 0 is a label with error sigma, for which there is a label floor
+(:class:`sciml_snr.LabelNoise`); the other terms count as exact.
+
+Estimated normals are not exact. They are averages over the neighbours' errors, the very ones of the
+first term, and what they carry of them passes the floor. With k neighbours it is little: see
+:func:`estimate_normals` for how much.
+
+Sources: A. Gropp et al., ICML 2020, arXiv:2002.10099 (surface, eikonal and normal term);
+V. Sitzmann et al., NeurIPS 2020, arXiv:2006.09661 (off-surface term).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import coo_array, csgraph
+from scipy.spatial import cKDTree
+from torch import Tensor, nn
+
+from ..memorization import Memorization, Twins
+from ..noise import NoisyTerm
+from .archive import (
+    load_fit,
+    open_folder,
+    restore_network,
+    save_fit,
+    saved_choice,
+    sigma_from_json,
+    sigma_to_json,
+)
+from .fit import FitOptions, Training, train
+from .images import NetworkChoice
+from .points import Cloud, Frame, estimate_normals, estimate_sigma_points, read_cloud
+from .surfaces import SurfaceMetrics, grid_axes, surface_metrics, zero_contours, zero_mesh
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Array = NDArray[np.float64]
+
+TILE = 65_536
+"""Points that are evaluated at a time."""
+
+MARGIN = 0.15
+"""Width of the empty border around the points, in units of half their longest side."""
+
+NEAR = 0.1
+"""Standard deviation of the points drawn near the measured ones, in the same units."""
+
+ALPHA = 100.0
+"""Decay of the off-surface term, in their inverse."""
+
+SIZE = {"hidden_features": 64, "hidden_layers": 4}
+"""Of a built-in network."""
+
+LEARNING_RATES = {"softplus": 3e-3}
+"""By network; 1e-4 for another."""
+
+STEPS = 2000
+"""By default."""
+
+KIND = "sdf"
+"""What tells saved fits of shapes from others."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Of the loss, where the longest side of the points' box is 2."""
+
+    surface: float = 30.0
+    eikonal: float = 0.1
+    normal: float = 0.1
+    off_surface: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            ValueError: names the weight.
+        """
+        for name, weight in asdict(self).items():
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"The weight {name} must be finite and >= 0, got {weight}.")
+        if self.surface == 0:
+            raise ValueError("The weight surface is 0: the points would have no say.")
+
+
+class SurfaceObjective:
+    """The terms of the module docstring, in the coordinates of the fit.
+
+    Args:
+        points: (n, d).
+        normals: (n, d), or None: no normal term.
+        labels: (n,) values of the distance at the points: 0, but for a twin.
+        sigma: their error.
+        weights: of the terms.
+        batch_size: points in a step, drawn with replacement; None for all of them.
+        device: of the fit.
+    """
+
+    def __init__(
+        self,
+        points: Array,
+        normals: Array | None,
+        labels: Array,
+        sigma: float,
+        weights: Weights,
+        batch_size: int | None,
+        device: torch.device,
+    ) -> None:
+        def tensor(values: Array) -> Tensor:
+            return torch.as_tensor(values, dtype=torch.float32, device=device)
+
+        self.points = tensor(points)
+        self.normals = None if normals is None or weights.normal == 0 else tensor(normals)
+        self.labels = tensor(labels)[:, None]
+        self.sigma = sigma
+        self.weights = weights
+        self.batch_size = batch_size
+        low, high = fit_box(points, sigma)
+        self.low, self.size = tensor(low), tensor(high - low)
+
+    def terms(
+        self, network: nn.Module, rng: torch.Generator
+    ) -> tuple[list[NoisyTerm], Tensor | None]:
+        """The surface term of this step's batch, and all others."""
+        weights, n = self.weights, len(self.points)
+        if self.batch_size is None or self.batch_size >= n:
+            x, labels, normals = self.points, self.labels, self.normals
+        else:
+            rows = torch.randint(n, (self.batch_size,), generator=rng, device=self.points.device)
+            x, labels = self.points[rows], self.labels[rows]
+            normals = None if self.normals is None else self.normals[rows]
+        b = len(x)
+        near, far = self._near(b // 2, rng), self._far(b - b // 2, rng)
+        free = torch.cat([near, far])
+        # Slopes at the measured points cost as much again; they are for the normals only.
+        sloped = free if normals is None else torch.cat([free, x])
+        sloped.requires_grad_()
+        values = network(sloped)
+        (slopes,) = torch.autograd.grad(values.sum(), sloped, create_graph=True)
+        length = slopes[: len(free)].norm(dim=1)
+        extra = weights.eikonal * (length - 1).square().mean()
+        away = values[len(near) : len(free)].abs()
+        extra = extra + weights.off_surface * torch.exp(-ALPHA * away).mean()
+        if normals is None:
+            on = network(x)
+        else:
+            on = values[len(free) :]
+            turned = slopes[len(free) :] - normals
+            extra = extra + weights.normal * turned.square().sum(dim=1).mean()
+        return [NoisyTerm(on - labels, self.sigma, weights.surface, n)], extra
+
+    def metrics(self, network: nn.Module) -> dict[str, float]:
+        """None."""
+        return {}
+
+    def _near(self, count: int, rng: torch.Generator) -> Tensor:
+        device, dim = self.points.device, self.points.shape[1]
+        rows = torch.randint(len(self.points), (count,), generator=rng, device=device)
+        noise = torch.randn(count, dim, generator=rng, device=device)
+        return self.points[rows] + NEAR * noise
+
+    def _far(self, count: int, rng: torch.Generator) -> Tensor:
+        dim = self.points.shape[1]
+        uniform = torch.rand(count, dim, generator=rng, device=self.points.device)
+        return self.low + self.size * uniform
+
+
+def fit_box(points: Array, sigma: float) -> tuple[Array, Array]:
+    """Lowest and highest corner of the box that is fitted and meshed, in the fit's coordinates."""
+    margin = MARGIN + 3 * sigma
+    return points.min(axis=0) - margin, points.max(axis=0) + margin
+
+
+class SDFFit:
+    """A shape as a function: what :func:`fit_sdf` returns.
+
+    Attributes:
+        cloud: the points, with normals if they were used.
+        frame: from their coordinates to those of the network, and back.
+        network: from coordinates in about [-1, 1] to the signed distance there.
+        sigma: standard deviation of the points' error along the normal, in their units: as given,
+            or as estimated (:class:`sciml_snr.SigmaEstimate`).
+        weights: of the loss.
+        options: of the fit.
+        training: steps taken, time, log; whether it was interrupted.
+    """
+
+    def __init__(
+        self,
+        cloud: Cloud,
+        choice: NetworkChoice,
+        network: nn.Module,
+        sigma: float,
+        weights: Weights,
+        options: FitOptions,
+        training: Training,
+    ) -> None:
+        self.cloud = cloud
+        self.frame = Frame.around(cloud.points)
+        self.choice = choice
+        self.network = network
+        self.sigma = sigma
+        self.weights = weights
+        self.options = options
+        self.training = training
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The rows of the log, see :class:`sciml_snr.inr.Training`."""
+        return self.training.history
+
+    def distance(self, points: ArrayLike) -> Array:
+        """Signed distance from the surface, negative inside, in the units of the points.
+
+        Args:
+            points: (n, d), in the coordinates of the cloud. Far outside of its box the fit knows
+                nothing.
+
+        Returns:
+            (n,).
+
+        Raises:
+            ValueError: the points' shape is another.
+        """
+        found = evaluate(self.network, self._inward(points))
+        distances: Array = found * self.frame.scale
+        return distances
+
+    def gradient(self, points: ArrayLike) -> Array:
+        """Gradient of :meth:`distance`, (n, d): on the surface its normal, of length about 1.
+
+        Args, Raises: as for :meth:`distance`.
+        """
+        parts = []
+        for x in _tiles(self._inward(points), self.network):
+            x.requires_grad_()
+            with torch.enable_grad():
+                parts.append(torch.autograd.grad(self.network(x).sum(), x)[0].cpu())
+        slopes: Array = torch.cat(parts).double().numpy()
+        return slopes
+
+    def mesh(self, resolution: int = 128) -> Any:
+        """The surface as a ``trimesh.Trimesh``, in the coordinates and units of the points.
+
+        Closed where the fit is closed within the box of the points and a border around it; parts
+        that no point is near to, artefacts of empty space, are left out. Memory grows with the
+        mesh, not with the volume.
+
+        Args:
+            resolution: cells along the longest side of the box.
+
+        Raises:
+            ValueError: the points are in the plane; the resolution is out of range; there is no
+                surface (a fit that has failed).
+        """
+        import trimesh
+
+        self._require(3, "mesh", "contours")
+        vertices, faces = zero_mesh(self._field, self._axes(resolution))
+        edges = np.concatenate([faces[:, :2], faces[:, 1:], faces[:, ::2]])
+        graph = coo_array(
+            (np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=2 * (len(vertices),)
+        )
+        part = csgraph.connected_components(graph, directed=False)[1]
+        near = np.isin(part, part[self._near_points(vertices)])
+        faces = faces[near[faces[:, 0]]]
+        if len(faces) == 0:
+            raise ValueError(_NO_SURFACE)
+        mesh = trimesh.Trimesh(self.frame.outward(vertices), faces, process=False)
+        mesh.remove_unreferenced_vertices()
+        return mesh
+
+    def contours(self, resolution: int = 256) -> list[Array]:
+        """The curve as polylines (m, 2), closed ones with the first point again at the end.
+
+        Args, Raises: as for :meth:`mesh`; here the points must be in the plane.
+        """
+        self._require(2, "contours", "mesh")
+        found = zero_contours(self._field, self._axes(resolution))
+        near = [contour for contour in found if self._near_points(contour).any()]
+        if not near:
+            raise ValueError(_NO_SURFACE)
+        return [self.frame.outward(contour) for contour in near]
+
+    def metrics(
+        self, reference: Any, *, resolution: int = 128, threshold: float | None = None
+    ) -> SurfaceMetrics:
+        """Distance from a reference: see :func:`sciml_snr.inr.surface_metrics`.
+
+        Args:
+            reference: a ``trimesh.Trimesh``, a file, or points (n, d).
+            resolution: of the mesh or contours that are compared.
+            threshold: of the F-score.
+
+        Raises:
+            FileNotFoundError, ValueError: there is no surface, or no reference.
+        """
+        if self.cloud.points.shape[1] == 3:
+            own = self.mesh(resolution)
+        else:
+            own = np.concatenate(self.contours(resolution))
+        return surface_metrics(own, reference, threshold=threshold)
+
+    def memorization(self, *, probes: int = 1, progress: bool = True) -> Memorization:
+        """How much of the points' error the fit has memorized, without knowing it.
+
+        Fits twins: the same network, seed and steps with small known random signs for distances at
+        the points, instead of 0 (:class:`sciml_snr.Twins`). It takes as long as the fit, once per
+        probe. What estimated normals carry of the error is not seen.
+
+        Args:
+            probes: number of twins.
+            progress: draw a progress bar.
+
+        Returns:
+            The memorized share (generalized degrees of freedom over the number of points) with its
+            standard error, and SURE's estimate of the mean square distance between fit and surface
+            at the points, in their units squared.
+
+        Raises:
+            ValueError: sigma is 0: there is no noise to memorize.
+        """
+        if not self.sigma:
+            raise ValueError("sigma is 0: there is no noise to memorize.")
+        points, options = self.cloud.points, replace(self.options, steps=self.training.step)
+        twins = Twins(np.zeros(len(points)), float(self.sigma), probes=probes, seed=options.seed)
+        fits = []
+        for i, labels in enumerate(twins.labels):
+            twin = self.choice.build(points.shape[1], 1, options.seed)
+            objective = _objective(self.cloud, self.sigma, self.weights, options, labels)
+            name = "twin" if probes == 1 else f"twin {i + 1} of {probes}"
+            train(twin, objective, options, progress=progress, label=name)
+            fits.append(self.frame.scale * evaluate(twin, self.frame.inward(points)))
+        return twins.record(self.training.step, self.distance(points), fits)
+
+    def figure(self, resolution: int = 64) -> Figure:
+        """Points, fit, a section through both, and the course of the fit.
+
+        Args:
+            resolution: of the mesh; the section has four times as many cells.
+
+        Raises:
+            ValueError: there is no surface.
+        """
+        from ..figures import curve_figure, surface_figure
+
+        section = self._section(4 * resolution)
+        if self.cloud.points.shape[1] == 2:
+            return curve_figure(section, self.history)
+        mesh = self.mesh(resolution)
+        vertices, faces = np.asarray(mesh.vertices), np.asarray(mesh.faces)
+        return surface_figure(self.cloud.points, vertices, faces, section, self.history)
+
+    def _section(self, resolution: int) -> tuple[Array, Array, Array, Array]:
+        """Axes and distances of the plane through the middle, across the shortest side, and the
+        points within 2 % of the diagonal of it; for a plane curve, all there is."""
+        points, frame = self.cloud.points, self.frame
+        axes = self._axes(resolution)
+        near = np.ones(len(points), dtype=bool)
+        kept = [0, 1]
+        if points.shape[1] == 3:
+            short = int(np.ptp(points, axis=0).argmin())
+            kept = [i for i in range(3) if i != short]
+            axes[short] = np.zeros(1)
+            near = np.abs(points[:, short] - frame.center[short]) < 0.02 * self.cloud.diagonal
+        grid = np.stack([a.ravel() for a in np.meshgrid(*axes, indexing="ij")], axis=1)
+        first, second = (frame.scale * axes[i] + frame.center[i] for i in kept)
+        distance = frame.scale * evaluate(self.network, grid)
+        return first, second, distance.reshape(len(first), len(second)), points[near][:, kept]
+
+    def save(self, path: str | Path) -> None:
+        """Write points, network and log into one ``.npz`` file, for :meth:`load`."""
+        arrays = {"points": self.cloud.points}
+        if self.cloud.normals is not None:
+            arrays["normals"] = self.cloud.normals
+        about = {
+            **_config(self.choice, self.sigma, self.weights, self.options),
+            "training": asdict(self.training),
+        }
+        save_fit(path, about, self.network, arrays)
+
+    @classmethod
+    def load(cls, path: str | Path, network: nn.Module | None = None) -> SDFFit:
+        """Read what :meth:`save` wrote.
+
+        Args:
+            path: the file.
+            network: where the fit's network was the user's own: the same one, as it was before the
+                fit (weights do not matter unless :meth:`memorization` is asked for).
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is no saved fit, or its network is missing or another one.
+        """
+        about, fields = load_fit(path, KIND)
+        choice, sigma, weights, options = _from_config(about, network, path)
+        options = replace(options, device=None)
+        cloud = Cloud(fields["points"], fields.get("normals"))
+        fresh = choice.build(cloud.points.shape[1], 1, options.seed)
+        restore_network(fresh, fields)
+        fresh.to(options.torch_device).eval()
+        return cls(cloud, choice, fresh, sigma, weights, options, Training(**about["training"]))
+
+    def _inward(self, points: ArrayLike) -> Array:
+        found = np.asarray(points, dtype=float)
+        dim = self.cloud.points.shape[1]
+        if found.ndim != 2 or found.shape[1] != dim:
+            raise ValueError(f"points has the shape {found.shape}: it must be (n, {dim}).")
+        return self.frame.inward(found)
+
+    def _field(self, points: Array) -> Array:
+        return evaluate(self.network, points)
+
+    def _axes(self, resolution: int) -> list[Array]:
+        box = fit_box(self.frame.inward(self.cloud.points), self.sigma / self.frame.scale)
+        return grid_axes(*box, resolution)
+
+    def _near_points(self, places: Array) -> NDArray[np.bool_]:
+        """Which of these places (n, d) of the fit's coordinates are near a measured point."""
+        tree = cKDTree(self.frame.inward(self.cloud.points))
+        reach = MARGIN / 3 + 3 * self.sigma / self.frame.scale
+        near: NDArray[np.bool_] = np.isfinite(tree.query(places, distance_upper_bound=reach)[0])
+        return near
+
+    def _require(self, dim: int, asked: str, instead: str) -> None:
+        if self.cloud.points.shape[1] != dim:
+            raise ValueError(
+                f"{asked} is for points with {dim} coordinates: these have "
+                f"{self.cloud.points.shape[1]}; ask for {instead}."
+            )
+
+
+_NO_SURFACE = (
+    "The fit is positive or negative throughout: there is no surface. Give it more steps, or "
+    "another learning rate."
+)
+
+
+def evaluate(network: nn.Module, points: Array) -> Array:
+    """Values (n,) of the network at points (n, d), tile by tile."""
+    with torch.no_grad():
+        parts = [network(x)[:, 0].cpu() for x in _tiles(points, network)]
+    values: Array = torch.cat(parts).double().numpy()
+    return values
+
+
+def _tiles(points: Array, network: nn.Module) -> Iterator[Tensor]:
+    device = next(network.parameters()).device
+    for start in range(0, len(points), TILE):
+        yield torch.as_tensor(points[start : start + TILE], dtype=torch.float32, device=device)
+
+
+def fit_sdf(
+    points: ArrayLike | str | Path,
+    normals: ArrayLike | str | None = "auto",
+    *,
+    sigma: float | None = None,
+    sample: int | None = None,
+    network: nn.Module | str = "softplus",
+    network_options: dict[str, Any] | None = None,
+    weights: Weights | None = None,
+    optimizer: str = "snr_soap",
+    lr: float | None = None,
+    steps: int | None = None,
+    batch_size: int | None = 512,
+    floor_every: int = 5,
+    gate: dict[str, Any] | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> SDFFit:
+    """Fit a signed distance to noisy points on a surface, without memorizing their errors.
+
+    Needs no clean surface and no stopping rule: what does not stand out of the points' error does
+    not move the network. The first Ctrl-C ends the fit with a whole result; with ``out``,
+    ``resume=True`` continues it, with the bits of an uninterrupted one.
+
+    Args:
+        points: (n, 3), or (n, 2) for a curve in the plane, or a file: :func:`read_cloud`.
+        normals: (n, d), pointing outward, or ``"auto"``: the file's, or else estimated
+            (:func:`estimate_normals`; faces tell which side is outside). ``None``: no normal term,
+            which does for shapes like a sphere and mostly not for others.
+        sigma: standard deviation of the points' error along the normal, in their units; by
+            default estimated (:func:`estimate_sigma_points`).
+        sample: points to take from the faces of a mesh file, instead of its vertices.
+        network: "softplus" or another of :data:`sciml_snr.inr.NETWORKS`, or a ``torch.nn.Module``
+            from (n, d) to (n, 1), which is copied.
+        network_options: keyword arguments of a built-in network.
+        weights: of the terms of the loss.
+        optimizer, batch_size, floor_every, gate, seed, device: as for
+            :class:`sciml_snr.inr.FitOptions`.
+        lr, steps: the same; by default :data:`LEARNING_RATES` and :data:`STEPS`.
+        out: folder for ``config.json``, ``metrics.csv``, ``checkpoint.pt``, ``summary.json``,
+            ``figure.png`` and ``fit.npz`` (:meth:`SDFFit.load`).
+        resume: continue the fit in ``out``, with its own settings (but for ``steps``).
+        progress: draw a progress bar.
+
+    Raises:
+        ValueError: points or an option cannot be used; the message says why.
+        FileNotFoundError: there is no such file, or nothing to resume.
+        FileExistsError: ``out`` holds a run, and ``resume`` is False.
+
+    Example:
+        >>> fit = fit_sdf("scan.ply")
+        >>> fit.mesh(resolution=256).export("clean.ply")
+    """
+    folder = open_folder(out, resume)
+    cloud = read_cloud(points, _given(normals), sample=sample, seed=seed)
+    if resume:
+        assert folder is not None
+        config = json.loads((folder / "config.json").read_text())
+        if config["points"] != _fingerprint(cloud):
+            raise ValueError(f"The run in {folder} is of other points.")
+        choice, told, weights, options = _from_config(config, network, folder)
+        options = replace(options, steps=steps or options.steps)
+        with_normals = config["normals"]
+    else:
+        choice = _choose(network, network_options)
+        told = estimate_sigma_points(cloud.points) if sigma is None else _checked_sigma(sigma)
+        weights = weights or Weights()
+        with_normals = normals is not None and weights.normal > 0
+        options = FitOptions(
+            optimizer=optimizer,
+            lr=LEARNING_RATES.get(choice.name, 1e-4) if lr is None else lr,
+            steps=STEPS if steps is None else steps,
+            batch_size=batch_size,
+            floor_every=floor_every,
+            gate=gate or {},
+            seed=seed,
+            device=device,
+        )
+    model = choice.build(cloud.points.shape[1], 1, options.seed)
+    used = replace(cloud, normals=_normals(cloud) if with_normals else None)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            **_config(choice, told, weights, options),
+            "points": _fingerprint(cloud),
+            "normals": with_normals,
+        }
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    objective = _objective(used, told, weights, options)
+    training = train(
+        model, objective, options, folder=folder, resume=resume, progress=progress, label="fit"
+    )
+    fit = SDFFit(used, choice, model, told, weights, options, training)
+    if folder is not None:
+        fit.save(folder / "fit.npz")
+        (folder / "summary.json").write_text(json.dumps(summary(fit), indent=2) + "\n")
+        try:
+            figure = fit.figure()
+        except ValueError:  # no surface (yet): nothing to draw, and nothing lost
+            return fit
+        figure.savefig(folder / "figure.png", dpi=130)
+    return fit
+
+
+def summary(fit: SDFFit) -> dict[str, Any]:
+    """How a fit ended."""
+    last = {k: v for k, v in fit.history[-1].items() if k not in ("step", "seconds")}
+    return {
+        "optimizer": fit.options.optimizer,
+        "lr": fit.options.lr,
+        "steps": fit.training.step,
+        "interrupted": fit.training.interrupted,
+        "seconds": fit.training.seconds,
+        "parameters": sum(p.numel() for p in fit.network.parameters()),
+        "points": len(fit.cloud.points),
+        "merged_points": fit.cloud.merged,
+        "normals": fit.cloud.normals is not None,
+        "sigma": float(fit.sigma),
+        "sigma_method": getattr(fit.sigma, "method", "given"),
+        **{k: v if math.isfinite(v) else None for k, v in last.items()},
+    }
+
+
+def _given(normals: ArrayLike | str | None) -> ArrayLike | None:
+    if isinstance(normals, str):
+        if normals != "auto":
+            raise ValueError(f"normals must be an array, 'auto' or None, got {normals!r}.")
+        return None
+    return normals
+
+
+def _normals(cloud: Cloud) -> Array:
+    """The cloud's, or estimated where it has none or only those of faces between the points."""
+    if cloud.normals is not None and not cloud.only_orientation:
+        return cloud.normals
+    return estimate_normals(cloud.points, like=cloud.normals)
+
+
+def _checked_sigma(sigma: float) -> float:
+    if not 0 <= sigma < math.inf:
+        raise ValueError(f"sigma must be finite and >= 0, got {sigma}.")
+    return float(sigma)
+
+
+def _choose(network: nn.Module | str, options: dict[str, Any] | None) -> NetworkChoice:
+    if isinstance(network, nn.Module):
+        if options:
+            raise ValueError("network_options are for the built-in networks.")
+        return NetworkChoice("own", {}, copy.deepcopy(network))
+    return NetworkChoice(network, {**SIZE, **(options or {})})
+
+
+def _objective(
+    cloud: Cloud,
+    sigma: float,
+    weights: Weights,
+    options: FitOptions,
+    labels: Array | None = None,
+) -> SurfaceObjective:
+    """In the fit's coordinates; ``labels`` in the cloud's units, by default 0."""
+    frame = Frame.around(cloud.points)
+    return SurfaceObjective(
+        frame.inward(cloud.points),
+        cloud.normals,
+        np.zeros(len(cloud.points)) if labels is None else labels / frame.scale,
+        float(sigma) / frame.scale,
+        weights,
+        options.batch_size,
+        options.torch_device,
+    )
+
+
+def _fingerprint(cloud: Cloud) -> str:
+    """Equal for equal points with equal normals of their own."""
+    found = hashlib.sha256(np.ascontiguousarray(cloud.points).tobytes())
+    if cloud.normals is not None:
+        found.update(np.ascontiguousarray(cloud.normals).tobytes())
+    return found.hexdigest()[:16]
+
+
+def _config(
+    choice: NetworkChoice, sigma: float, weights: Weights, options: FitOptions
+) -> dict[str, Any]:
+    return {
+        "kind": KIND,
+        "network": choice.name,
+        "network_options": choice.options,
+        "sigma": sigma_to_json(sigma),
+        "weights": asdict(weights),
+        "options": asdict(options),
+    }
+
+
+def _from_config(
+    config: dict[str, Any], network: nn.Module | str | None, where: str | Path
+) -> tuple[NetworkChoice, float, Weights, FitOptions]:
+    return (
+        saved_choice(config, network, where),
+        sigma_from_json(config["sigma"]),
+        Weights(**config["weights"]),
+        FitOptions(**config["options"]),
+    )
