@@ -32,6 +32,7 @@ from .noise import (
     exact_label_noise,
     exact_sampling_noise,
 )
+from .population_risk import PopulationRisk
 from .sigma import (
     SigmaEstimate,
     estimate_sigma_image,
@@ -53,6 +54,8 @@ __all__ = [
     "NoiseFloor",
     "NoisyPointSetBC",
     "NoisyTerm",
+    "PopulationRisk",
+    "PopulationRiskMonitor",
     "ProgressBar",
     "ResidualSplit",
     "SNRAdam",
@@ -76,7 +79,13 @@ __all__ = [
     "split_residual",
 ]
 
-_IN_DDE = ("MemorizationMonitor", "NoisyPointSetBC", "ProgressBar", "set_SNR_options")
+_IN_DDE = (
+    "MemorizationMonitor",
+    "NoisyPointSetBC",
+    "PopulationRiskMonitor",
+    "ProgressBar",
+    "set_SNR_options",
+)
 
 
 def _register(deepxde: ModuleType) -> None:

@@ -1,12 +1,13 @@
 """Everything that knows DeepXDE. Importing this imports ``deepxde``."""
 
-from .callbacks import MemorizationMonitor, ProgressBar
+from .callbacks import MemorizationMonitor, PopulationRiskMonitor, ProgressBar
 from .observations import NoisyPointSetBC
 from .registration import SNR_options, register, set_SNR_options
 
 __all__ = [
     "MemorizationMonitor",
     "NoisyPointSetBC",
+    "PopulationRiskMonitor",
     "ProgressBar",
     "SNR_options",
     "register",

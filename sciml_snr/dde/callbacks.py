@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,8 @@ from rich.progress import (
 from rich.text import Text
 
 from ..memorization import TAU, Twins, as_array
-from .observations import NoisyPointSetBC, as_sigma
+from ..population_risk import PopulationRisk
+from .observations import NoisyPointSetBC, RecordingLosses, as_sigma
 
 _LOOPS = ("_train_sgd", "_train_pytorch_lbfgs")
 """The methods of ``deepxde.Model`` that train, between ``on_train_begin`` and ``on_train_end``."""
@@ -267,19 +268,98 @@ class MemorizationMonitor(_UntilBest):
         self._watch(self.twins.best().iteration)
 
 
+class PopulationRiskMonitor(_UntilBest):
+    """Estimates how the population risk changes, from the training batches alone.
+
+    See :mod:`sciml_snr.population_risk`: unbiased where every step draws fresh measurements. Where
+    they are re-used, as in DeepXDE's default full batch, it is no risk: its minimum is where the
+    mean gradient sinks into its sampling noise. Then use :class:`MemorizationMonitor`.
+
+    The samples are the measurements: the rows of every PointSetBC, or of supervised data. Equations
+    and other conditions are taken as exact. The loss is "MSE"; the optimizer "sgd", "adam",
+    "adamw" or "snr_adam". An iteration costs about three.
+
+    Args:
+        patience: stop when the estimated risk has not fallen for so many iterations, and go back
+            to the weights of the best moment. None: only measure.
+        seed: of the estimate's random signs.
+
+    Attributes:
+        risk: :class:`sciml_snr.PopulationRisk`: ``risk.rows``, ``risk.best_step``.
+
+    Raises:
+        ValueError: patience is out of range; or, when training begins, there are no measurements,
+            or the loss or the optimizer is another one.
+    """
+
+    def __init__(self, patience: int | None = None, *, seed: int = 0) -> None:
+        super().__init__(patience)
+        self.seed = seed
+        self._first_step = 0
+
+    def on_train_begin(self) -> None:
+        """Begin at today's risk."""
+        self.risk = PopulationRisk(self.model.opt, seed=self.seed)
+        self._first_step = self.model.train_state.step
+        self._conditions = _point_sets(self.model.data, lambda _: True)
+        if not self._conditions and getattr(self.model.data, "train_y", None) is None:
+            raise ValueError("PopulationRiskMonitor: the model has no measurements.")
+        self._recorder = RecordingLosses.of(self.model.data)
+        self._watch(self._first_step)
+
+    def on_batch_begin(self) -> None:
+        """Remember where the model's step starts from."""
+        self._start, self._before = _Lane(self.model), _Moment(self.model)
+
+    def on_batch_end(self) -> None:
+        """Look at the batch from both ends of the step."""
+        with self._start, self._before:
+            self.risk.begin(*self._losses())
+        with self._before:
+            self.risk.end(*self._losses())
+        self._watch(self._first_step + self.risk.best_step)
+
+    def on_train_end(self) -> None:
+        """With ``patience`` go back to the best moment."""
+        self._restore()
+
+    def _losses(self) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Per term of measurements one loss a row, and all the rest of the loss."""
+        state, model = self.model.train_state, self.model
+        total = model.outputs_losses_train(state.X_train, state.y_train, state.train_aux_vars)[1]
+        residuals, self._recorder.residuals = self._recorder.residuals, []
+        places = [place % len(residuals) for place in self._conditions or [0]]
+        weights = model.loss_weights
+        weights = [1.0] * len(residuals) if weights is None else weights
+        losses = [float(weights[i]) * residuals[i].square().mean(1) for i in places]
+        for i, rows in zip(places, losses, strict=True):
+            if not torch.allclose(rows.mean(), total[i], rtol=1e-4):
+                raise ValueError('PopulationRiskMonitor: the loss of measurements has to be "MSE".')
+        return losses, total.detach().sum() - sum(rows.detach().mean() for rows in losses)
+
+
+def _point_sets(data: Any, wanted: Callable[[Any], bool]) -> dict[int, Any]:
+    """The conditions with measured values, by their place in the loss, from -1 backwards."""
+    bcs = getattr(getattr(data, "pde", None), "bcs", getattr(data, "bcs", ()))
+    return {
+        place: bc
+        for place, bc in enumerate(bcs, start=-len(bcs))
+        if isinstance(bc, PointSetBC) and wanted(bc)
+    }
+
+
 class _Measured:
     """The measurements of a model, as one vector: conditions with values, or supervised targets."""
 
     def __init__(self, model: Any, sigma: Any) -> None:
         self.model = model
-        bcs = getattr(getattr(model.data, "pde", None), "bcs", getattr(model.data, "bcs", ()))
-        points = [bc for bc in bcs if isinstance(bc, PointSetBC)]
-        self.conditions = [
-            bc for bc in points if sigma is not None or isinstance(bc, NoisyPointSetBC)
-        ]
+        found = _point_sets(
+            model.data, lambda bc: sigma is not None or isinstance(bc, NoisyPointSetBC)
+        )
+        self.conditions = list(found.values())
         self._sigma = sigma
         targets = getattr(model.data, "train_y", None)
-        self.supervised = not bcs and sigma is not None and targets is not None
+        self.supervised = not self.conditions and sigma is not None and targets is not None
         if not self.conditions and not self.supervised:
             raise ValueError(
                 "MemorizationMonitor: there are no measurements whose error is known. Give the "
