@@ -14,7 +14,7 @@ demo: .venv/.installed
 	@echo "The demo's figures: runs/demo/convection/comparison.png, runs/demo/lynx_hare/figure.png"
 
 test: .venv/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: .venv/.installed
 	$(BIN)/ruff check .
