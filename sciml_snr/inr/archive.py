@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,51 @@ import numpy as np
 import torch
 from torch import nn
 
+from .._runs import seeded
 from ..sigma import SigmaEstimate
-from .images import NetworkChoice
+from .networks import NETWORKS
+
+
+@dataclass(frozen=True)
+class NetworkChoice:
+    """A built-in network by name, or the user's own."""
+
+    name: str
+    options: dict[str, Any]
+    own: nn.Module | None = None
+    """The user's, as it was before the fit."""
+
+    def build(self, inputs: int, outputs: int, seed: int) -> nn.Module:
+        """A fresh one: the same one for the same seed.
+
+        Raises:
+            ValueError: there is no such network or option, or it does not fit the data.
+        """
+        if self.own is not None:
+            network = copy.deepcopy(self.own)
+        elif self.name in NETWORKS:
+            with seeded(seed):
+                try:
+                    network = NETWORKS[self.name](inputs, outputs, **self.options)
+                except TypeError as error:
+                    raise ValueError(f"A network option is unknown: {error}.") from None
+        else:
+            raise ValueError(
+                f"There is no network {self.name!r}. Choose one of: {', '.join(NETWORKS)}, or give "
+                "a torch.nn.Module."
+            )
+        parameter = next(network.parameters())
+        try:
+            with torch.no_grad():
+                found = network(torch.zeros(2, inputs, device=parameter.device)).shape
+        except RuntimeError as error:
+            raise ValueError(f"The network does not take points (n, {inputs}): {error}") from None
+        if found != (2, outputs):
+            raise ValueError(
+                f"The network makes {tuple(found)} of points (2, {inputs}); this fit needs "
+                f"{(2, outputs)}."
+            )
+        return network
 
 
 def open_folder(out: str | Path | None, resume: bool) -> Path | None:

@@ -24,12 +24,20 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from .._runs import seeded
 from ..memorization import Memorization, Twins
 from ..noise import NoisyTerm
 from ..sigma import SigmaEstimate, estimate_sigma_image, estimate_sigma_scattered
+from .archive import (
+    NetworkChoice,
+    load_fit,
+    open_folder,
+    restore_network,
+    save_fit,
+    saved_choice,
+    sigma_from_json,
+    sigma_to_json,
+)
 from .fit import FitOptions, Training, train
-from .networks import NETWORKS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -412,48 +420,6 @@ def predict(
     return values
 
 
-@dataclass(frozen=True)
-class NetworkChoice:
-    """A built-in network by name, or the user's own."""
-
-    name: str
-    options: dict[str, Any]
-    own: nn.Module | None = None
-    """The user's, as it was before the fit."""
-
-    def build(self, inputs: int, outputs: int, seed: int) -> nn.Module:
-        """A fresh one: the same one for the same seed.
-
-        Raises:
-            ValueError: there is no such network or option, or it does not fit the image.
-        """
-        if self.own is not None:
-            network = copy.deepcopy(self.own)
-        elif self.name in NETWORKS:
-            with seeded(seed):
-                try:
-                    network = NETWORKS[self.name](inputs, outputs, **self.options)
-                except TypeError as error:
-                    raise ValueError(f"A network option is unknown: {error}.") from None
-        else:
-            raise ValueError(
-                f"There is no network {self.name!r}. Choose one of: {', '.join(NETWORKS)}, or give "
-                "a torch.nn.Module."
-            )
-        parameter = next(network.parameters())
-        try:
-            with torch.no_grad():
-                found = network(torch.zeros(2, inputs, device=parameter.device)).shape
-        except RuntimeError as error:
-            raise ValueError(f"The network does not take points (n, {inputs}): {error}") from None
-        if found != (2, outputs):
-            raise ValueError(
-                f"The network makes {tuple(found)} of points (2, {inputs}); this image needs "
-                f"{(2, outputs)}."
-            )
-        return network
-
-
 def choose_network(
     network: nn.Module | str | None, options: dict[str, Any] | None, picture: Picture
 ) -> NetworkChoice:
@@ -631,28 +597,17 @@ class ImageFit:
         """Write image, network and log into one ``.npz`` file, for :meth:`load`."""
         picture = self.picture
         about = {
+            "kind": "image",
             "channels_last": picture.channels_last,
             "alpha": picture.alpha,
             "network": self.choice.name,
             "network_options": self.choice.options,
             "options": asdict(self.options),
-            "sigma": [
-                [float(s), s.standard_error, s.n, s.method]
-                if isinstance(s, SigmaEstimate)
-                else [float(s)]
-                for s in self.sigma
-            ],
+            "sigma": [sigma_to_json(s) for s in self.sigma],
             "training": asdict(self.training),
         }
-        state = {f"network/{k}": v.cpu().numpy() for k, v in self.network.state_dict().items()}
-        with open(path, "wb") as file:
-            np.savez_compressed(
-                file,
-                about=np.array(json.dumps(about)),
-                pixels=picture.pixels,
-                missing=picture.missing,
-                **state,
-            )
+        arrays = {"pixels": picture.pixels, "missing": picture.missing}
+        save_fit(path, about, self.network, arrays)
 
     @classmethod
     def load(cls, path: str | Path, network: nn.Module | None = None) -> ImageFit:
@@ -664,35 +619,18 @@ class ImageFit:
                 fit (weights do not matter unless :meth:`memorization` is asked for).
 
         Raises:
-            ValueError: the file is no saved fit, or its network is missing or another one.
+            FileNotFoundError: there is no such file.
+            ValueError: it is no saved image fit, or its network is missing or another one.
         """
-        with np.load(path) as archive:
-            if "about" not in archive:
-                raise ValueError(f"{path} is not a saved image fit.")
-            fields = dict(archive)
-        about = json.loads(str(fields["about"]))
-        if about["network"] == "own" and network is None:
-            raise ValueError(f"The fit in {path} has a network of its user's own: give network=.")
+        about, fields = load_fit(path, "image")
         picture = Picture(
             fields["pixels"], about["channels_last"], about["alpha"], fields["missing"]
         )
-        choice = NetworkChoice(
-            about["network"],
-            about["network_options"],
-            copy.deepcopy(network) if about["network"] == "own" else None,
-        )
-        sigma = tuple(SigmaEstimate(*s) if len(s) > 1 else s[0] for s in about["sigma"])
-        options = replace(FitOptions(**{**about["options"], "device": None}))
+        choice = saved_choice(about, network, path)
+        sigma = tuple(map(sigma_from_json, about["sigma"]))
+        options = FitOptions(**{**about["options"], "device": None})
         fresh = choice.build(len(picture.shape), len(sigma), options.seed)
-        state = {
-            k.removeprefix("network/"): torch.from_numpy(v)
-            for k, v in fields.items()
-            if k.startswith("network/")
-        }
-        try:
-            fresh.load_state_dict(state)
-        except RuntimeError as error:
-            raise ValueError(f"The network is not the one of the fit: {error}") from None
+        restore_network(fresh, fields)
         fresh.to(options.torch_device).eval()
         return cls(picture, choice, fresh, sigma, options, Training(**about["training"]))
 
@@ -813,12 +751,7 @@ def fit_image(
         >>> iio.imwrite("clean.png", fit.image)
         >>> iio.imwrite("twice_as_large.png", fit.render(scale=2))
     """
-    folder = None if out is None else Path(out)
-    if resume:
-        if folder is None or not (folder / "checkpoint.pt").exists():
-            raise FileNotFoundError(f"There is no run to resume in {out}: no checkpoint.pt there.")
-    elif folder is not None and (folder / "config.json").exists():
-        raise FileExistsError(f"{folder} already holds a run: resume it, or choose another folder.")
+    folder = open_folder(out, resume)
     picture = take_apart(image, mask, channel_axis)
     clean = None if reference is None else _clean_values(reference, picture, channel_axis)
     inputs, outputs = len(picture.shape), picture.values.shape[1]
@@ -907,7 +840,7 @@ def _save_config(
         "image": picture.fingerprint(),
         "network": choice.name,
         "network_options": choice.options,
-        "sigma": [float(s) for s in sigma],
+        "sigma": [sigma_to_json(s) for s in sigma],
         "options": asdict(options),
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -925,12 +858,6 @@ def _saved_config(
     if config["image"] != picture.fingerprint():
         raise ValueError(f"The run in {folder} is of another image, or with another mask.")
     options = FitOptions(**config["options"])
-    own = copy.deepcopy(network) if isinstance(network, nn.Module) else None
-    if (config["network"] == "own") != (own is not None):
-        raise ValueError(f"The run in {folder} has the network {config['network']!r}: give that.")
-    choice = NetworkChoice(config["network"], config["network_options"], own)
-    return (
-        choice,
-        tuple(config["sigma"]),
-        options if steps is None else replace(options, steps=steps),
-    )
+    options = options if steps is None else replace(options, steps=steps)
+    sigma = tuple(map(sigma_from_json, config["sigma"]))
+    return saved_choice(config, network, folder), sigma, options
