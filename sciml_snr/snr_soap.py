@@ -89,7 +89,7 @@ class SNRSOAP(SNRAdam):
             precondition_frequency=precondition_frequency,
             max_precondition_dim=max_precondition_dim,
         )
-        _validate(own)
+        validate_basis_options(own)
         super().__init__(params, lr, betas, eps, weight_decay, **options)
         self.defaults.update(own)
         for group in self.param_groups:
@@ -97,7 +97,7 @@ class SNRSOAP(SNRAdam):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; its own options are checked like the constructor's."""
-        _validate(param_group)
+        validate_basis_options(param_group)
         super().add_param_group(param_group)
 
     def _in_own_coordinates(self, floor: Floor | None) -> Floor | None:
@@ -220,8 +220,12 @@ def _mixed(cov: Tensor, floor_cov: Tensor, basis: str) -> Tensor:
     return parts[1] if basis == "floor" and floor_cov.trace() > 0 else parts[0]
 
 
-def _validate(options: Mapping[str, Any]) -> None:
-    """Check SNRSOAP's own options, those that are there."""
+def validate_basis_options(options: Mapping[str, Any]) -> None:
+    """Check SNRSOAP's own options, those that are there.
+
+    Raises:
+        ValueError: names the option that is out of range and the range.
+    """
 
     require = functools.partial(require_option, options)
 

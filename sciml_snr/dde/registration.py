@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from ..gate import LABEL_GATES, STREAM_GATE
 from ..noise import check_sigma
 from ..snr_adam import SNRAdam, validate_options
-from ..snr_soap import SNRSOAP
+from ..snr_soap import SNRSOAP, validate_basis_options
 from .observations import LabelGatedSNRAdam, LabelGatedSNRSOAP, ModelNoise
 
 OPTIMIZERS: dict[str, tuple[type[SNRAdam], Any]] = {
@@ -33,6 +33,10 @@ _DEFAULTS = {
     for name, parameter in inspect.signature(SNRAdam.__init__).parameters.items()
     if parameter.default is not inspect.Parameter.empty
 }
+
+
+BASIS_OPTIONS = ("basis", "shampoo_beta", "precondition_frequency", "max_precondition_dim")
+"""The options that only ``"snr_soap"`` has."""
 
 
 def set_SNR_options(
@@ -52,8 +56,12 @@ def set_SNR_options(
     data_size: int | None = None,
     nonfinite: str = "raise",
     gate_external: bool = False,
+    basis: str = "both",
+    shampoo_beta: float = 0.95,
+    precondition_frequency: int = 10,
+    max_precondition_dim: int = 2048,
 ) -> None:
-    """Sets the hyperparameters of ``"snr_adam"``, for every ``compile`` from now on.
+    """Sets the hyperparameters of ``"snr_adam"`` and ``"snr_soap"``, for every ``compile`` to come.
 
     Also to be found as ``dde.optimizers.set_SNR_options``. As with ``set_LBFGS_options``, an
     option that is not given is set (back) to its default. The learning rate and its decay are
@@ -88,6 +96,12 @@ def set_SNR_options(
         gate_external (bool): Gate the ``external_trainable_variables`` too. They are few, carry
             all the data's information on an unknown coefficient, and are not gated by default.
             The label floor of a coefficient that only the equation holds is 0: its gate is open.
+        basis (str): For ``"snr_soap"``: the eigenbasis of the covariances of the "gradient", of the
+            "floor", or of "both".
+        shampoo_beta (float): For ``"snr_soap"``: decay rate of these covariances.
+        precondition_frequency (int): For ``"snr_soap"``: renew the basis every so many steps.
+        max_precondition_dim (int): For ``"snr_soap"``: sides longer than this keep their
+            coordinates.
 
     Raises:
         ValueError: A value is out of range; nothing is changed then.
@@ -106,6 +120,7 @@ def set_SNR_options(
             check_sigma(torch.as_tensor(np.asarray(entry), dtype=torch.float64))
     given = {k: v for k, v in options.items() if v is not None or k not in STREAM_GATE}
     validate_options({**_DEFAULTS, **given})
+    validate_basis_options(given)
     SNR_options.update(options)
 
 
@@ -168,6 +183,8 @@ def _build(
 ) -> Optimizer:
     """The optimizer for DeepXDE's parameters: the network's, or [network's, external] groups."""
     options = dict(SNR_options)
+    if name != "snr_soap":
+        options = {k: v for k, v in options.items() if k not in BASIS_OPTIONS}
     gate_external, sigma = options.pop("gate_external"), options.pop("sigma")
     floor, every = options.pop("floor"), options.pop("floor_every")
     plain, label_gated = OPTIMIZERS[name]

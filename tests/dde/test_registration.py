@@ -479,6 +479,10 @@ ALL_OTHER = dict(
     data_size=80,
     nonfinite="skip",
     gate_external=True,
+    basis="gradient",
+    shampoo_beta=0.5,
+    precondition_frequency=3,
+    max_precondition_dim=16,
 )
 
 
@@ -498,7 +502,7 @@ def test_defaults_are_those_of_the_optimizer():
     assert {options.pop(name) for name in STREAM_GATE} == {None}
     assert set(LABEL_GATES) == set(OPTIMIZERS)
     assert {frozenset(gate) for gate in LABEL_GATES.values()} == {frozenset(STREAM_GATE)}
-    own = defaults(SNRAdam.__init__)
+    own = {**defaults(SNRAdam.__init__), **defaults(SNRSOAP.__init__)}
     assert {**STREAM_GATE, **options} == {name: own[name] for name in (*STREAM_GATE, *options)}
 
 
@@ -508,12 +512,15 @@ def test_gate_not_given_is_the_floors_own():
     assert {name: group[name] for name in STREAM_GATE} == {**STREAM_GATE, "lambd": 2.0}
 
 
-def test_every_option_reaches_the_optimizer():
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_option_reaches_the_optimizer(optimizer):
     set_SNR_options(**ALL_OTHER)
-    group = trained("snr_adam", 1).opt.param_groups[0]
+    group = trained(optimizer, 1).opt.param_groups[0]
     for name, default in defaults(set_SNR_options).items():
         assert ALL_OTHER[name] != default, name
-        if name not in OURS:
+        if optimizer != "snr_soap" and name in registration.BASIS_OPTIONS:
+            assert name not in group
+        elif name not in OURS:
             assert group[name] == ALL_OTHER[name], name
 
 
@@ -554,6 +561,10 @@ NONSENSE = {
     "data_size": [0, -3, 1.5, "80"],
     "nonfinite": ["ignore", None, True],
     "gate_external": [1, None, "yes"],
+    "basis": ["own", None, 1],
+    "shampoo_beta": [1, -0.1, None, math.nan],
+    "precondition_frequency": [0, 1.5, None],
+    "max_precondition_dim": [0, "64", None],
 }
 
 
