@@ -200,11 +200,16 @@ class Matrix:
         self.m = self.turn(mean)
 
 
+def problem_of(name: str, seed: int) -> Convection | Image:
+    """ "convection", or an image and its noise as in "camera 25"."""
+    image, *noise = name.split()
+    return Image(image, int(noise[0]), seed) if noise else Convection(seed)
+
+
 def run(variant: Variant) -> dict[str, Any]:
     """Train it in this process, on one thread."""
     torch.set_num_threads(1)
-    name, *noise = variant.problem.split()
-    problem = Image(name, int(noise[0]), variant.seed) if noise else Convection(variant.seed)
+    problem = problem_of(variant.problem, variant.seed)
     states = [Matrix(p, variant) for p in problem.params]
     free, draws = True, 0
     scores, started = [], time.perf_counter()
@@ -227,7 +232,7 @@ def run(variant: Variant) -> dict[str, Any]:
                 _step(p, gradients[i], None if h is None else h[i], state, variant, t, draws, free)
             if t % max(1, variant.iterations // 80) == 0:
                 scores.append((t, problem.score()))
-    best = (max if noise else min)(scores, key=lambda entry: entry[1])
+    best = (max if isinstance(problem, Image) else min)(scores, key=lambda entry: entry[1])
     return {
         **{key: str(value) for key, value in asdict(variant).items()},
         "final": scores[-1][1],
