@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from .._version import __version__
 
@@ -19,7 +20,7 @@ os.environ.setdefault("DDE_BACKEND", "pytorch")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 app = typer.Typer(
-    help="Solve noisy PDE problems, and fit noisy images, without memorizing the noise.",
+    help="Solve noisy PDE problems, and fit noisy images and scans, without memorizing the noise.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -72,3 +73,34 @@ def parse_options(pairs: Sequence[str] | None) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             options[name] = text
     return options
+
+
+def noise_text(sigma: Any) -> str:
+    """The noise, as told or as estimated."""
+    return f"noise: {sigma}" if hasattr(sigma, "method") else f"noise: sigma {sigma:g} (given)"
+
+
+def print_fits(fits: dict[str, Any]) -> None:
+    """One line per optimizer: how its fit of an image or a shape ended."""
+    table = Table()
+    for column in ("optimizer", "lr", "steps", "misfit", "memorized", "open", "time"):
+        table.add_column(column, no_wrap=True)
+    table.caption = (
+        "misfit: mean square of (fit - data) / sigma, about 1 for the truth; memorized: a running "
+        "guess, too low while the signal is not learned; open: share of parameters that the gate "
+        "lets move"
+    )
+    table.caption_justify = "left"
+    for name, fit in fits.items():
+        last = fit.history[-1]
+        opened = f"{100 * last['open_fraction']:.1f} %" if "open_fraction" in last else "-"
+        table.add_row(
+            name,
+            f"{fit.options.lr:g}",
+            str(fit.training.step),
+            f"{last['misfit']:.3f}",
+            f"{100 * last['memorized']:.1f} %",
+            opened,
+            f"{fit.training.seconds:.0f} s",
+        )
+    console.print(table)

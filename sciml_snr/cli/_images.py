@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from ._app import app, console, parse_options, plain_errors
-
-if TYPE_CHECKING:
-    from ..inr import ImageFit
+from ._app import app, console, noise_text, parse_options, plain_errors, print_fits
 
 
 @app.command("fit-image")
@@ -98,40 +94,11 @@ def fit_image(
                 resume=resume and (name == optimizer or (folder / "checkpoint.pt").exists()),
             )
             if name == optimizer:
-                console.print("\n".join(map(_noise, fits[name].sigma)))
+                console.print("\n".join(map(noise_text, fits[name].sigma)))
             path = output if name == optimizer else output.with_stem(f"{output.stem}-{name}")
             images.write_image(path, fits[name].render(scale=scale))
             console.print(f"{name}: {path}, figure {folder / 'figure.png'}", soft_wrap=True)
             if fits[name].training.interrupted:
                 console.print("Interrupted. To go on, repeat with --resume.")
                 break
-    _print_fits(fits)
-
-
-def _noise(sigma: Any) -> str:
-    return f"noise: {sigma}" if hasattr(sigma, "method") else f"noise: sigma {sigma:g} (given)"
-
-
-def _print_fits(fits: dict[str, ImageFit]) -> None:
-    table = Table()
-    for column in ("optimizer", "lr", "steps", "misfit", "memorized", "open", "time"):
-        table.add_column(column, no_wrap=True)
-    table.caption = (
-        "misfit: mean square of (fit - data) / sigma, about 1 for the truth; memorized: a running "
-        "guess, too low while the signal is not learned; open: share of parameters that the gate "
-        "lets move"
-    )
-    table.caption_justify = "left"
-    for name, fit in fits.items():
-        last = fit.history[-1]
-        opened = f"{100 * last['open_fraction']:.1f} %" if "open_fraction" in last else "-"
-        table.add_row(
-            name,
-            f"{fit.options.lr:g}",
-            str(fit.training.step),
-            f"{last['misfit']:.3f}",
-            f"{100 * last['memorized']:.1f} %",
-            opened,
-            f"{fit.training.seconds:.0f} s",
-        )
-    console.print(table)
+    print_fits(fits)

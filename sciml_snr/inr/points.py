@@ -139,6 +139,8 @@ def _read_numpy(path: Path) -> tuple[Array, Array | None]:
 
 def _read_columns(path: Path) -> tuple[Array, Array | None]:
     text = path.read_text()
+    if not text.strip():
+        raise _Unusable(f"{path} is empty.")
     first = text.lstrip().partition("\n")[0]
     separator = next((s for s in (",", ";") if s in first), None)
     header = any(character.isalpha() and character not in "eE" for character in first)

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from ..memorization import Memorization, Twins
 from ..noise import NoisyTerm
 from .archive import (
+    NetworkChoice,
     load_fit,
     open_folder,
     restore_network,
@@ -49,7 +50,6 @@ from .archive import (
     sigma_to_json,
 )
 from .fit import FitOptions, Training, train
-from .images import NetworkChoice
 from .points import Cloud, Frame, estimate_normals, estimate_sigma_points, read_cloud
 from .surfaces import SurfaceMetrics, grid_axes, surface_metrics, zero_contours, zero_mesh
 
@@ -77,6 +77,8 @@ LEARNING_RATES = {"softplus": 3e-3}
 """By network; 1e-4 for another."""
 
 STEPS = 2000
+BATCH_SIZE = 512
+FLOOR_EVERY = 5
 """By default."""
 
 KIND = "sdf"
@@ -304,6 +306,26 @@ class SDFFit:
             raise ValueError(_NO_SURFACE)
         return [self.frame.outward(contour) for contour in near]
 
+    def export(self, path: str | Path, resolution: int | None = None) -> None:
+        """Write :meth:`mesh` to a file (.ply, .obj, .stl, .off, .glb), or :meth:`contours` to a
+        .npz file of arrays ``contour_0``, ...
+
+        Args:
+            path: the file; its ending says how.
+            resolution: of the mesh or contours, by default theirs.
+
+        Raises:
+            ValueError: the ending is of no such file, or there is no surface.
+        """
+        dim = self.cloud.points.shape[1]
+        check_exportable(path, dim)
+        cells = {} if resolution is None else {"resolution": resolution}
+        if dim == 3:
+            self.mesh(**cells).export(path)
+        else:
+            named = {f"contour_{i}": c for i, c in enumerate(self.contours(**cells))}
+            np.savez(path, **named)  # type: ignore[arg-type]
+
     def metrics(
         self, reference: Any, *, resolution: int = 128, threshold: float | None = None
     ) -> SurfaceMetrics:
@@ -458,6 +480,23 @@ _NO_SURFACE = (
 )
 
 
+def check_exportable(path: str | Path, dim: int) -> None:
+    """Refuse a file that a mesh (or a curve, where dim is 2) cannot be written to.
+
+    Raises:
+        ValueError: the ending is not one of those, or there is no such folder.
+    """
+    endings = (".ply", ".obj", ".stl", ".off", ".glb") if dim == 3 else (".npz",)
+    path = Path(path)
+    if path.suffix.lower() not in endings:
+        raise ValueError(f"{path} has no ending of a {_KIND_OF[dim]}: {', '.join(endings)}.")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"There is no folder {path.parent} to put {path.name} into.")
+
+
+_KIND_OF = {2: "curve's file", 3: "mesh's file"}
+
+
 def evaluate(network: nn.Module, points: Array) -> Array:
     """Values (n,) of the network at points (n, d), tile by tile."""
     with torch.no_grad():
@@ -484,8 +523,8 @@ def fit_sdf(
     optimizer: str = "snr_soap",
     lr: float | None = None,
     steps: int | None = None,
-    batch_size: int | None = 512,
-    floor_every: int = 5,
+    batch_size: int | None = BATCH_SIZE,
+    floor_every: int = FLOOR_EVERY,
     gate: dict[str, Any] | None = None,
     seed: int = 0,
     device: str | None = None,

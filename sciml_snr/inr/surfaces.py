@@ -27,13 +27,22 @@ def grid_axes(low: ArrayLike, high: ArrayLike, resolution: int) -> list[Array]:
     Raises:
         ValueError: ``resolution`` is not from 4 to 2048.
     """
-    if not 4 <= resolution <= 2048:
-        raise ValueError(f"resolution must be from 4 to 2048 cells, got {resolution}.")
+    check_resolution(resolution)
     bottom, top = np.asarray(low, dtype=float), np.asarray(high, dtype=float)
     size = float((top - bottom).max()) / resolution
     cells = np.ceil((top - bottom) / size - 1e-9).astype(int)
     start = (bottom + top) / 2 - cells * size / 2
     return [first + size * np.arange(n + 1) for first, n in zip(start, cells, strict=True)]
+
+
+def check_resolution(resolution: int) -> None:
+    """Refuse what is no grid, or too large a one.
+
+    Raises:
+        ValueError: ``resolution`` is not from 4 to 2048.
+    """
+    if not 4 <= resolution <= 2048:
+        raise ValueError(f"resolution must be from 4 to 2048 cells, got {resolution}.")
 
 
 def zero_mesh(field: Field, axes: list[Array]) -> tuple[Array, NDArray[np.int64]]:
