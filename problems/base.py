@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +23,9 @@ Array = NDArray[np.floating[Any]]
 Predict = Callable[[Array], Array]
 """A field: points (n, d) -> outputs (n, m), both in the problem's own units."""
 
+OUTLIER_SCALE = 10.0
+"""Standard deviation of an outlier's error, in sigmas."""
+
 
 @dataclass(frozen=True)
 class Observations:
@@ -29,10 +33,10 @@ class Observations:
 
     Args:
         points: (n, d) coordinates, columns in the order of ``Problem.coordinates``.
-        values: (n, m) measured outputs, columns in the order of ``Problem.outputs``.
+        values: (n, k) measured outputs, columns in the order of ``Problem.measured``.
         sigma: (n, 1) standard deviation of the error of each row (in the units of
             :meth:`Problem.encode`), or None if unknown.
-        clean: (n, m) the outputs without error, where known (synthetic data).
+        clean: (n, k) the outputs without error, where known (synthetic data).
     """
 
     points: Array
@@ -56,6 +60,8 @@ class Problem(ABC):
         points: number of synthetic measurements.
         noise: standard deviation of their error, in encoded units.
         seed: seed of the measurements' positions and errors.
+        outliers: share of the synthetic measurements that are outliers: their errors are
+            ``OUTLIER_SCALE`` times as large, while sigma is stated as for all others.
         observations: the user's own measurements instead of the problem's, or a CSV file with them
             (see :meth:`read`).
 
@@ -81,6 +87,23 @@ class Problem(ABC):
     """Default standard deviation of their error; None: estimated."""
     unknown_names: ClassVar[tuple[str, ...]] = ()
     """Unknown physical parameters."""
+    guesses: ClassVar[Mapping[str, float]] = {}
+    """Where the training of positive unknowns starts: see :meth:`unknown`."""
+    measured: ClassVar[tuple[str, ...]]
+    """Outputs that are measured, the first of ``outputs``; unless stated, all."""
+    scored: ClassVar[tuple[str, ...]]
+    """Outputs whose error is ``relative_l2``; unless stated, all."""
+    outliers: float = 0.0
+    num_domain: ClassVar[int] = 0
+    """Points inside the domain at which the equation is imposed."""
+    num_boundary: ClassVar[int] = 0
+    """Points of the boundary, for conditions and equation."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if hasattr(cls, "outputs"):
+            cls.measured = getattr(cls, "measured", cls.outputs)
+            cls.scored = getattr(cls, "scored", cls.outputs)
 
     def __init__(
         self,
@@ -89,6 +112,7 @@ class Problem(ABC):
         noise: float | None = None,
         seed: int = 0,
         observations: Observations | str | Path | None = None,
+        outliers: float | None = None,
     ) -> None:
         if points is not None and points < 1:
             raise ValueError(f"points must be at least 1, got {points}.")
@@ -98,6 +122,12 @@ class Problem(ABC):
             raise ValueError(f"{self.name} has real data: the number of points cannot be chosen.")
         if points is not None and observations is not None:
             raise ValueError("points is the number of synthetic measurements; own data were given.")
+        if outliers is not None:
+            if not 0 <= outliers < 1:
+                raise ValueError(f"outliers must be a share in [0, 1), got {outliers}.")
+            if observations is not None or not self.synthetic:
+                raise ValueError("outliers is a share of synthetic measurements: leave it out.")
+            self.outliers = outliers
         self.seed = seed
         self.unknowns = {name: dde.Variable(0.0) for name in self.unknown_names}
         if isinstance(observations, (str, Path)):
@@ -147,9 +177,15 @@ class Problem(ABC):
     def network(self) -> Any:
         """A fresh network of the default size."""
 
-    @abstractmethod
     def data(self) -> Any:
         """Points, residual, conditions and measurements as DeepXDE data."""
+        return dde.data.PDE(
+            self.geometry(),
+            self.residual,
+            [*self.conditions(), *self.measurement_conditions()],
+            num_domain=self.num_domain,
+            num_boundary=self.num_boundary,
+        )
 
     def conditions(self) -> list[Any]:
         """Exact boundary and initial conditions (none by default)."""
@@ -166,9 +202,13 @@ class Problem(ABC):
             predict: the fit, for unknowns that are read off it, such as an initial state.
 
         ``self.unknowns`` maps their names to trainable ``dde.Variable`` that start at 0; a problem
-        that trains something else than the value itself (its logarithm, say) says so here.
+        that trains something else than :meth:`unknown` makes of them says so here.
         """
-        return {name: float(v.detach()) for name, v in self.unknowns.items()}
+        return {name: float(self.unknown(name).detach()) for name in self.unknown_names}
+
+    def unknown(self, name: str) -> torch.Tensor:
+        """An unknown that is positive: its logarithm is trained, from ``guesses[name]``."""
+        return self.guesses[name] * torch.exp(self.unknowns[name])
 
     def truth(self) -> dict[str, float]:
         """True values of the unknown parameters, or the reference fit's."""
@@ -188,6 +228,22 @@ class Problem(ABC):
 
     # What all problems share.
 
+    def scattered(self, rng: np.random.Generator, points: int) -> Array:
+        """(points, d) uniform on the domain."""
+        lows, highs = np.array(list(self.domain.values())).T
+        return rng.uniform(lows, highs, (points, len(lows)))
+
+    def measure(self, rng: np.random.Generator, x: Array, noise: float | None) -> Observations:
+        """Measure the reference at x (n, d), with independent normal errors and the outliers."""
+        assert noise is not None
+        clean = self.reference(x)[:, : len(self.measured)]
+        error = rng.normal(size=clean.shape)
+        if self.outliers:
+            wild = rng.choice(len(x), round(self.outliers * len(x)), replace=False)
+            error[wild] *= OUTLIER_SCALE
+        values = self.decode(self.encode(clean) + noise * error)
+        return Observations(x, values, np.full((len(x), 1), noise), clean)
+
     def sigma(self) -> Array | None:
         """(n, 1) standard deviation of the error per measurement: as given, or as estimated."""
         if self.observations.sigma is not None:
@@ -196,10 +252,10 @@ class Problem(ABC):
         return None if estimate is None else np.full((len(self.observations), 1), estimate)
 
     def measurement_conditions(self) -> list[Any]:
-        """The measurements as DeepXDE conditions, one per output."""
+        """The measurements as DeepXDE conditions, one per measured output."""
         points, encoded = self.observations.points, self.encode(self.observations.values)
         sigma = self.sigma()
-        columns = [(i, encoded[:, i : i + 1]) for i in range(len(self.outputs))]
+        columns = [(i, encoded[:, i : i + 1]) for i in range(len(self.measured))]
         if sigma is None:
             return [dde.icbc.PointSetBC(points, column, component=i) for i, column in columns]
         return [NoisyPointSetBC(points, column, sigma, component=i) for i, column in columns]
@@ -212,21 +268,35 @@ class Problem(ABC):
         """The model's outputs (n, m) at points (n, d), in the problem's units."""
         return self.decode(np.asarray(model.predict(points)))
 
+    def fit_of_measured(self, predict: Predict) -> Array:
+        """(n, k) a field where and in what the measurements were taken, encoded."""
+        return self.encode(predict(self.observations.points)[:, : len(self.measured)])
+
+    @cached_property
+    def _evaluation(self) -> tuple[Array, Array]:
+        """The evaluation points and the reference there."""
+        points = self.evaluation_points()
+        return points, self.reference(points)
+
+    def relative_l2(self, predict: Predict, outputs: tuple[str, ...]) -> float:
+        """Relative L2 error of some outputs of a field over the evaluation points."""
+        columns = [self.outputs.index(name) for name in outputs]
+        points, reference = self._evaluation
+        truth = np.take(reference, columns, axis=1)
+        error = np.take(predict(points), columns, axis=1) - truth
+        return float(np.linalg.norm(error) / np.linalg.norm(truth))
+
     def metrics(self, predict: Predict) -> dict[str, float]:
-        """Errors of a field: ``relative_l2`` over the evaluation points, and one of each unknown.
+        """Errors of a field: ``relative_l2`` of what is scored, and one of each unknown.
 
         With a clean truth at the measurements, also ``memorized``: see
         :func:`sciml_snr.memorization.memorized_share`.
         """
-        points = self.evaluation_points()
-        truth = self.reference(points)
-        result = {
-            "relative_l2": float(np.linalg.norm(predict(points) - truth) / np.linalg.norm(truth))
-        }
+        result = {"relative_l2": self.relative_l2(predict, self.scored)}
         observed = self.observations
         if observed.clean is not None and not np.array_equal(observed.values, observed.clean):
             result["memorized"] = memorized_share(
-                self.encode(predict(observed.points)),
+                self.fit_of_measured(predict),
                 self.encode(observed.clean),
                 self.encode(observed.values),
             )
@@ -236,7 +306,7 @@ class Problem(ABC):
         return result
 
     def read(self, path: str | Path) -> Observations:
-        """Measurements from a CSV file with columns named after coordinates and outputs.
+        """Measurements from a CSV file with columns named after coordinates and what is measured.
 
         A column ``sigma`` with the standard deviation of each row's error is optional; other
         columns are ignored, and so are lines that start with ``#``.
@@ -246,7 +316,7 @@ class Problem(ABC):
             ValueError: a column is missing, there are no rows, or a value is not a number, not
                 finite, or outside the domain; the message names row (line of the file) and column.
         """
-        needed = (*self.coordinates, *self.outputs)
+        needed = (*self.coordinates, *self.measured)
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
         numbered = [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
         numbered = [(i, line) for i, line in numbered if not line.lstrip().startswith("#")]
@@ -269,9 +339,9 @@ class Problem(ABC):
         if not rows:
             raise ValueError(f"{path}: there are no rows of measurements below the header.")
         table = np.array(rows)
-        d, m = len(self.coordinates), len(self.outputs)
-        sigma = table[:, d + m :] if "sigma" in header else None
-        return Observations(table[:, :d], table[:, d : d + m], sigma)
+        d, k = len(self.coordinates), len(self.measured)
+        sigma = table[:, d + k :] if "sigma" in header else None
+        return Observations(table[:, :d], table[:, d : d + k], sigma)
 
     def _number(self, path: str | Path, line: int, name: str, text: str | None) -> float:
         where = f"{path}, line {line}, column {name!r}"
@@ -288,13 +358,60 @@ class Problem(ABC):
                 raise ValueError(f"{where}: {value:g} is outside the domain [{low:g}, {high:g}].")
         if name == "sigma" and value <= 0:
             raise ValueError(f"{where}: a standard deviation must be positive, got {value:g}.")
-        if name in self.outputs and not np.isfinite(self._encoded(value)):
+        if name in self.measured and not np.isfinite(self._encoded(value)):
             raise ValueError(f"{where}: {value:g} is not a possible value of {name}.")
         return value
 
     def _encoded(self, value: float) -> float:
         with np.errstate(all="ignore"):
-            return float(self.encode(np.full((1, len(self.outputs)), value))[0, 0])
+            return float(self.encode(np.full((1, len(self.measured)), value))[0, 0])
+
+
+class SpaceTime(Problem):
+    """A problem on an interval of x and one of t."""
+
+    coordinates = ("x", "t")
+    num_initial: ClassVar[int] = 0
+    """Points of the first moment, for conditions and equation."""
+
+    def geometry(self) -> Any:
+        return dde.geometry.GeometryXTime(
+            dde.geometry.Interval(*self.domain["x"]), dde.geometry.TimeDomain(*self.domain["t"])
+        )
+
+    def initial(self, rng: np.random.Generator, points: int) -> Array:
+        """(points, 2) uniform in x, at t = 0."""
+        return np.hstack([rng.uniform(*self.domain["x"], (points, 1)), np.zeros((points, 1))])
+
+    def evaluation_points(self) -> Array:
+        """A grid of 101 x 51."""
+        return grid(np.linspace(*self.domain["x"], 101), np.linspace(*self.domain["t"], 51))
+
+    def data(self) -> Any:
+        return dde.data.TimePDE(
+            self.geometry(),
+            self.residual,
+            [*self.conditions(), *self.measurement_conditions()],
+            num_domain=self.num_domain,
+            num_boundary=self.num_boundary,
+            num_initial=self.num_initial,
+        )
+
+
+def zero_at_ends(geometry: Any, component: int = 0) -> Any:
+    """u = 0 on the boundary in space."""
+    return dde.icbc.DirichletBC(geometry, lambda _: 0.0, lambda _, at_end: at_end, component)
+
+
+def check_positive(**values: float) -> None:
+    """Refuse a constant that has to be positive.
+
+    Raises:
+        ValueError: a value is not; the message names it.
+    """
+    for name, value in values.items():
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name} must be a finite number > 0, got {value}.")
 
 
 def grid(*axes: Array) -> Array:

@@ -9,10 +9,10 @@ import deepxde as dde
 import numpy as np
 import torch
 
-from .base import Array, Observations, Problem, grid
+from .base import Array, Observations, SpaceTime, grid
 
 
-class Convection(Problem):
+class Convection(SpaceTime):
     r"""Linear convection with noisy initial values.
 
     .. math::
@@ -35,12 +35,13 @@ class Convection(Problem):
 
     name = "convection"
     equation = "u_t + beta u_x = 0, periodic; noisy u(x, 0)"
-    coordinates = ("x", "t")
     outputs = ("u",)
     lr = 3e-3
     iterations = 8000
     points = 256
     noise = 1.0
+    num_domain = 512
+    num_boundary = 100
 
     def __init__(self, *, beta: float = 5.0, **kwargs: Any) -> None:
         self.beta = beta
@@ -50,11 +51,6 @@ class Convection(Problem):
     def domain(self) -> Mapping[str, tuple[float, float]]:
         return {"x": (0.0, 2 * np.pi), "t": (0.0, 1.0)}
 
-    def geometry(self) -> Any:
-        return dde.geometry.GeometryXTime(
-            dde.geometry.Interval(*self.domain["x"]), dde.geometry.TimeDomain(*self.domain["t"])
-        )
-
     def residual(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return dde.grad.jacobian(y, x, j=1) + self.beta * dde.grad.jacobian(y, x, j=0)
 
@@ -62,11 +58,7 @@ class Convection(Problem):
         return [dde.icbc.PeriodicBC(self.geometry(), 0, lambda _, on_boundary: on_boundary)]
 
     def observe(self, rng: np.random.Generator, points: int, noise: float | None) -> Observations:
-        x = np.hstack([rng.uniform(*self.domain["x"], (points, 1)), np.zeros((points, 1))])
-        clean = self.reference(x)
-        assert noise is not None
-        error = rng.normal(size=clean.shape)
-        return Observations(x, clean + noise * error, np.full((points, 1), noise), clean)
+        return self.measure(rng, self.initial(rng, points), noise)
 
     def reference(self, points: Array) -> Array:
         return np.sin(points[:, :1] - self.beta * points[:, 1:])
@@ -76,12 +68,3 @@ class Convection(Problem):
 
     def network(self) -> Any:
         return dde.nn.FNN([2] + [64] * 3 + [1], "tanh", "Glorot normal")
-
-    def data(self) -> Any:
-        return dde.data.TimePDE(
-            self.geometry(),
-            self.residual,
-            [*self.conditions(), *self.measurement_conditions()],
-            num_domain=512,
-            num_boundary=100,
-        )

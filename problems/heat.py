@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import deepxde as dde
 import numpy as np
 import torch
 
-from .base import Array, Observations, Predict, Problem, grid
-
-GUESS = 0.3
-"""Diffusivity at which training starts: three times the default truth."""
+from .base import Array, Observations, SpaceTime, check_positive, zero_at_ends
 
 MODES = ((1, 1.0), (2, 0.5))
 """Wavenumber k and initial amplitude a_k of each mode sin(k pi x)."""
 
 
-class Heat(Problem):
+class Heat(SpaceTime):
     r"""Heat equation with unknown diffusivity and unknown initial state: an inverse problem.
 
     .. math::
@@ -45,39 +41,39 @@ class Heat(Problem):
 
     Args:
         diffusivity: true kappa of the synthetic measurements.
+        modes: (k, a_k) of the initial state.
         points, noise, seed, observations: see :class:`Problem`; ``noise`` is sigma.
     """
 
     name = "heat"
     equation = "u_t = kappa u_xx, u = 0 at both ends; noisy u(x, t)"
-    coordinates = ("x", "t")
     outputs = ("u",)
     lr = 3e-3
     iterations = 8000
     points = 200
     noise = 0.048
     unknown_names = ("diffusivity",)
+    guesses: ClassVar[Mapping[str, float]] = {"diffusivity": 0.3}
+    num_domain = 400
+    num_boundary = 60
 
-    def __init__(self, *, diffusivity: float = 0.1, **kwargs: Any) -> None:
-        if not (diffusivity > 0 and math.isfinite(diffusivity)):
-            raise ValueError(f"diffusivity must be a finite number > 0, got {diffusivity}.")
-        self.diffusivity = diffusivity
+    def __init__(
+        self,
+        *,
+        diffusivity: float = 0.1,
+        modes: Sequence[tuple[int, float]] = MODES,
+        **kwargs: Any,
+    ) -> None:
+        check_positive(diffusivity=diffusivity)
+        self.diffusivity, self.modes = diffusivity, modes
         super().__init__(**kwargs)
 
     @property
     def domain(self) -> Mapping[str, tuple[float, float]]:
         return {"x": (0.0, 1.0), "t": (0.0, 1.0)}
 
-    def geometry(self) -> Any:
-        return dde.geometry.GeometryXTime(
-            dde.geometry.Interval(*self.domain["x"]), dde.geometry.TimeDomain(*self.domain["t"])
-        )
-
-    def kappa(self) -> torch.Tensor:
-        return GUESS * torch.exp(self.unknowns["diffusivity"])
-
-    def unknown_values(self, predict: Predict | None = None) -> dict[str, float]:
-        return {"diffusivity": float(self.kappa().detach())}
+    def kappa(self) -> torch.Tensor | float:
+        return self.unknown("diffusivity")
 
     def truth(self) -> dict[str, float]:
         return {"diffusivity": self.diffusivity}
@@ -86,23 +82,15 @@ class Heat(Problem):
         return dde.grad.jacobian(y, x, j=1) - self.kappa() * dde.grad.hessian(y, x, i=0, j=0)
 
     def conditions(self) -> list[Any]:
-        return [dde.icbc.DirichletBC(self.geometry(), lambda _: 0.0, lambda _, at_end: at_end)]
+        return [zero_at_ends(self.geometry())]
 
     def observe(self, rng: np.random.Generator, points: int, noise: float | None) -> Observations:
-        lows, highs = np.array(list(self.domain.values())).T
-        x = rng.uniform(lows, highs, (points, 2))
-        clean = self.reference(x)
-        assert noise is not None
-        error = rng.normal(size=clean.shape)
-        return Observations(x, clean + noise * error, np.full((points, 1), noise), clean)
+        return self.measure(rng, self.scattered(rng, points), noise)
 
     def reference(self, points: Array) -> Array:
-        k, a = np.array(MODES).T
+        k, a = np.array(self.modes).T
         decay = np.exp(-self.diffusivity * (k * np.pi) ** 2 * points[:, 1:])
         return (a * decay * np.sin(k * np.pi * points[:, :1])).sum(axis=1, keepdims=True)
-
-    def evaluation_points(self) -> Array:
-        return grid(np.linspace(0, 1, 101), np.linspace(0, 1, 51))
 
     def loss_weights(self) -> list[float]:
         """The residual is up to 4 times an error of u (the second mode's rate), 16 in squares."""
@@ -110,12 +98,3 @@ class Heat(Problem):
 
     def network(self) -> Any:
         return dde.nn.FNN([2] + [50] * 3 + [1], "tanh", "Glorot normal")
-
-    def data(self) -> Any:
-        return dde.data.TimePDE(
-            self.geometry(),
-            self.residual,
-            [*self.conditions(), *self.measurement_conditions()],
-            num_domain=400,
-            num_boundary=60,
-        )

@@ -60,6 +60,7 @@ class LynxHare(Problem):
     points = 42
     noise = None
     unknown_names = RATES
+    num_domain = 200
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -171,11 +172,6 @@ class LynxHare(Problem):
         net.apply_feature_transform(lambda x: 2 * (x - first) / (last - first) - 1)
         net.apply_output_transform(lambda _, y: y + level)
         return net
-
-    def data(self) -> Any:
-        return dde.data.PDE(
-            self.geometry(), self.residual, self.measurement_conditions(), num_domain=200
-        )
 
 
 def _trajectory(rates: Array, initial: Array, times: Array) -> Array:

@@ -191,9 +191,10 @@ def _course(ax: Axes, history: list[dict[str, float]]) -> None:
 
 
 def _curve(ax: Axes, fields: dict[str, Any], i: int, name: str) -> None:
-    ax.plot(
-        fields["observed_points"][:, 0], fields["observed_values"][:, i], label="data", **_NOISY
-    )
+    if i < fields["observed_values"].shape[1]:
+        ax.plot(
+            fields["observed_points"][:, 0], fields["observed_values"][:, i], label="data", **_NOISY
+        )
     ax.plot(fields["points"][:, 0], fields["reference"][:, i], label="reference", **_TRUTH)
     ax.plot(fields["points"][:, 0], fields["fit"][:, i], color=COLORS[0], label="fit")
     ax.set(title=name, xlabel=str(fields["coordinates"][0]))
@@ -220,14 +221,19 @@ def _measured_slice(ax: Axes, shown: list[tuple[dict[str, Any], str, str]]) -> N
 
 
 def _field_pair(figure: Figure, axes: Any, fields: dict[str, Any]) -> None:
-    """Truth and fit of the first output on the evaluation grid, on one colour scale."""
-    first, second = (np.unique(fields["points"][:, i]) for i in range(2))
-    limit = float(np.abs(fields["reference"][:, 0]).max())
+    """Truth and fit of the first output on the evaluation grid, on one colour scale.
+
+    Of a grid in more than two coordinates the last plane.
+    """
+    points = fields["points"]
+    shown = (points[:, 2:] == points[-1, 2:]).all(axis=1)
+    first, second = (np.unique(points[:, i]) for i in range(2))
+    limit = float(np.abs(fields["reference"][shown, 0]).max())
     for ax, key in zip(axes, ("reference", "fit"), strict=True):
         image = ax.pcolormesh(
             second,
             first,
-            fields[key][:, 0].reshape(len(first), len(second)),
+            fields[key][shown, 0].reshape(len(first), len(second)),
             cmap="RdBu_r",
             vmin=-limit,
             vmax=limit,

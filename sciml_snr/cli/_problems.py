@@ -31,7 +31,7 @@ def list_problems() -> None:
         table.add_row(
             name,
             cls.equation,
-            ", ".join((*cls.coordinates, *cls.outputs)),
+            ", ".join((*cls.coordinates, *cls.measured)),
             ", ".join(cls.unknown_names) or "-",
             noise,
             str(cls.iterations),
