@@ -70,8 +70,8 @@ class Picture:
 
     pixels: Array
     """As given, the axis of channels last where there is one."""
-    channels_last: bool
-    """Whether the last axis counts channels."""
+    channel_axis: int | None
+    """Which axis of the image as given counted channels; None where none did."""
     alpha: bool
     """Whether the last channel is an alpha channel, which is kept aside."""
     missing: NDArray[np.bool_]
@@ -82,10 +82,15 @@ class Picture:
         """Without channels: (H, W) or (D, H, W)."""
         return self.missing.shape
 
+    @property
+    def has_channels(self) -> bool:
+        """Whether the last axis of ``pixels`` counts channels."""
+        return self.channel_axis is not None
+
     @cached_property
     def values(self) -> NDArray[np.float64]:
         """(pixels, channels) without alpha; missing ones are NaN."""
-        pixels = self.pixels if self.channels_last else self.pixels[..., None]
+        pixels = self.pixels if self.has_channels else self.pixels[..., None]
         pixels = pixels[..., :-1] if self.alpha else pixels
         values = pixels.reshape(-1, pixels.shape[-1]).astype(np.float64)
         values[self.missing.reshape(-1)] = np.nan
@@ -119,7 +124,11 @@ class Picture:
         image = values.reshape(*shape, -1)
         if alpha is not None:
             image = np.concatenate([image, alpha[..., None]], axis=-1)
-        return image if self.channels_last else image[..., 0]
+        return (
+            image[..., 0]
+            if self.channel_axis is None
+            else np.moveaxis(image, -1, self.channel_axis)
+        )
 
     def fingerprint(self) -> str:
         """Equal for equal images with equal missing pixels."""
@@ -206,18 +215,19 @@ def take_apart(
     pixels = read_image(image)
     if pixels.dtype.kind not in "biuf":
         raise ValueError(f"image holds {pixels.dtype}: give real numbers.")
+    axis: int | None
     if isinstance(channel_axis, int):
         if not -pixels.ndim <= channel_axis < pixels.ndim:
             raise ValueError(f"image of shape {pixels.shape} has no axis {channel_axis}.")
-        pixels, channels_last, alpha = np.moveaxis(pixels, channel_axis, -1), True, False
+        pixels, axis, alpha = np.moveaxis(pixels, channel_axis, -1), channel_axis, False
     elif channel_axis == "auto":
         few = pixels.ndim in (3, 4) and pixels.shape[-1] <= 4
-        channels_last, alpha = few, few and pixels.shape[-1] in (2, 4)
+        axis, alpha = -1 if few else None, few and pixels.shape[-1] in (2, 4)
     elif channel_axis is None:
-        channels_last = alpha = False
+        axis, alpha = None, False
     else:
         raise ValueError(f"channel_axis must be an axis, None or 'auto', got {channel_axis!r}.")
-    shape = pixels.shape[:-1] if channels_last else pixels.shape
+    shape = pixels.shape if axis is None else pixels.shape[:-1]
     if len(shape) not in (2, 3):
         raise ValueError(
             f"image has the shape {pixels.shape}: give (H, W) or (D, H, W), with channels last or "
@@ -227,7 +237,7 @@ def take_apart(
         raise ValueError(f"image of shape {pixels.shape}: there is nothing to fit.")
     colors = pixels[..., :-1] if alpha else pixels
     unknown = ~np.isfinite(colors)
-    missing: NDArray[np.bool_] = np.array(unknown.any(axis=-1) if channels_last else unknown)
+    missing: NDArray[np.bool_] = np.array(unknown if axis is None else unknown.any(axis=-1))
     if mask is not None:
         missing |= _mask(mask, shape)
     if missing.all():
@@ -235,7 +245,7 @@ def take_apart(
     known = colors[~missing].reshape((~missing).sum(), -1)
     if (known == known[0]).all():
         raise ValueError(f"image is constant ({known[0].tolist()}): there is nothing to fit.")
-    return Picture(pixels, channels_last, alpha, missing)
+    return Picture(pixels, axis, alpha, missing)
 
 
 def _mask(mask: ArrayLike | str | Path, shape: tuple[int, ...]) -> NDArray[np.bool_]:
@@ -546,7 +556,7 @@ class ImageFit:
         per_pixel = 2 / max(picture.shape) * picture.scale[:, None]
         slopes_all: NDArray[np.float64] = torch.cat(found).double().numpy() * per_pixel
         slopes_all = slopes_all.reshape(*shape, len(picture.scale), len(picture.shape))
-        return slopes_all if picture.channels_last else slopes_all[..., 0, :]
+        return slopes_all if picture.has_channels else slopes_all[..., 0, :]
 
     def memorization(self, *, probes: int = 1, progress: bool = True) -> Memorization:
         """How much of the noise the fit has memorized, without knowing the noise.
@@ -586,11 +596,11 @@ class ImageFit:
         """Noisy image, fit, what was taken away, and the course of the fit."""
         from ..figures import image_figure
 
+        picture = self.picture
+        fit = predict(self.network, picture, picture.shape)
+        residual = self._middle(picture.values - fit)[..., 0]
         return image_figure(
-            self._visible(self.picture.pixels, self.picture.missing),
-            self._visible(self.image),
-            self._residual(),
-            self.history,
+            self._visible(picture.values), self._visible(fit), residual, self.history
         )
 
     def save(self, path: str | Path) -> None:
@@ -598,7 +608,7 @@ class ImageFit:
         picture = self.picture
         about = {
             "kind": "image",
-            "channels_last": picture.channels_last,
+            "channel_axis": picture.channel_axis,
             "alpha": picture.alpha,
             "network": self.choice.name,
             "network_options": self.choice.options,
@@ -624,7 +634,7 @@ class ImageFit:
         """
         about, fields = load_fit(path, "image")
         picture = Picture(
-            fields["pixels"], about["channels_last"], about["alpha"], fields["missing"]
+            fields["pixels"], about["channel_axis"], about["alpha"], fields["missing"]
         )
         choice = saved_choice(about, network, path)
         sigma = tuple(map(sigma_from_json, about["sigma"]))
@@ -672,25 +682,16 @@ class ImageFit:
         found = np.rint(found) if alpha.dtype.kind in "iu" else found
         return np.asarray(found, dtype=alpha.dtype)
 
-    def _visible(self, image: Array, missing: Array | None = None) -> NDArray[np.float64]:
-        """(H, W) or (H, W, 3) in [0, 1] for a figure: a middle slice, at most three channels."""
-        picture = self.picture
-        pixels = np.asarray(image, dtype=float)
-        pixels = pixels if picture.channels_last else pixels[..., None]
-        pixels = pixels[..., :-1] if picture.alpha else pixels
-        low, high = np.nanmin(picture.values), np.nanmax(picture.values)
-        pixels = (pixels - low) / (high - low)
-        if missing is not None:
-            pixels = np.where(missing[..., None], np.nan, pixels)
-        pixels = pixels[len(pixels) // 2] if len(picture.shape) == 3 else pixels
-        shown: NDArray[np.float64] = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., 0]
-        return shown.clip(0, 1)
+    def _middle(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(pixels, channels) -> (H, W, channels), of a volume the middle slice."""
+        image = values.reshape(*self.picture.shape, -1)
+        return image[len(image) // 2] if image.ndim == 4 else image
 
-    def _residual(self) -> NDArray[np.float64]:
-        """(H, W): data minus fit of the first channel, in units of the image; NaN where missing."""
-        fit = predict(self.network, self.picture, self.picture.shape)[:, 0]
-        found: NDArray[np.float64] = (self.picture.values[:, 0] - fit).reshape(self.picture.shape)
-        return found[len(found) // 2] if found.ndim == 3 else found
+    def _visible(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(pixels, channels) -> (H, W) or (H, W, 3) in [0, 1]: at most three channels."""
+        known = self.picture.values
+        image = (self._middle(values) - np.nanmin(known)) / (np.nanmax(known) - np.nanmin(known))
+        return np.clip(image[..., :3] if image.shape[-1] >= 3 else image[..., 0], 0, 1)
 
 
 def fit_image(

@@ -73,7 +73,7 @@ def test_every_layout_comes_back_as_it_was(name: str, tmp_path) -> None:
         assert image.min() <= fit.image.min() and fit.image.max() <= image.max()
     spatial = fit.picture.shape
     assert fit.render(scale=2).shape[: len(spatial)] == tuple(2 * n for n in spatial)
-    channels = (len(fit.sigma),) if fit.picture.channels_last else ()
+    channels = (len(fit.sigma),) if fit.picture.has_channels else ()
     assert fit.gradient().shape == (*spatial, *channels, len(spatial))
     assert (tmp_path / "run" / "figure.png").read_bytes().startswith(b"\x89PNG")
 
@@ -93,6 +93,15 @@ def test_channel_axis(shape, axis, spatial, channels) -> None:
     assert picture.shape == spatial
     assert picture.values.shape == (math.prod(spatial), channels)
     assert not picture.alpha
+
+
+def test_channels_go_back_where_they_were() -> None:
+    image = as_bytes(noisy(3, 16, 12))
+    fit = fit_image(image, channel_axis=0, sigma=20, **QUICK)
+    assert fit.image.shape == (3, 16, 12)
+    assert fit.render(scale=2).shape == (3, 32, 24)
+    same = fit_image(np.moveaxis(image, 0, -1), sigma=20, **QUICK)
+    np.testing.assert_array_equal(np.moveaxis(fit.image, 0, -1), same.image)
 
 
 def test_pixels_are_square_and_the_longest_axis_spans_two() -> None:
