@@ -18,10 +18,17 @@ gradient is in D, and the preconditioner's and the gate's own dependence on that
 
 *Fresh batches* (every sample seen once): each step's estimate is unbiased, up to a relative error
 of 1/b of what is subtracted; the errors of different steps are uncorrelated, so that their
-variances add up. *Re-used data*: the same noise comes back in every step and is counted as new each
-time. The curve is then no risk any more. It turns up, mostly too early, where the mean gradient has
-sunk into its own sampling noise: the stopping criterion of M. Mahsereci, L. Balles, C. Lassner and
-P. Hennig, arXiv:1703.09580. For the risk itself use the twin of :mod:`sciml_snr.memorization`.
+variances add up.
+
+*Re-used data*: the same noise comes back in every step. Its trace in the samples' gradients fades
+while it is being memorized, and the curve is no risk any more: on the way to interpolation it falls
+for good. With the labels' error known, the covariance is instead that of the label floor
+(``terms``): :math:`(2/n)^2 \sum_i \sigma_i^2 (\partial f_i/\partial w_k)^2`, which does not
+fade. What earlier steps have done with the same labels is still left out, so that this curve is no
+unbiased risk either; but its minimum is where the pull of the data sinks into their noise, and
+``docs/memorization.md`` shows how near that is to the best moment. For the risk itself use the twin
+of :mod:`sciml_snr.memorization`. (A minimum under the sampling covariance is the stopping criterion
+of M. Mahsereci, L. Balles, C. Lassner and P. Hennig, arXiv:1703.09580.)
 
 Per step it costs two more backward passes and a forward pass, and no per-sample gradients:
 random signs on the samples' losses give the covariance (see :mod:`sciml_snr.noise`).
@@ -38,6 +45,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from ._tensors import is_16_bit
+from .noise import NoisyTerm, noise_scale
 from .snr_adam import SNRAdam, _gate_of, _Slot
 from .snr_soap import SNRSOAP
 
@@ -78,12 +86,22 @@ class PopulationRisk:
             an option is out of range.
 
     Example:
+        Fresh batches:
+
         >>> risk = PopulationRisk(optimizer)
         >>> for x, y in batches:
         ...     risk.step(lambda: ((net(x) - y) ** 2).mean(1))
         ...     if risk.should_stop(patience=500):
         ...         break
         >>> risk.best_step
+
+        Fixed data with a known error:
+
+        >>> for _ in range(2000):
+        ...     risk.step(
+        ...         lambda: ((net(x) - y) ** 2).mean(1),
+        ...         terms=lambda: [NoisyTerm(net(x) - y, sigma=0.1)],
+        ...     )
     """
 
     def __init__(self, optimizer: Optimizer, *, probes: int = 1, seed: int = 0) -> None:
@@ -103,6 +121,7 @@ class PopulationRisk:
         self,
         losses: Callable[[], Losses],
         extra: Callable[[], Tensor] | None = None,
+        terms: Callable[[], Sequence[NoisyTerm]] | None = None,
         **step_options: Any,
     ) -> float:
         """One training step on ``mean(losses()) + extra()``, watched.
@@ -111,6 +130,7 @@ class PopulationRisk:
             losses: computes the (b,) losses of the batch's samples, attached to the graph; called
                 before and after the step.
             extra: computes a part of the loss that does not depend on samples.
+            terms: computes the data terms, for fixed data with a known error; see :meth:`begin`.
             step_options: go to the optimizer's ``step``.
 
         Returns:
@@ -119,36 +139,53 @@ class PopulationRisk:
         Raises:
             ValueError: as for :meth:`begin`.
         """
-        found, fixed = losses(), None if extra is None else extra()
-        self.begin(found, fixed)
+
+        def parts() -> tuple[Losses, Tensor | None, Sequence[NoisyTerm] | None]:
+            return losses(), extra and extra(), terms and terms()
+
+        found, fixed, noisy = parts()
+        self.begin(found, fixed, noisy)
         vectors = _vectors(found)
         loss = sum((v.mean() for v in vectors[1:]), vectors[0].mean())
         loss = loss if fixed is None else loss + fixed
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step(**step_options)
-        self.end(losses(), None if extra is None else extra())
+        self.end(*parts())
         return float(loss.detach())
 
-    def begin(self, losses: Losses, extra: Tensor | None = None) -> None:
+    def begin(
+        self,
+        losses: Losses,
+        extra: Tensor | None = None,
+        terms: Sequence[NoisyTerm] | None = None,
+    ) -> None:
         """Look at a batch before its step; the graph stays alive for the loss's own backward.
 
         Args:
             losses: (b,) per sample, attached to the graph.
             extra: the loss's other part, which does not depend on samples.
+            terms: the data terms of the loss: then the error of their labels counts, as in
+                :class:`sciml_snr.LabelNoise`, in place of the scatter of the samples' gradients.
 
         Raises:
             ValueError: there are fewer than two losses, they are no vector, or not attached.
         """
         vectors = _vectors(losses)
-        signs = [self._signs(v) for v in vectors]
-        self._pending = (signs, self._draws(vectors, signs), _values(vectors, extra))
+        pieces = _of_samples(vectors) if terms is None else _of_labels(terms)
+        signs = [self._signs(piece, centred=terms is None) for piece in pieces]
+        self._pending = (signs, self._draws(pieces, signs), _values(vectors, extra))
 
-    def end(self, losses: Losses, extra: Tensor | None = None) -> RiskChange:
+    def end(
+        self,
+        losses: Losses,
+        extra: Tensor | None = None,
+        terms: Sequence[NoisyTerm] | None = None,
+    ) -> RiskChange:
         """Look at the same batch after its step, with the step's gradients still in ``.grad``.
 
         Args:
-            losses, extra: as for :meth:`begin`, at the new weights.
+            losses, extra, terms: as for :meth:`begin`, at the new weights.
 
         Raises:
             ValueError: as for :meth:`begin`.
@@ -158,7 +195,7 @@ class PopulationRisk:
             raise RuntimeError("end() without begin(): the batch was not looked at before.")
         (signs, before, (old, old_extra)), self._pending = self._pending, None
         vectors = _vectors(losses)
-        after = self._draws(vectors, signs)
+        after = self._draws(_of_samples(vectors) if terms is None else _of_labels(terms), signs)
         new, new_extra = _values(vectors, extra)
         known = sum(map(self._known, before, after)) / self.probes
         moved = [b - a for a, b in zip(old, new, strict=True)]
@@ -202,24 +239,21 @@ class PopulationRisk:
                     total += float((k * (up - down)).sum(dtype=torch.float64)) / (2 * SCALE)
         return total
 
-    def _signs(self, losses: Tensor) -> Tensor:
-        """(probes, b) random signs less their mean: E s_i s_j = delta_ij - 1/b."""
-        shape = (self.probes, len(losses))
-        signs = torch.randint(0, 2, shape, generator=self._rng).to(losses) * 2 - 1
-        return signs - signs.mean(1, keepdim=True)
+    def _signs(self, piece: Tensor, centred: bool) -> Tensor:
+        """(probes, b) random signs s; centred: less their mean, E s_i s_j = delta_ij - 1/b."""
+        shape = (self.probes, len(piece))
+        signs = torch.randint(0, 2, shape, generator=self._rng).to(piece) * 2 - 1
+        return signs - signs.mean(1, keepdim=True) if centred else signs
 
-    def _draws(self, vectors: list[Tensor], signs: list[Tensor]) -> list[_Draw]:
-        """Per probe the gradient of sum s_i l_i / sqrt(b (b - 1)), per parameter."""
+    def _draws(self, pieces: list[Tensor], signs: list[Tensor]) -> list[_Draw]:
+        """Per probe a draw of the mean gradient's noise: the gradient of the signed sums."""
         params = _params(self.optimizer)
         draws: list[_Draw] = []
         for i in range(self.probes):
-            total = torch.stack(
-                [
-                    (s[i] * v).sum() / math.sqrt(len(v) * (len(v) - 1))
-                    for v, s in zip(vectors, signs, strict=True)
-                ]
-            ).sum()
-            found = torch.autograd.grad(total, params, retain_graph=True, allow_unused=True)
+            parts = [(s[i] * piece).sum() for piece, s in zip(pieces, signs, strict=True)]
+            found = torch.autograd.grad(
+                torch.stack(parts).sum(), params, retain_graph=True, allow_unused=True
+            )
             draws.append(dict(zip(params, found, strict=True)))
         return draws
 
@@ -327,6 +361,18 @@ def _vectors(losses: Losses) -> list[Tensor]:
     if not vectors:
         raise ValueError("There are no losses.")
     return vectors
+
+
+def _of_samples(vectors: list[Tensor]) -> list[Tensor]:
+    """Whose gradients' (centred) random sums have the covariance of the batch's mean gradient."""
+    return [v / math.sqrt(len(v) * (len(v) - 1)) for v in vectors]
+
+
+def _of_labels(terms: Sequence[NoisyTerm]) -> list[Tensor]:
+    """The same under the labels' error alone."""
+    if not terms:
+        raise ValueError("There are no terms: give None for the scatter of the samples.")
+    return [(noise_scale(term, beta1=0.0) * term.residual).flatten() for term in terms]
 
 
 def _values(vectors: list[Tensor], extra: Tensor | None) -> tuple[list[Tensor], float]:

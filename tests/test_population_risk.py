@@ -5,7 +5,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from sciml_snr import SNRSOAP, LabelNoise, PopulationRisk, SNRAdam
+from sciml_snr import (
+    SNRSOAP,
+    LabelNoise,
+    NoisyTerm,
+    PopulationRisk,
+    SNRAdam,
+    exact_label_noise,
+)
 from sciml_snr.population_risk import accumulated, displacement, growth_exponent
 from tests.cases import batch, network
 
@@ -72,6 +79,22 @@ def test_sgd_of_small_step_is_the_published_formula() -> None:
     scatter = lr * float(sigma.sum()) / 15 * np.sqrt(2 / 2000)
     assert abs(estimate.rows[-1].change - exact) < 4 * scatter
     assert estimate.rows[-1].training == pytest.approx(-lr * float((mean**2).sum()), rel=1e-5)
+
+
+def test_with_the_labels_error_it_is_that_of_the_label_floor() -> None:
+    """SGD: eta times the sum of LabelNoise's exact variance, whatever the residuals are."""
+    torch.manual_seed(0)
+    x, w = torch.randn(16, 3, dtype=torch.float64), torch.nn.Parameter(torch.ones(3).double())
+    sigma = torch.linspace(0.1, 1, 16, dtype=torch.float64)[:, None]
+    y = (x @ w).detach()  # interpolated: the samples' gradients are 0
+    estimate = PopulationRisk(torch.optim.SGD([w], lr=1e-7), probes=2000)
+
+    def terms() -> list[NoisyTerm]:
+        return [NoisyTerm((x @ w - y)[:, None], sigma)]
+
+    estimate.step(lambda: (x @ w - y) ** 2, terms=terms)
+    exact = 1e-7 * float(exact_label_noise([w], terms())[w].sum())
+    assert abs(estimate.rows[-1].change - exact) < 4 * exact * np.sqrt(2 / 2000)
 
 
 @pytest.mark.parametrize("gate", ["none", "soft", "snr"])
@@ -184,6 +207,24 @@ def test_several_kinds_of_samples_and_an_exact_term() -> None:
     assert known == pytest.approx(1e-3 * sigma, rel=0.15)
 
 
+def test_labels_error_stops_before_the_noise_is_memorized() -> None:
+    """A wide linear model, Adam: interpolation in the end; the stop is within 1.5 of the best."""
+    torch.manual_seed(0)
+    x, truth = torch.randn(40, 60), 0.3 * torch.randn(60)
+    y = x @ truth + torch.randn(40)
+    w = torch.nn.Parameter(torch.zeros(60))
+    estimate = PopulationRisk(torch.optim.Adam([w], lr=0.01))
+    risks = []
+    for _ in range(1000):
+        risks.append(float((x @ (w.detach() - truth)).square().mean()))
+        estimate.step(
+            lambda: (x @ w - y) ** 2, terms=lambda: [NoisyTerm((x @ w - y)[:, None], 1.0)]
+        )
+    best = min(risks)
+    assert risks[-1] > 1.15 * best
+    assert risks[estimate.best_step] < 1.5 * best
+
+
 def test_stops_and_knows_the_best() -> None:
     """Data of nothing but noise, learned at a high rate: the risk rises from the start."""
     run = Regression(lambda p: torch.optim.SGD(p, lr=5e-3, momentum=0.9), 0).train(60)
@@ -246,3 +287,5 @@ def test_bad_input() -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             estimate.begin(bad)
+    with pytest.raises(ValueError, match="no terms"):
+        estimate.begin(losses.mean(1), terms=[])

@@ -25,8 +25,9 @@ from rich.progress import (
 from rich.text import Text
 
 from ..memorization import TAU, Twins, as_array
+from ..noise import NoisyTerm
 from ..population_risk import PopulationRisk
-from .observations import NoisyPointSetBC, RecordingLosses, as_sigma
+from .observations import ModelNoise, NoisyPointSetBC, RecordingLosses, as_sigma
 
 _LOOPS = ("_train_sgd", "_train_pytorch_lbfgs")
 """The methods of ``deepxde.Model`` that train, between ``on_train_begin`` and ``on_train_end``."""
@@ -271,9 +272,10 @@ class MemorizationMonitor(_UntilBest):
 class PopulationRiskMonitor(_UntilBest):
     """Estimates how the population risk changes, from the training batches alone.
 
-    See :mod:`sciml_snr.population_risk`: unbiased where every step draws fresh measurements. Where
-    they are re-used, as in DeepXDE's default full batch, it is no risk: its minimum is where the
-    mean gradient sinks into its sampling noise. Then use :class:`MemorizationMonitor`.
+    See :mod:`sciml_snr.population_risk`: with ``fresh=True``, where no measurement is used twice,
+    an unbiased estimate. On fixed data whose error is known (:class:`NoisyPointSetBC`), as in
+    DeepXDE's default full batch, its minimum says when to stop, without a twin; how large the risk
+    is, :class:`MemorizationMonitor` tells.
 
     The samples are the measurements: the rows of every PointSetBC, or of supervised data. Equations
     and other conditions are taken as exact. The loss is "MSE"; the optimizer "sgd", "adam",
@@ -282,6 +284,8 @@ class PopulationRiskMonitor(_UntilBest):
     Args:
         patience: stop when the estimated risk has not fallen for so many iterations, and go back
             to the weights of the best moment. None: only measure.
+        sigma: as for ``set_SNR_options``, where conditions do not carry their error.
+        fresh: every step draws new measurements: the scatter of the samples counts, not sigma.
         seed: of the estimate's random signs.
 
     Attributes:
@@ -292,8 +296,12 @@ class PopulationRiskMonitor(_UntilBest):
             or the loss or the optimizer is another one.
     """
 
-    def __init__(self, patience: int | None = None, *, seed: int = 0) -> None:
+    def __init__(
+        self, patience: int | None = None, *, sigma: Any = None, fresh: bool = False, seed: int = 0
+    ) -> None:
         super().__init__(patience)
+        self.sigma = sigma
+        self.fresh = fresh
         self.seed = seed
         self._first_step = 0
 
@@ -305,6 +313,7 @@ class PopulationRiskMonitor(_UntilBest):
         if not self._conditions and getattr(self.model.data, "train_y", None) is None:
             raise ValueError("PopulationRiskMonitor: the model has no measurements.")
         self._recorder = RecordingLosses.of(self.model.data)
+        self._noise = None if self.fresh else ModelNoise(self.model, self.sigma)
         self._watch(self._first_step)
 
     def on_batch_begin(self) -> None:
@@ -323,11 +332,13 @@ class PopulationRiskMonitor(_UntilBest):
         """With ``patience`` go back to the best moment."""
         self._restore()
 
-    def _losses(self) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Per term of measurements one loss a row, and all the rest of the loss."""
+    def _losses(
+        self,
+    ) -> tuple[list[torch.Tensor], torch.Tensor, list[NoisyTerm] | None]:
+        """Per term of measurements one loss a row; all the rest of the loss; the noisy terms."""
         state, model = self.model.train_state, self.model
         total = model.outputs_losses_train(state.X_train, state.y_train, state.train_aux_vars)[1]
-        residuals, self._recorder.residuals = self._recorder.residuals, []
+        residuals = self._recorder.residuals
         places = [place % len(residuals) for place in self._conditions or [0]]
         weights = model.loss_weights
         weights = [1.0] * len(residuals) if weights is None else weights
@@ -335,7 +346,10 @@ class PopulationRiskMonitor(_UntilBest):
         for i, rows in zip(places, losses, strict=True):
             if not torch.allclose(rows.mean(), total[i], rtol=1e-4):
                 raise ValueError('PopulationRiskMonitor: the loss of measurements has to be "MSE".')
-        return losses, total.detach().sum() - sum(rows.detach().mean() for rows in losses)
+        terms = self._noise.terms() if self._noise else None
+        self._recorder.residuals = []
+        extra = total.detach().sum() - sum(rows.detach().mean() for rows in losses)
+        return losses, extra, terms
 
 
 def _point_sets(data: Any, wanted: Callable[[Any], bool]) -> dict[int, Any]:

@@ -56,7 +56,7 @@ def test_unbiased_on_fresh_measurements(optimizer: str) -> None:
         def risk(model=model):
             return float(((model.predict(grid) - truth(grid)) ** 2).mean())
 
-        start, monitor = risk(), PopulationRiskMonitor()
+        start, monitor = risk(), PopulationRiskMonitor(fresh=True)
         train(model, [monitor], 40)
         true = risk() - start
         errors.append(monitor.risk.rows[-1].change - true)
