@@ -24,11 +24,12 @@ from ..sigma import SigmaEstimate
 Array = NDArray[np.float64]
 
 MIN_POINTS = 10
-NEIGHBORS = (16, 24, 32, 48, 64, 96, 128, 192, 256)
+NEIGHBORS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
 """Sizes of patches that are tried; all overdetermine a quadratic function of two variables."""
 
-ASPECT = 4.0
-"""A patch is large enough when its radius is this many times the points' distance from it."""
+ASPECTS = (4.0, 3.2)
+"""A patch is large enough when its radius is so many times the points' distance from it; the second
+number goes for strongly curved surfaces, where no patch reaches the first."""
 
 _CHUNK = 1 << 20
 """Neighbours that are looked at at once: bounds the memory."""
@@ -326,9 +327,8 @@ def local_patches(points: ArrayLike, neighbors: int | None = None) -> Patches:
 
     Args:
         points: (n, d), d = 2 or 3.
-        neighbors: k; by default the first of :data:`NEIGHBORS` at which patches are
-            :data:`ASPECT` times as wide as the points' distance from them. Where there is none
-            (a cloud that is noise throughout), the last.
+        neighbors: k; by default the first of :data:`NEIGHBORS` that is large enough by
+            :data:`ASPECTS`. Where there is none (a cloud that is noise throughout), the last.
 
     Raises:
         ValueError: ``neighbors`` is out of range.
@@ -343,13 +343,15 @@ def local_patches(points: ArrayLike, neighbors: int | None = None) -> Patches:
         return _patches(x, cKDTree(x), neighbors)
     tree = cKDTree(x)
     sizes = [k for k in NEIGHBORS if k <= max(NEIGHBORS[0], n // 4)]
+    aspects: list[float] = []
     for k in sizes:
         # Some hundred patches are enough to tell; all of them only at the size that is taken.
-        step = max(1, n // 500)
-        trial = _patches(x, tree, min(k, n), x[::step])
-        if trial.radius >= ASPECT * trial.sigma:
+        trial = _patches(x, tree, min(k, n), x[:: max(1, n // 500)])
+        aspects.append(trial.radius / max(trial.sigma, np.finfo(float).tiny))
+        if aspects[-1] >= ASPECTS[0]:
             break
-    return _patches(x, tree, min(k, n))
+    first = next((k for k, aspect in zip(sizes, aspects, strict=False) if aspect >= ASPECTS[1]), k)
+    return _patches(x, tree, min(k if aspects[-1] >= ASPECTS[0] else first, n))
 
 
 def _quadratic_terms(dim: int) -> int:

@@ -230,7 +230,7 @@ def test_normals_of_two_parts_and_a_ring() -> None:
     ring = trimesh.creation.torus(1.0, 0.3, 96, 48)
     points, faces = trimesh.sample.sample_surface(ring, 3000, seed=0)
     ball, normals = sphere(1500)
-    points = np.vstack([points, ball + [4, 0, 0]])
+    points = np.vstack([points, ball + np.array([4, 0, 0])])
     truth = np.vstack([ring.face_normals[faces], normals])
     assert (np.einsum("ij,ij->i", estimate_normals(points), truth) > 0).all()
 
