@@ -17,12 +17,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import cost, heat, images, stopping
+from benchmarks import cost, fit_images, heat, images, stopping
 from benchmarks.convection import ITERATIONS, LONG, METHODS, PATH
 from benchmarks.harness import THRESHOLDS, read
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = tuple(ROOT / p for p in ("README.md", "docs/convection.md", "docs/research.md"))
+DOCUMENTS = tuple(
+    ROOT / p for p in ("README.md", "docs/convection.md", "docs/images.md", "docs/research.md")
+)
 Rows = list[dict[str, str]]
 
 
@@ -185,6 +187,108 @@ def costs() -> str:
     return "\n".join(lines)
 
 
+def fit_image_cells() -> str:
+    """PSNR and SSIM by image and noise, medians over draws: ours, Adam, and what users take."""
+    cells = [(i, n, 0.0) for n in fit_images.NOISES for i in fit_images.CORNERS]
+    return _fit_image_table(cells, list(fit_images.DENOISERS))
+
+
+def fit_image_gaps() -> str:
+    """The same with most pixels missing."""
+    cells = [(image, 25, fit_images.GAPS) for image in fit_images.CORNERS]
+    return _fit_image_table(cells, list(fit_images.INPAINTERS))
+
+
+def _fit_image_table(cells: list[tuple[str, int, float]], classics: list[str]) -> str:
+    names = ["Adam, oracle", "Adam, final", "ours", *classics]
+    titles = ["image", "noise", "draws", "memorized", *names]
+    lines = ["| " + " | ".join(titles) + " |", "| --- " * len(titles) + "|"]
+    for image, noise, gaps in cells:
+        if found := _fit_image_scores(image, noise, gaps, classics):
+            line = [image, str(noise), f"{found['draws'][0]:.0f}"]
+            line += [f"{100 * found['memorized'][0]:.0f} %"]
+            line += [f"{found[n][0]:.2f} / {found[n][1]:.2f}" for n in names]
+            lines.append("| " + " | ".join(line) + " |")
+    return "\n".join(lines).replace("| ours |", "| fit_image, final |")
+
+
+def fit_image_differences() -> str:
+    """fit_image's final PSNR less that of others, over all cells."""
+    lines = [
+        "| fit_image, final PSNR, less | cells | mean | least | most |",
+        "| --- " * 5 + "|",
+    ]
+    for gaps, classics in ((0.0, fit_images.DENOISERS), (fit_images.GAPS, fit_images.INPAINTERS)):
+        cells = [(i, n) for i in fit_images.CORNERS for n in fit_images.NOISES]
+        found = [s for cell in cells if (s := _fit_image_scores(*cell, gaps, list(classics)))]
+        for name in ("Adam, oracle", "Adam, final", *classics):
+            ours = [s["ours"][0] - s[name][0] for s in found]
+            if ours and name != "noisy":
+                kind = "70 % missing: " if gaps else ""
+                numbers = (sum(ours) / len(ours), min(ours), max(ours))
+                text = " | ".join(f"{x:+.2f}" for x in numbers)
+                lines.append(f"| {kind}{name} | {len(ours)} | {text} |")
+    return "\n".join(lines)
+
+
+def _fit_image_scores(
+    image: str, noise: int, gaps: float, classics: list[str]
+) -> dict[str, tuple[float, ...]]:
+    """Name -> medians over the draws that all methods have; empty where there is none."""
+    rows = [
+        row
+        for row in read(fit_images.PATH)
+        if (row["image"], row["noise"], row["gaps"]) == (image, str(noise), str(gaps))
+    ]
+    draws: list[dict[str, tuple[float, ...]]] = []
+    for seed in sorted({row["seed"] for row in rows}):
+        own = [row for row in rows if row["seed"] == seed]
+        by_method = {row["method"]: row for row in own}
+        adam = {float(row["lr"]): row for row in own if row["method"] == "Adam"}
+        if len(adam) < len(fit_images.ADAM) or not {"ours", *classics} <= by_method.keys():
+            continue
+        best = max(adam.values(), key=lambda row: float(row["best_psnr"]))
+        final = next(adam[lr] for lr, steps in fit_images.ADAM.items() if steps is None)
+        ours = by_method["ours"]
+        draw = {
+            "Adam, oracle": (float(best["best_psnr"]), float(best["best_ssim"])),
+            "Adam, final": (float(final["psnr"]), float(final["ssim"])),
+            "memorized": (float(ours["memorized"]),),
+        }
+        for name in ("ours", *classics):
+            draw[name] = (float(by_method[name]["psnr"]), float(by_method[name]["ssim"]))
+        draws.append(draw)
+    if not draws:
+        return {}
+    found = {
+        name: tuple(median(draw[name][i] for draw in draws) for i in range(len(values)))
+        for name, values in draws[0].items()
+    }
+    return {**found, "draws": (float(len(draws)),)}
+
+
+def fit_image_costs() -> str:
+    """Time per step and peak memory on a 512 x 512 RGB image, medians over repeats."""
+    rows = read(fit_images.COST)
+    lines = [
+        "| method | ms per step | times plain | MB at most | times plain |",
+        "| --- " * 5 + "|",
+    ]
+    by_method: dict[str, Rows] = {}
+    for row in rows:
+        by_method.setdefault(row["method"], []).append(row)
+    if "plain" not in by_method:
+        return "\n".join(lines)
+    columns = ("milliseconds", "megabytes")
+    plain = [median(_column(by_method["plain"], c)) for c in columns]
+    for method, own in by_method.items():
+        ms, mb = (median(_column(own, c)) for c in columns)
+        name = "plain loop, Adam" if method == "plain" else f"fit_image, {method}"
+        numbers = f"{ms:.0f} | {ms / plain[0]:.2f} | {mb:.0f} | {mb / plain[1]:.2f}"
+        lines.append(f"| {name} | {numbers} |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "convection_grid": convection_grid,
     "convection_tuned": convection_tuned,
@@ -194,6 +298,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "image_sigma": image_sigma,
     "heat_inverse": heat_inverse,
     "costs": costs,
+    "fit_image_cells": fit_image_cells,
+    "fit_image_gaps": fit_image_gaps,
+    "fit_image_differences": fit_image_differences,
+    "fit_image_costs": fit_image_costs,
 }
 
 

@@ -48,13 +48,17 @@ Box = Sequence[tuple[float, float]]
 TILE = 65_536
 """Points that are evaluated at a time."""
 
-FULL_BATCH = 16_384
-"""Pixels up to which all are in every step; of more, so many are drawn."""
+FULL_BATCH = 8_192
+"""Known pixels up to which all are in every step."""
+BATCH = 4_096
+"""Pixels in a step of larger images. With as many steps, more of them are no better."""
 
 DEFAULT_NETWORK = "siren"
 
-LEARNING_RATES = {"siren": 1e-4, "fourier": 1e-3, "wire": 1e-3}
-"""By network; 1e-4 for one of the user's own."""
+LEARNING_RATES = {"siren": 3e-4, "fourier": 1e-3, "wire": 1e-3}
+"""By network, for the gated optimizers; 3e-4 for a network of the user's own. Larger ones are
+faster and leak: on a 64 x 64 crop, 1e-3 has a sine network at its best after 20 steps, and 0.9 dB
+below it after 200. Adam takes a third: it has no gate to end its course."""
 
 _BLOCKS = 64
 """Complete blocks of four pixels that an estimate of sigma from them needs."""
@@ -431,9 +435,12 @@ def predict(
 
 
 def choose_network(
-    network: nn.Module | str | None, options: dict[str, Any] | None, picture: Picture
+    network: nn.Module | str | None,
+    options: dict[str, Any] | None,
+    picture: Picture,
+    sigma: Sequence[float],
 ) -> NetworkChoice:
-    """The network asked for, its size chosen from the image where that is left open.
+    """The network asked for; what is left open of its size and frequencies, from the image.
 
     Raises:
         ValueError: options for a network of the user's own.
@@ -443,21 +450,32 @@ def choose_network(
             raise ValueError("network_options are for the built-in networks.")
         return NetworkChoice("own", {}, copy.deepcopy(network))
     name = network or DEFAULT_NETWORK
-    return NetworkChoice(name, {**default_options(name, picture), **(options or {})})
+    size: dict[str, Any] = {"hidden_features": 128 if picture.missing.size <= 40_000 else 256}
+    if name == "siren":
+        size |= {"hidden_layers": 5, "first_omega_0": _first_omega_0(picture, sigma)}
+    return NetworkChoice(name, {**size, **(options or {})})
 
 
-def default_options(name: str, picture: Picture) -> dict[str, Any]:
-    """Size and frequencies of a built-in network for an image."""
-    return {"hidden_features": 128, "hidden_layers": 3}
+def _first_omega_0(picture: Picture, sigma: Sequence[float]) -> float:
+    """10 / sqrt(noise / contrast) in [8, 30]: the noisier the image, the smoother the start.
+
+    Tried on crops of 64 and 128 pixels, five layers: the best was about 20 where the noise was a
+    quarter of the standard deviation, 14 to 20 at 0.4, 14 at 0.8, at both sizes. A high frequency
+    memorizes more, a low one takes long. Depth does more than width: at noise 25, three layers of
+    128 or 256 stay 0.6 dB below five of 128, which need not be told more than this.
+    """
+    ratio = float(np.mean(np.asarray(sigma) / picture.scale))
+    return round(min(30.0, max(8.0, 10 / math.sqrt(max(ratio, 1e-3)))), 1)
 
 
-def default_training(choice: NetworkChoice, picture: Picture) -> dict[str, Any]:
+def default_training(choice: NetworkChoice, picture: Picture, optimizer: str) -> dict[str, Any]:
     """Learning rate, steps and pixels in a step."""
+    lr = LEARNING_RATES.get(choice.name, 3e-4)
     known = int((~picture.missing).sum())
     return {
-        "lr": LEARNING_RATES.get(choice.name, 1e-4),
-        "steps": 2000,
-        "batch_size": None if known <= FULL_BATCH else FULL_BATCH,
+        "lr": lr / 3 if optimizer == "adam" else lr,
+        "steps": max(300, round(8 * math.sqrt(picture.missing.size))),
+        "batch_size": None if known <= FULL_BATCH else BATCH,
     }
 
 
@@ -760,9 +778,9 @@ def fit_image(
         assert folder is not None
         choice, told, options = _saved_config(folder, picture, network, steps)
     else:
-        choice = choose_network(network, network_options, picture)
         told = check_sigma(sigma, outputs) if sigma is not None else estimate_sigma(picture)
-        default = default_training(choice, picture)
+        choice = choose_network(network, network_options, picture, told)
+        default = default_training(choice, picture, optimizer)
         options = FitOptions(
             optimizer=optimizer,
             lr=default["lr"] if lr is None else lr,

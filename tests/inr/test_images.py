@@ -361,11 +361,21 @@ def test_run_folder_interrupted_and_resumed(tmp_path, monkeypatch) -> None:
 
 
 def test_defaults_go_with_the_image() -> None:
+    """Larger: wider, more steps, batches. Noisier: smoother. Adam: slower."""
     small, large = take_apart(noisy(20, 12)), take_apart(noisy(300, 300))
-    choice = images.choose_network(None, None, small)
-    assert images.default_training(choice, small)["batch_size"] is None
-    batch = images.default_training(choice, large)["batch_size"]
-    assert batch <= images.FULL_BATCH
+    found = [images.choose_network(None, None, p, (s,)) for p in (small, large) for s in (5, 50)]
+    widths = [choice.options["hidden_features"] for choice in found]
+    omegas = [choice.options["first_omega_0"] for choice in found]
+    assert widths[0] == widths[1] < widths[2] == widths[3]
+    assert omegas[0] > omegas[1] and omegas[2] > omegas[3]
+    assert 8 <= min(omegas) and max(omegas) <= 30
+    training = [images.default_training(found[0], p, "snr_soap") for p in (small, large)]
+    assert training[0]["batch_size"] is None and training[1]["batch_size"] == images.BATCH
+    assert training[0]["steps"] < training[1]["steps"]
+    assert images.default_training(found[0], small, "adam")["lr"] < training[0]["lr"]
+    chosen = images.choose_network(None, {"first_omega_0": 50.0}, small, (5.0,))
+    assert chosen.options["first_omega_0"] == 50
+    assert images.choose_network(Siren(2, 1), None, small, (5.0,)).name == "own"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,302 @@
+"""fit_image on noisy photographs and on ones with most pixels missing, beside Adam and classics.
+
+    python -m benchmarks.fit_images [JOBS]
+
+appends to benchmarks/results/fit_images.csv and fit_images_cost.csv; `python -m benchmarks.report`
+makes the tables from them. Images are 128 x 128, grey, of 255 levels, the noise is Gaussian and not
+clipped. Every method is told the sigma that is estimated from the noisy image; a weight for which
+there is no rule is an oracle's, the best of a grid by the clean image.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import scipy.interpolate
+import skimage.color
+import skimage.data
+import torch
+from skimage.metrics import structural_similarity
+from skimage.restoration import (
+    calibrate_denoiser,
+    denoise_nl_means,
+    denoise_tv_chambolle,
+    denoise_wavelet,
+    inpaint_biharmonic,
+)
+from torch import nn
+
+from benchmarks.harness import RESULTS, append_missing
+from sciml_snr._runs import append_row
+from sciml_snr.inr import FitOptions, images, train
+from sciml_snr.inr.images import PixelObjective
+from sciml_snr.inr.networks import Siren
+from sciml_snr.memorization import memorized_share
+
+PATH = RESULTS / "fit_images.csv"
+COST = RESULTS / "fit_images_cost.csv"
+SIZE = 128
+CORNERS = {
+    "camera": (64, 160),
+    "coins": (100, 150),
+    "moon": (384, 192),
+    "astronaut": (0, 160),
+    "chelsea": (60, 150),
+}
+NOISES = (15, 25, 50)
+GAPS = 0.7
+"""Share of the pixels that is missing in the runs with gaps."""
+KEYS = ("image", "noise", "gaps", "seed", "method", "lr")
+ADAM = {3e-4: 150, 1e-4: None, 3e-5: 500}
+"""Learning rates, and steps that are enough to see the peak; None for as many as ours."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method on one noisy image; ``noise`` in grey levels of 255."""
+
+    image: str
+    noise: int
+    gaps: float
+    seed: int
+    method: str
+    lr: float = 0.0
+
+
+def crop(name: str) -> np.ndarray[Any, Any]:
+    """(128, 128) grey values of 255."""
+    image = getattr(skimage.data, name)()
+    image = skimage.color.rgb2gray(image) * 255.0 if image.ndim == 3 else image.astype(float)
+    row, col = CORNERS[name]
+    return image[row : row + SIZE, col : col + SIZE]
+
+
+def scores(found: np.ndarray[Any, Any], clean: np.ndarray[Any, Any]) -> dict[str, float]:
+    """PSNR and SSIM for a range of 255."""
+    found = np.clip(found, 0, 255)
+    return {
+        "psnr": 10 * math.log10(255**2 / float(((found - clean) ** 2).mean())),
+        "ssim": float(structural_similarity(found, clean, data_range=255.0)),
+    }
+
+
+class Watched(PixelObjective):
+    """Scores against the clean image in every row of the log."""
+
+    clean: np.ndarray[Any, Any]
+
+    def metrics(self, network: nn.Module) -> dict[str, float]:
+        fit = images.predict(network, self.picture, self.picture.shape)
+        return scores(fit.reshape(self.clean.shape), self.clean)
+
+
+def network_fit(run: Run, clean: Any, noisy: Any, sigma: float) -> dict[str, Any]:
+    """Ours, or Adam with the same network and batches: final, and best on the way."""
+    picture = images.take_apart(noisy)
+    choice = images.choose_network(None, None, picture, (sigma,))
+    default = images.default_training(choice, picture, "snr_soap")
+    if run.method == "Adam":
+        default |= {"lr": run.lr, "steps": ADAM[run.lr] or default["steps"], "optimizer": "adam"}
+    options = FitOptions(**default, seed=run.seed, device="cpu")
+    known = ~picture.missing.reshape(-1)
+    objective = Watched(
+        picture, picture.values[known], (sigma,), options.batch_size, torch.device("cpu")
+    )
+    objective.clean = clean
+    network = choice.build(2, 1, options.seed)
+    training = train(network, objective, options, progress=False)
+    best = max(training.history, key=lambda row: row["psnr"])
+    fit = images.predict(network, picture, picture.shape).reshape(clean.shape)
+    seen = ~picture.missing
+    last = training.history[-1]
+    return {
+        "psnr": last["psnr"],
+        "ssim": last["ssim"],
+        "best_psnr": best["psnr"],
+        "best_ssim": best["ssim"],
+        "best_step": int(best["step"]),
+        "steps": training.step,
+        "memorized": memorized_share(fit[seen], clean[seen], noisy[seen]),
+    }
+
+
+def nlm(noisy: Any, sigma: float) -> Any:
+    """Non-local means as skimage's example recommends it."""
+    return denoise_nl_means(
+        noisy, patch_size=5, patch_distance=6, h=0.6 * sigma, sigma=sigma, fast_mode=True
+    )
+
+
+def best_of(candidates: Any, clean: Any) -> Any:
+    return max(candidates, key=lambda found: scores(found, clean)["psnr"])
+
+
+WEIGHTS = np.geomspace(0.02, 0.6, 15)
+"""Of total variation, for an image in [0, 1]."""
+
+
+def tv(noisy: Any, weight: float) -> Any:
+    return 255 * denoise_tv_chambolle(noisy / 255, weight=weight)
+
+
+def tv_j_invariant(noisy: Any) -> Any:
+    """Weight by self-supervision: Batson and Royer, ICML 2019, in skimage."""
+    found = calibrate_denoiser(
+        noisy / 255, denoise_tv_chambolle, denoise_parameters={"weight": WEIGHTS}
+    )
+    return 255 * found(noisy / 255)
+
+
+def wavelet(noisy: Any, sigma: float) -> Any:
+    return 255 * denoise_wavelet(noisy / 255, sigma=sigma / 255, rescale_sigma=True)
+
+
+def griddata(noisy: Any) -> Any:
+    """Cubic interpolation, and nearest outside the known pixels' hull."""
+    at = np.argwhere(np.isfinite(noisy))
+    grid = np.argwhere(np.ones(noisy.shape))
+    values = noisy[tuple(at.T)]
+    cubic, nearest = (
+        scipy.interpolate.griddata(at, values, grid, method=m) for m in ("cubic", "nearest")
+    )
+    return np.where(np.isnan(cubic), nearest, cubic).reshape(noisy.shape)
+
+
+def griddata_nlm(noisy: Any, clean: Any) -> Any:
+    """Non-local means on the interpolation, whose noise is no longer white: its sigma an oracle."""
+    filled = griddata(noisy)
+    return best_of([nlm(filled, s) for s in np.geomspace(5, 60, 8)], clean)
+
+
+def biharmonic_nlm(noisy: Any, clean: Any) -> Any:
+    filled = biharmonic(noisy)
+    return best_of([nlm(filled, s) for s in np.geomspace(5, 60, 8)], clean)
+
+
+def biharmonic(noisy: Any) -> Any:
+    missing = np.isnan(noisy)
+    return 255 * inpaint_biharmonic(np.where(missing, 0, noisy) / 255, missing)
+
+
+Classic = Callable[[Any, Any, float], Any]
+"""Noisy, clean (for oracles only), estimated sigma -> found."""
+
+DENOISERS: dict[str, Classic] = {
+    "NLM": lambda noisy, clean, sigma: nlm(noisy, sigma),
+    "TV, J-invariant": lambda noisy, clean, sigma: tv_j_invariant(noisy),
+    "TV, oracle": lambda noisy, clean, sigma: best_of([tv(noisy, w) for w in WEIGHTS], clean),
+    "wavelet": lambda noisy, clean, sigma: wavelet(noisy, sigma),
+    "noisy": lambda noisy, clean, sigma: noisy,
+}
+INPAINTERS: dict[str, Classic] = {
+    "griddata + NLM, oracle": lambda noisy, clean, sigma: griddata_nlm(noisy, clean),
+    "biharmonic": lambda noisy, clean, sigma: biharmonic(noisy),
+    "biharmonic + NLM, oracle": lambda noisy, clean, sigma: biharmonic_nlm(noisy, clean),
+}
+
+
+def fit(run: Run) -> dict[str, Any]:
+    """One row, in this process, on one thread."""
+    torch.set_num_threads(1)
+    clean = crop(run.image)
+    rng = np.random.default_rng(run.seed)
+    noisy = clean + run.noise * rng.normal(size=clean.shape)
+    noisy[rng.random(clean.shape) < run.gaps] = np.nan
+    sigma = float(images.estimate_sigma(images.take_apart(noisy))[0])
+    started = time.process_time()
+    if run.method in ("ours", "Adam"):
+        found = network_fit(run, clean, noisy, sigma)
+    else:
+        classic = (INPAINTERS if run.gaps else DENOISERS)[run.method]
+        found = dict.fromkeys(("best_psnr", "best_ssim", "best_step", "steps", "memorized"), "")
+        found = {**scores(classic(noisy, clean, sigma), clean), **found}
+    return {
+        **{key: str(value) for key, value in asdict(run).items()},
+        "sigma": sigma,
+        **found,
+        "cpu_seconds": time.process_time() - started,
+    }
+
+
+def runs(seeds: int = 3) -> list[Run]:
+    """Cell by cell, the first draw of all cells first, so that a stop leaves whole comparisons."""
+    found = []
+    for seed in range(seeds):
+        cells = [(image, noise, 0.0) for noise in (25, 15, 50) for image in CORNERS]
+        cells += [(image, 25, GAPS) for image in CORNERS]
+        for cell in cells:
+            found += [Run(*cell, seed, m) for m in (INPAINTERS if cell[2] else DENOISERS)]
+            found += [Run(*cell, seed, "ours")]
+            found += [Run(*cell, seed, "Adam", lr) for lr in ADAM]
+    return found
+
+
+COST_STEPS = 60
+
+
+def cost(method: str) -> dict[str, Any]:
+    """Time per step and peak memory on a 512 x 512 RGB image, in a process of its own."""
+    torch.set_num_threads(1)
+    picture = images.take_apart(skimage.data.astronaut())
+    choice = images.choose_network(None, None, picture, (20.0,) * 3)
+    default = images.default_training(choice, picture, "snr_soap")
+    batch = default["batch_size"]
+    network = choice.build(2, 3, 0)
+    assert isinstance(network, Siren)
+    standard = (picture.values - picture.center) / picture.scale
+    started = 0.0
+    if method == "plain":
+        x = images.coordinates(torch.arange(len(standard)), picture.shape)
+        y = torch.as_tensor(standard, dtype=torch.float32)
+        optimizer = torch.optim.Adam(network.parameters(), lr=default["lr"])
+        for step in range(COST_STEPS + 10):
+            if step == 10:
+                started = time.process_time()
+            rows = torch.randint(len(x), (batch,))
+            optimizer.zero_grad()
+            nn.functional.mse_loss(network(x[rows]), y[rows]).backward()
+            optimizer.step()
+        seconds = time.process_time() - started
+    else:
+        objective = PixelObjective(picture, picture.values, (20.0,) * 3, batch, torch.device("cpu"))
+        times = []
+        for steps in (10, COST_STEPS + 10):
+            options = FitOptions(method, **{**default, "steps": steps})
+            started = time.process_time()
+            train(network, objective, options, progress=False)
+            times.append(time.process_time() - started)
+        seconds = times[1] - times[0]
+    return {
+        "method": method,
+        "batch": batch,
+        "width": choice.options["hidden_features"],
+        "milliseconds": 1000 * seconds / COST_STEPS,
+        "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def costs(repeats: int = 3) -> None:
+    """Each method in a fresh process, in turn, so that a busy machine is busy for all."""
+    COST.unlink(missing_ok=True)
+    for repeat in range(repeats):
+        for method in ("plain", "snr_soap", "snr_adam"):
+            command = [sys.executable, "-m", "benchmarks.fit_images", "--cost", method]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            append_row(COST, {"repeat": repeat, **json.loads(done.stdout.splitlines()[-1])})
+
+
+if __name__ == "__main__":
+    if "--cost" in sys.argv:
+        print(json.dumps(cost(sys.argv[-1])))
+    else:
+        append_missing(PATH, runs(), KEYS, fit, *map(int, sys.argv[1:]))
+        costs()
