@@ -94,6 +94,8 @@ class Problem(ABC):
     scored: ClassVar[tuple[str, ...]]
     """Outputs whose error is ``relative_l2``; unless stated, all."""
     outliers: float = 0.0
+    width: ClassVar[int] = 32
+    """Neurons in each of the default network's three hidden layers."""
     num_domain: ClassVar[int] = 0
     """Points inside the domain at which the equation is imposed."""
     num_boundary: ClassVar[int] = 0
@@ -173,9 +175,13 @@ class Problem(ABC):
     def evaluation_points(self) -> Array:
         """(n, d) points at which errors are measured, a full grid in the order of :meth:`shape`."""
 
-    @abstractmethod
     def network(self) -> Any:
-        """A fresh network of the default size."""
+        """A fresh network of the default size, on coordinates scaled to [-1, 1]."""
+        layers = [len(self.coordinates)] + [self.width] * 3 + [len(self.outputs)]
+        net = dde.nn.FNN(layers, "tanh", "Glorot normal")
+        lows, highs = torch.tensor(list(self.domain.values()), dtype=torch.get_default_dtype()).T
+        net.apply_feature_transform(lambda x: 2 * (x - lows) / (highs - lows) - 1)
+        return net
 
     def data(self) -> Any:
         """Points, residual, conditions and measurements as DeepXDE data."""
@@ -233,10 +239,21 @@ class Problem(ABC):
         lows, highs = np.array(list(self.domain.values())).T
         return rng.uniform(lows, highs, (points, len(lows)))
 
-    def measure(self, rng: np.random.Generator, x: Array, noise: float | None) -> Observations:
-        """Measure the reference at x (n, d), with independent normal errors and the outliers."""
+    def measure(
+        self,
+        rng: np.random.Generator,
+        x: Array,
+        noise: float | None,
+        truth: Array | None = None,
+    ) -> Observations:
+        """Measure at x (n, d), with independent normal errors and the outliers.
+
+        Args:
+            rng, x, noise: see :meth:`observe`.
+            truth: (n, k) what is measured; the reference unless given.
+        """
         assert noise is not None
-        clean = self.reference(x)[:, : len(self.measured)]
+        clean = self.reference(x)[:, : len(self.measured)] if truth is None else truth
         error = rng.normal(size=clean.shape)
         if self.outliers:
             wild = rng.choice(len(x), round(self.outliers * len(x)), replace=False)
@@ -305,18 +322,20 @@ class Problem(ABC):
             result[f"{name}_relative_error"] = abs(values[name] - true) / abs(true)
         return result
 
-    def read(self, path: str | Path) -> Observations:
+    def read(self, path: str | Path, measured: tuple[str, ...] | None = None) -> Observations:
         """Measurements from a CSV file with columns named after coordinates and what is measured.
 
         A column ``sigma`` with the standard deviation of each row's error is optional; other
-        columns are ignored, and so are lines that start with ``#``.
+        columns are ignored, and so are lines that start with ``#``. ``measured`` names columns
+        other than the problem's own.
 
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: a column is missing, there are no rows, or a value is not a number, not
                 finite, or outside the domain; the message names row (line of the file) and column.
         """
-        needed = (*self.coordinates, *self.measured)
+        measured = self.measured if measured is None else measured
+        needed = (*self.coordinates, *measured)
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
         numbered = [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
         numbered = [(i, line) for i, line in numbered if not line.lstrip().startswith("#")]
@@ -339,7 +358,7 @@ class Problem(ABC):
         if not rows:
             raise ValueError(f"{path}: there are no rows of measurements below the header.")
         table = np.array(rows)
-        d, k = len(self.coordinates), len(self.measured)
+        d, k = len(self.coordinates), len(measured)
         sigma = table[:, d + k :] if "sigma" in header else None
         return Observations(table[:, :d], table[:, d : d + k], sigma)
 

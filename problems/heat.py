@@ -52,7 +52,7 @@ class Heat(SpaceTime):
     iterations = 8000
     points = 200
     noise = 0.048
-    unknown_names = ("diffusivity",)
+    unknown_names: ClassVar[tuple[str, ...]] = ("diffusivity",)
     guesses: ClassVar[Mapping[str, float]] = {"diffusivity": 0.3}
     num_domain = 400
     num_boundary = 60

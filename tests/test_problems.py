@@ -17,9 +17,14 @@ def test_metric_is_zero_on_the_reference_itself(cls: type[Problem]) -> None:
     assert problem.metrics(problem.reference)["relative_l2"] < 1e-12
 
 
+FIRST = {-3: -1 / 60, -2: 9 / 60, -1: -45 / 60, 1: 45 / 60, 2: -9 / 60, 3: 1 / 60}
+SECOND = {i: w / 180 for i, w in zip(range(-3, 4), (2, -27, 270, -490, 270, -27, 2), strict=True)}
+"""Central differences of sixth order."""
+
+
 @ALL
 def test_reference_solves_the_equation(cls: type[Problem]) -> None:
-    """Central differences of the reference in place of the network's derivatives."""
+    """Differences of the reference in place of the network's derivatives."""
     problem = cls()
     start = problem.unknown_values()
     for name in problem.unknown_names:
@@ -28,33 +33,36 @@ def test_reference_solves_the_equation(cls: type[Problem]) -> None:
     lows, highs = np.array(list(problem.domain.values())).T
     rng = np.random.default_rng(1)
     x = lows + (0.1 + 0.8 * rng.random((50, len(lows)))) * (highs - lows)
-    encoded = problem.encode(problem.reference(x))
+    h = 2e-4 * (highs - lows)
 
-    h = 1e-4 * (highs - lows)
-    around = [
-        (problem.encode(problem.reference(x + d)), problem.encode(problem.reference(x - d)))
-        for d in np.diag(h)
-    ]
-    slopes = [
-        (after - before) / (2 * step) for (after, before), step in zip(around, h, strict=True)
-    ]
+    def difference(weights, j, component, order):
+        around = [
+            w * problem.encode(problem.reference(x + i * h * (np.arange(len(h)) == j)))
+            for i, w in weights.items()
+        ]
+        found = sum(around)[:, component : component + 1] / h[j] ** order
+        return torch.tensor(found)
+
+    slopes = []
 
     def jacobian(ys, xs, i=0, j=0):
-        return torch.tensor(slopes[j][:, i : i + 1])
+        slopes.append(difference(FIRST, j, i, 1))
+        return slopes[-1]
 
     def hessian(ys, xs, component=0, i=0, j=0):
         assert i == j
-        after, before = around[j]
-        second = (after - 2 * encoded + before) / h[j] ** 2
-        return torch.tensor(second[:, component : component + 1])
+        return difference(SECOND, j, component, 2)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dde.grad, "jacobian", jacobian)
         patch.setattr(dde.grad, "hessian", hessian)
-        residuals = problem.residual(torch.tensor(x), torch.tensor(encoded))
+        encoded = torch.tensor(problem.encode(problem.reference(x)))
+        residuals = problem.residual(torch.tensor(x), encoded)
     residuals = residuals if isinstance(residuals, list) else [residuals]
-    scale = max(np.abs(s).max() for s in slopes)
-    assert all(float(r.detach().abs().max()) < 1e-4 * scale for r in residuals)
+    scale = max([1.0, *(float(s.abs().max()) for s in slopes)])
+    for residual in residuals:
+        print(cls.name, float(residual.detach().abs().max()), scale)
+        assert float(residual.detach().abs().max()) < 1e-4 * scale
 
 
 @ALL
@@ -241,7 +249,7 @@ def test_bad_arguments(cls: type[Problem], arguments: dict, message: str) -> Non
 
 
 def test_unknown_name_lists_the_known() -> None:
-    with pytest.raises(ValueError, match=r"'burger'.*convection, heat, lynx_hare"):
+    with pytest.raises(ValueError, match=r"'burger'.*convection,.* burgers,.* lynx_hare"):
         get("burger")
 
 

@@ -1,0 +1,104 @@
+"""Equations whose right-hand side is known only by measurements, with errors of their own."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import deepxde as dde
+import numpy as np
+import torch
+
+from sciml_snr.dde import NoisyPointSetBC
+
+from .base import Array, Observations, Problem
+
+
+class NoisyOperatorBC(NoisyPointSetBC):
+    """Measured values, with an error, of a differential operator on the network's outputs.
+
+    Args:
+        points, values, sigma: as for :class:`sciml_snr.NoisyPointSetBC`.
+        operator: of points (n, d) and outputs (n, m), giving (n, 1).
+    """
+
+    def __init__(
+        self,
+        points: Any,
+        values: Any,
+        sigma: Any,
+        operator: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    ) -> None:
+        super().__init__(points, values, sigma)
+        self.operator = operator
+
+    def error(
+        self, X: Any, inputs: Any, outputs: Any, beg: int, end: int, aux_var: Any = None
+    ) -> Any:
+        return super().error(X, inputs, self.operator(inputs, outputs), beg, end, aux_var)
+
+
+class MeasuredSource(Problem):
+    """An equation operator(u) = f with noisy measurements of u and of f, and nothing else.
+
+    f is measured at ``source_points``; its errors have the same sigma as u's, and come from a
+    stream of random numbers of their own, so that they are the same whatever is measured of u.
+
+    Args:
+        points, noise, seed, observations, outliers: see :class:`Problem`; the noise is that of u
+            and of f, outliers are among both.
+        source: the user's own measurements of f instead of the problem's, or a CSV file with them:
+            the coordinates, f, optionally sigma.
+
+    Raises:
+        ValueError, FileNotFoundError: see :class:`Problem`.
+    """
+
+    source_points: ClassVar[int]
+    """Number of sensors of f."""
+
+    def __init__(self, *, source: Observations | str | Path | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if isinstance(source, (str, Path)):
+            source = self.read(source, ("f",))
+        if source is None:
+            rng = np.random.default_rng((self.seed, 1))
+            x = self.sensors(rng, self.source_points)
+            noise = kwargs.get("noise")
+            source = self.measure(rng, x, self.noise if noise is None else noise, self.source(x))
+        self.source_observations = source
+
+    @abstractmethod
+    def operator(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Left-hand side of the equation: x (n, d), network outputs y (n, 1) -> (n, 1)."""
+
+    @abstractmethod
+    def source(self, points: Array) -> Array:
+        """f (n, 1), by the equation and the reference."""
+
+    @abstractmethod
+    def sensors(self, rng: np.random.Generator, points: int) -> Array:
+        """Where f is measured, (points, d)."""
+
+    def residual(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """With the exact f, which training does not know."""
+        f = torch.as_tensor(self.source(x.detach().cpu().numpy()))
+        return self.operator(x, y) - f.to(y)
+
+    def conditions(self) -> list[Any]:
+        """The measured source, which stands in for the equation."""
+        measured = self.source_observations
+        if measured.sigma is None:
+            return [
+                dde.icbc.PointSetOperatorBC(
+                    measured.points, measured.values, lambda x, y, _: self.operator(x, y)
+                )
+            ]
+        return [NoisyOperatorBC(measured.points, measured.values, measured.sigma, self.operator)]
+
+    def data(self) -> Any:
+        return dde.data.PDE(
+            self.geometry(), None, [*self.conditions(), *self.measurement_conditions()]
+        )
