@@ -56,8 +56,10 @@ NOISES = (15, 25, 50)
 GAPS = 0.7
 """Share of the pixels that is missing in the runs with gaps."""
 KEYS = ("image", "noise", "gaps", "seed", "method", "lr")
-ADAM = {3e-4: 150, 1e-4: None, 3e-5: 500}
+ADAM = {1e-4: None, 3e-4: 250, 3e-5: None}
 """Learning rates, and steps that are enough to see the peak; None for as many as ours."""
+FINAL_LR = 1e-4
+"""Whose final value is shown."""
 
 
 @dataclass(frozen=True)
@@ -228,15 +230,19 @@ def fit(run: Run) -> dict[str, Any]:
 
 
 def runs(seeds: int = 3) -> list[Run]:
-    """Cell by cell, the first draw of all cells first, so that a stop leaves whole comparisons."""
+    """Cell by cell, the first draw of all cells first, so that a stop leaves whole comparisons.
+
+    Adam's lowest rate, hardly ever its best, comes last in a draw.
+    """
     found = []
     for seed in range(seeds):
-        cells = [(image, noise, 0.0) for noise in (25, 15, 50) for image in CORNERS]
-        cells += [(image, 25, GAPS) for image in CORNERS]
+        cells = [(image, 25, gaps, seed) for gaps in (0.0, GAPS) for image in CORNERS]
+        cells += [(image, noise, 0.0, seed) for noise in (15, 50) for image in CORNERS]
+        *rates, last = ADAM
         for cell in cells:
-            found += [Run(*cell, seed, m) for m in (INPAINTERS if cell[2] else DENOISERS)]
-            found += [Run(*cell, seed, "ours")]
-            found += [Run(*cell, seed, "Adam", lr) for lr in ADAM]
+            found += [Run(*cell, method) for method in (INPAINTERS if cell[2] else DENOISERS)]
+            found += [Run(*cell, "ours"), *(Run(*cell, "Adam", lr) for lr in rates)]
+        found += [Run(*cell, "Adam", last) for cell in cells]
     return found
 
 

@@ -245,10 +245,11 @@ def _fit_image_scores(
         own = [row for row in rows if row["seed"] == seed]
         by_method = {row["method"]: row for row in own}
         adam = {float(row["lr"]): row for row in own if row["method"] == "Adam"}
-        if len(adam) < len(fit_images.ADAM) or not {"ours", *classics} <= by_method.keys():
+        needed = {"ours", *classics}
+        if len(adam) < len(fit_images.ADAM) - 1 or not needed <= by_method.keys():
             continue
         best = max(adam.values(), key=lambda row: float(row["best_psnr"]))
-        final = next(adam[lr] for lr, steps in fit_images.ADAM.items() if steps is None)
+        final = adam[fit_images.FINAL_LR]
         ours = by_method["ours"]
         draw = {
             "Adam, oracle": (float(best["best_psnr"]), float(best["best_ssim"])),

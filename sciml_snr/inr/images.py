@@ -474,7 +474,7 @@ def default_training(choice: NetworkChoice, picture: Picture, optimizer: str) ->
     known = int((~picture.missing).sum())
     return {
         "lr": lr / 3 if optimizer == "adam" else lr,
-        "steps": max(300, round(8 * math.sqrt(picture.missing.size))),
+        "steps": max(300, round(6 * math.sqrt(picture.missing.size))),
         "batch_size": None if known <= FULL_BATCH else BATCH,
     }
 
