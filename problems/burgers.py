@@ -99,7 +99,7 @@ NODES = 150
 
 
 @lru_cache(maxsize=1)
-def _hermite() -> tuple[Array, Array]:
+def hermite() -> tuple[Array, Array]:
     """Nodes and logarithms of the weights for the weight exp(-z^2)."""
     nodes, weights = roots_hermite(NODES)
     return nodes, np.log(weights)
@@ -107,7 +107,7 @@ def _hermite() -> tuple[Array, Array]:
 
 def cole_hopf(x: Array, t: Array, viscosity: float) -> Array:
     """u (n, 1) at x and t, both (n, 1), for the initial values -sin(pi x)."""
-    nodes, log_weights = _hermite()
+    nodes, log_weights = hermite()
     y = x - np.sqrt(4 * viscosity * t) * nodes
     logs = log_weights - np.cos(np.pi * y) / (2 * np.pi * viscosity)
     f = np.exp(logs - logs.max(axis=1, keepdims=True))

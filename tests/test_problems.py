@@ -1,14 +1,51 @@
 """Every problem: reference, measurements, metrics, seeds; and reading the user's own data."""
 
+import csv
+
 import deepxde as dde
 import numpy as np
 import pytest
+import sympy
 import torch
-from sciml_snr.problems import PROBLEMS, Convection, Heat, LynxHare, Observations, Problem, get
+from sciml_snr.problems import (
+    PROBLEMS,
+    AllenCahn,
+    Burgers,
+    BurgersBajaj,
+    BurgersInverse,
+    Convection,
+    ConvectionOutliers,
+    Elliptic,
+    Elliptic2D,
+    Heat,
+    HeatForward,
+    HeatOutliers,
+    Kovasznay,
+    Lorenz,
+    LynxHare,
+    NavierStokes,
+    Observations,
+    Poisson,
+    Poisson2D,
+    Problem,
+    Schroedinger,
+    Wave,
+    allen_cahn,
+    burgers,
+    get,
+)
+from sciml_snr.problems.base import OUTLIER_SCALE
 from scipy.optimize import least_squares
 
+from sciml_snr.dde import NoisyPointSetBC
+from sciml_snr.dde.observations import ModelNoise
+from sciml_snr.run import RunConfig, solve
+
 ALL = pytest.mark.parametrize("cls", PROBLEMS.values(), ids=PROBLEMS)
-SYNTHETIC = pytest.mark.parametrize("cls", [c for c in PROBLEMS.values() if c.synthetic])
+SYNTHETIC = pytest.mark.parametrize(
+    "cls", [pytest.param(cls, id=name) for name, cls in PROBLEMS.items() if cls.synthetic]
+)
+SOURCES = pytest.mark.parametrize("cls", [Poisson, Poisson2D], ids=["poisson", "poisson_2d"])
 
 
 @ALL
@@ -61,7 +98,6 @@ def test_reference_solves_the_equation(cls: type[Problem]) -> None:
     residuals = residuals if isinstance(residuals, list) else [residuals]
     scale = max([1.0, *(float(s.abs().max()) for s in slopes)])
     for residual in residuals:
-        print(cls.name, float(residual.detach().abs().max()), scale)
         assert float(residual.detach().abs().max()) < 1e-4 * scale
 
 
@@ -76,7 +112,8 @@ def test_seeds_repeat(cls: type[Problem]) -> None:
 @SYNTHETIC
 def test_noise_has_the_stated_sigma(cls: type[Problem]) -> None:
     """Standard deviation of 20,000 errors: its standard error is sigma / 200; allow 4."""
-    observed = cls(points=20_000, noise=0.3, seed=5).observations
+    observed = cls(points=20_000, noise=0.3, seed=5, outliers=0.0).observations
+    assert observed.values.shape == (20_000, len(cls.measured))
     error = observed.values - observed.clean
     assert abs(error.std() - 0.3) < 4 * 0.3 / 200
     assert abs(error.mean()) < 4 * 0.3 / np.sqrt(20_000)
@@ -97,10 +134,92 @@ def test_gradients_flow_to_network_and_unknowns(cls: type[Problem]) -> None:
 
 
 @ALL
+def test_reference_meets_the_exact_conditions(cls: type[Problem]) -> None:
+    """At the points that DeepXDE trains on; conditions on derivatives have tests of their own."""
+    problem = cls()
+    data = problem.data()
+    starts = np.cumsum([0, *data.num_bcs])
+    found = torch.tensor(problem.encode(problem.reference(data.train_x)))
+    for i, condition in enumerate(data.bcs):
+        if isinstance(condition, (dde.icbc.DirichletBC, dde.icbc.PeriodicBC)):
+            points = torch.tensor(data.train_x)
+            error = condition.error(data.train_x, points, found, starts[i], starts[i + 1])
+            assert len(error) > 0
+            assert float(error.abs().max()) < 1e-5
+
+
+@ALL
+def test_solve_trains_and_draws(cls: type[Problem], tmp_path) -> None:
+    summary = solve(RunConfig(cls.name, iterations=30), tmp_path / "run", progress=False)
+    assert summary.iterations == 30
+    assert np.isfinite(summary.final_error)
+    assert (tmp_path / "run" / "figure.png").exists()
+    assert set(summary.unknowns) >= set(cls.unknown_names)
+    with open(tmp_path / "run" / "metrics.csv", newline="") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert losses[-1] < losses[0]
+
+
+@SYNTHETIC
+def test_own_measurements_in_place_of_the_synthetic(cls: type[Problem], tmp_path) -> None:
+    observed = cls(points=12).observations
+    columns = (*cls.coordinates, *cls.measured, "sigma")
+    table = np.hstack([observed.points, observed.values, observed.sigma])
+    np.savetxt(tmp_path / "own.csv", table, "%.17g", ",", header=",".join(columns), comments="")
+    own = cls(observations=tmp_path / "own.csv")
+    np.testing.assert_array_equal(own.observations.points, observed.points)
+    np.testing.assert_array_equal(own.observations.values, observed.values)
+    np.testing.assert_array_equal(own.sigma(), observed.sigma)
+    assert "memorized" not in own.metrics(own.reference)
+
+
+@ALL
+def test_documented(cls: type[Problem]) -> None:
+    assert cls.__doc__ and cls.equation
+    assert cls.iterations <= 8000
+    assert cls.measured == cls.outputs[: len(cls.measured)]
+    assert set(cls.scored) <= set(cls.outputs)
+
+
+@ALL
 def test_a_noisier_fit_has_a_larger_error(cls: type[Problem]) -> None:
     problem = cls()
     off = problem.metrics(lambda points: 1.1 * problem.reference(points))
     assert off["relative_l2"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("cls", [ConvectionOutliers, HeatOutliers])
+def test_outliers_are_the_stated_share_and_size(cls: type[Problem]) -> None:
+    """Beside them, the measurements are those without outliers."""
+    with_them, without = cls(points=2000), cls(points=2000, outliers=0.0)
+    np.testing.assert_array_equal(with_them.observations.clean, without.observations.clean)
+    error, usual = (p.observations.values - p.observations.clean for p in (with_them, without))
+    wild = ~np.isclose(error, usual, rtol=1e-6)
+    assert wild.sum() == 300
+    np.testing.assert_allclose(error[wild], OUTLIER_SCALE * usual[wild], rtol=1e-6)
+    np.testing.assert_array_equal(with_them.sigma(), without.sigma())
+
+
+def test_an_outlier_is_wild_in_all_its_outputs() -> None:
+    wild, usual = (NavierStokes(points=40, outliers=share).observations for share in (0.25, 0.0))
+    ratio = (wild.values - wild.clean) / (usual.values - usual.clean)
+    rows = np.isclose(ratio, OUTLIER_SCALE).all(axis=1)
+    assert rows.sum() == 10
+    np.testing.assert_allclose(ratio[~rows], 1)
+
+
+def test_outputs_that_are_not_measured() -> None:
+    problem = Elliptic()
+    assert len(problem.measurement_conditions()) == 1
+    assert problem.observations.values.shape == (100, 1)
+    assert problem.fit_of_measured(problem.reference).shape == (100, 1)
+
+    def off(points):
+        return problem.reference(points) * [1.2, 1.1]
+
+    metrics = problem.metrics(off)
+    assert metrics["relative_l2"] == pytest.approx(0.1)
+    assert metrics["u_relative_l2"] == pytest.approx(0.2)
 
 
 def test_memorized_share_of_truth_and_interpolation() -> None:
@@ -199,6 +318,213 @@ def test_heat_training_finds_field_and_diffusivity() -> None:
     assert after["diffusivity_relative_error"] < 0.3 * before["diffusivity_relative_error"]
 
 
+def test_initial_states() -> None:
+    """As the docstrings give them."""
+    x = np.linspace(-1, 1, 41)[:, None]
+    start = np.hstack([x, np.zeros_like(x)])
+    np.testing.assert_allclose(Burgers().reference(start), -np.sin(np.pi * x), atol=1e-12)
+    mixture = 0.6 * np.cos(np.pi * x) + 0.4 * np.sin(2 * np.pi * x)
+    np.testing.assert_allclose(AllenCahn().reference(start), mixture, atol=1e-9)
+    soliton = np.hstack([2 / np.cosh(5 * x), np.zeros_like(x)])
+    np.testing.assert_allclose(Schroedinger().reference(start * [5, 1]), soliton, atol=1e-12)
+    shape = np.sin(np.pi * x) + 0.5 * np.sin(3 * np.pi * x)
+    np.testing.assert_allclose(Wave().reference(start), shape, atol=1e-12)
+
+
+def test_the_string_is_at_rest_at_first() -> None:
+    x = np.linspace(0, 1, 11)[:, None]
+    before, after = (Wave().reference(np.hstack([x, np.full_like(x, t)])) for t in (-1e-3, 1e-3))
+    np.testing.assert_allclose(before, after, atol=1e-12)
+
+
+def test_forward_heat_knows_what_inverse_heat_looks_for() -> None:
+    x = Heat().evaluation_points()
+    np.testing.assert_array_equal(HeatForward().reference(x), Heat().reference(x))
+    assert HeatForward().kappa() == Heat().truth()["diffusivity"]
+    assert HeatForward().observations.points[:, 1].max() == 0
+
+
+def test_periodic_features_make_a_periodic_network() -> None:
+    net = AllenCahn(points=5).network()
+    ends = torch.tensor([[[-1.0, 0.3]], [[1.0, 0.3]]], requires_grad=True)
+    left, right = net(ends[0]), net(ends[1])
+    torch.testing.assert_close(left, right)
+    slopes = torch.autograd.grad(left.sum() - right.sum(), ends)[0]
+    torch.testing.assert_close(slopes[0, 0, 0], -slopes[1, 0, 0])
+
+
+def test_spectral_reference_is_resolved(monkeypatch) -> None:
+    """Twice as many modes, and more points in time, change nothing."""
+    problem, x = AllenCahn(), AllenCahn().evaluation_points()
+    coarse = problem.reference(x)
+    monkeypatch.setattr(allen_cahn, "MODES", 256)
+    monkeypatch.setattr(allen_cahn, "TIMES", 48)
+    allen_cahn.spectral_solution.cache_clear()
+    fine = problem.reference(x)
+    allen_cahn.spectral_solution.cache_clear()
+    assert np.abs(fine - coarse).max() < 1e-8
+
+
+@pytest.mark.parametrize("viscosity", [0.002, 0.01 / np.pi, 0.1])
+def test_quadrature_is_resolved(viscosity: float, monkeypatch) -> None:
+    problem, x = Burgers(viscosity=viscosity), Burgers().evaluation_points()
+    coarse = problem.reference(x)
+    monkeypatch.setattr(burgers, "NODES", 250)
+    burgers.hermite.cache_clear()
+    fine = problem.reference(x)
+    burgers.hermite.cache_clear()
+    assert np.abs(fine - coarse).max() < 1e-9
+
+
+def test_published_errors_of_burgers_in_our_metric() -> None:
+    """A mean squared error over the mean square of u is the relative L2 error squared."""
+    square = np.mean(Burgers().reference(Burgers().evaluation_points()) ** 2)
+    assert square == pytest.approx(0.37, abs=0.005)
+    np.testing.assert_allclose(np.sqrt([0.198, 0.0080] / square), [0.73, 0.147], rtol=0.01)
+    assert (BurgersBajaj.points, BurgersBajaj.noise) == (50, 0.5)
+
+
+def test_burgers_noise_is_a_twentieth_of_the_standard_deviation() -> None:
+    spread = Burgers().reference(Burgers().evaluation_points()).std()
+    assert BurgersInverse.noise == pytest.approx(0.05 * spread, rel=0.02)
+
+
+def test_scales_that_the_docstrings_state() -> None:
+    def rms(problem):
+        values = problem.reference(problem.evaluation_points())
+        return np.sqrt(np.mean(values**2, axis=0))
+
+    np.testing.assert_allclose(rms(Lorenz()), [5.4, 5.9, 14.8], rtol=0.1)
+    np.testing.assert_allclose(rms(NavierStokes())[:2], 0.4, rtol=0.1)
+
+
+def symbolic(expression, *symbols):
+    """A function of points (n, d), giving (n, 1)."""
+    function = sympy.lambdify(symbols, expression, "numpy")
+    return lambda points: function(*points.T)[:, None]
+
+
+def test_sources_by_symbolic_differentiation() -> None:
+    x, y = sympy.symbols("x y")
+    sin, pi, half = sympy.sin, sympy.pi, sympy.Rational(1, 2)
+    points = np.random.default_rng(0).uniform(0, 0.7, (50, 2))
+
+    def check(found, expression, *symbols):
+        expected = symbolic(expression, *symbols)(points[:, : len(symbols)])
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+    u, a = sin(pi * x), 1 + half * sin(2 * pi * x)
+    check(Elliptic().reference(points[:, :1])[:, 1:], a, x)
+    check(Elliptic().source(points[:, :1], np), -(a * u.diff(x)).diff(x), x)
+
+    u, a = sin(pi * x) * sin(pi * y), 1 + half * sin(2 * pi * x) * sin(pi * y)
+    f = -(a * u.diff(x)).diff(x) - (a * u.diff(y)).diff(y)
+    check(Elliptic2D().reference(points)[:, 1:], a, x, y)
+    check(Elliptic2D().source(points, np), f, x, y)
+    f = (u.diff(x, 2) + u.diff(y, 2)) / 100 + u**2
+    check(Poisson2D().source(points), f, x, y)
+
+    u = sin(6 * x) ** 3
+    f = u.diff(x, 2) / 100 + sympy.Rational(7, 10) * sympy.tanh(u)
+    check(Poisson().source(points[:, :1]), f, x)
+
+
+def test_poisson_has_the_sensors_of_the_paper() -> None:
+    problem = Poisson()
+    u, f = problem.observations, problem.source_observations
+    assert (len(u), len(f)) == (8, 32)
+    for x in (u.points, f.points):
+        assert (x[0, 0], x[-1, 0]) == (-0.7, 0.7)
+        np.testing.assert_allclose(np.diff(x[:, 0]), np.diff(x[:, 0]).mean())
+
+
+def test_half_of_the_sensors_in_the_plane_are_on_the_boundary() -> None:
+    points = Poisson2D().observations.points
+    assert (np.abs(points).max(axis=1) == 1).sum() == 100
+    sides = [(points[:, i] == side).sum() for i in (0, 1) for side in (-1.0, 1.0)]
+    assert min(sides) > 10
+
+
+@SOURCES
+def test_measured_source_has_the_stated_noise(cls: type[Problem], monkeypatch) -> None:
+    monkeypatch.setattr(cls, "source_points", 20_000)
+    problem = cls(noise=0.3)
+    f = problem.source_observations
+    np.testing.assert_array_equal(f.clean, problem.source(f.points))
+    error = f.values - f.clean
+    assert abs(error.std() - 0.3) < 4 * 0.3 / 200
+    assert abs(error.mean()) < 4 * 0.3 / np.sqrt(20_000)
+    correlation = np.corrcoef(
+        error[: len(problem.observations), 0],
+        (problem.observations.values - problem.observations.clean)[:, 0],
+    )
+    assert np.all(f.sigma == 0.3) and abs(correlation[0, 1]) < 0.99
+
+
+@SOURCES
+def test_measured_source_repeats_and_keeps_to_its_seed(cls: type[Problem]) -> None:
+    """Also when other measurements of u are given, as for a held-out set."""
+    problem, u = cls(seed=3), cls(seed=4).observations
+    same = cls(seed=3, observations=u)
+    np.testing.assert_array_equal(
+        same.source_observations.values, problem.source_observations.values
+    )
+    other = cls(seed=4).source_observations
+    assert not np.array_equal(other.values, problem.source_observations.values)
+
+
+@SOURCES
+def test_both_kinds_of_measurement_are_in_the_label_floor(cls: type[Problem]) -> None:
+    problem = cls(noise=0.2)
+    model = problem.model()
+    model.compile("snr_adam", lr=1e-3, external_trainable_variables=[*problem.unknowns.values()])
+    noise = ModelNoise(model)
+    assert len(noise._by_term) == 2
+    model.train(iterations=1, display_every=10, verbose=0)
+    state = model.train_state
+    model.outputs_losses_train(state.X_train, state.y_train, state.train_aux_vars)
+    f, u = noise.terms()
+    assert len(f.residual) == cls.source_points and len(u.residual) == cls.points
+    for term in (f, u):
+        np.testing.assert_allclose(np.asarray(term.sigma), 0.2, rtol=1e-6)
+
+
+@SOURCES
+def test_the_source_condition_is_the_equation_at_the_sensors(cls: type[Problem]) -> None:
+    """Its residual, by automatic differentiation of the network, against the operator's."""
+    problem = cls()
+    model = problem.model()
+    model.compile("adam", lr=1e-3)
+    f = problem.source_observations
+    left = model.predict(f.points, operator=lambda x, y: problem.operator(x, y))
+    expected = np.mean((left - f.values) ** 2)
+    state = model.train_state
+    model.train(iterations=0, verbose=0)
+    found = model.outputs_losses_train(state.X_train, state.y_train, state.train_aux_vars)[1]
+    assert float(found[0]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_own_measurements_of_the_source(tmp_path) -> None:
+    path = tmp_path / "f.csv"
+    path.write_text("x,f\n0.1,0.5\n-0.2,-0.5\n")
+    problem = Poisson(source=path)
+    np.testing.assert_array_equal(problem.source_observations.points, [[0.1], [-0.2]])
+    np.testing.assert_array_equal(problem.source_observations.values, [[0.5], [-0.5]])
+    condition = problem.conditions()[0]
+    assert not isinstance(condition, NoisyPointSetBC)
+    problem.data()
+    path.write_text("x,f,sigma\n0.1,0.5,0.2\n")
+    condition = Poisson(source=path).conditions()[0]
+    assert isinstance(condition, NoisyPointSetBC)
+    np.testing.assert_allclose(np.asarray(condition.sigma), 0.2, rtol=1e-6)
+    path.write_text("x,u\n0.1,0.5\n")
+    with pytest.raises(ValueError, match="column 'f' is missing"):
+        Poisson(source=path)
+    path.write_text("x,f\n0.1,nan\n")
+    with pytest.raises(ValueError, match=r"line 2, column 'f'.*not finite"):
+        Poisson(source=path)
+
+
 def test_lynx_hare_reference_fit() -> None:
     """The rates that the literature gives for these data, and a sigma of about 0.25."""
     fit = LynxHare().least_squares_fit
@@ -241,6 +567,16 @@ def test_lynx_hare_initial_state_is_read_off_the_fit() -> None:
         (Heat, {"diffusivity": 0.0}, "diffusivity must be a finite number > 0"),
         (Heat, {"diffusivity": float("inf")}, "diffusivity must be a finite number > 0"),
         (LynxHare, {"points": 5}, "real data"),
+        (LynxHare, {"outliers": 0.1}, "outliers is a share of synthetic"),
+        (Convection, {"outliers": 1.0}, "outliers must be a share"),
+        (Wave, {"speed": -1.0}, "speed must be a finite number > 0"),
+        (Burgers, {"viscosity": 0.001}, "viscosity must be at least 0.002"),
+        (AllenCahn, {"rate": float("nan")}, "rate must be a finite number > 0"),
+        (Kovasznay, {"reynolds": 0.0}, "reynolds must be"),
+        (Lorenz, {"coefficients": (10.0, -1.0, 1.0)}, "b must be"),
+        (Elliptic2D, {"contrast": 1.0}, "contrast must be between -1 and 1"),
+        (NavierStokes, {"viscosity": 0.0}, "viscosity must be"),
+        (Poisson, {"rate": -0.7}, "rate must be"),
     ],
 )
 def test_bad_arguments(cls: type[Problem], arguments: dict, message: str) -> None:
