@@ -709,7 +709,10 @@ class ImageFit:
         """(pixels, channels) -> (H, W) or (H, W, 3) in [0, 1]: at most three channels."""
         known = self.picture.values
         image = (self._middle(values) - np.nanmin(known)) / (np.nanmax(known) - np.nanmin(known))
-        return np.clip(image[..., :3] if image.shape[-1] >= 3 else image[..., 0], 0, 1)
+        image = np.clip(image, 0, 1)
+        if image.shape[-1] < 3:
+            return image[..., 0]
+        return np.nan_to_num(image[..., :3], nan=1.0)  # matplotlib draws no gaps in colors
 
 
 def fit_image(
