@@ -17,14 +17,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import cost, fit_images, heat, images, stopping
+from benchmarks import cost, fit_images, heat, images, problem_pages, stopping
 from benchmarks.convection import ITERATIONS, LONG, METHODS, PATH
 from benchmarks.harness import THRESHOLDS, read
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = tuple(
-    ROOT / p for p in ("README.md", "docs/convection.md", "docs/images.md", "docs/research.md")
-)
+PAGES = ("convection", "images", "problems", "research")
+DOCUMENTS = (ROOT / "README.md", *(ROOT / f"docs/{page}.md" for page in PAGES))
 Rows = list[dict[str, str]]
 
 
@@ -291,6 +290,8 @@ def fit_image_costs() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "problems": problem_pages.overview,
+    "problem_details": problem_pages.details,
     "convection_grid": convection_grid,
     "convection_tuned": convection_tuned,
     "convection_held": convection_held,

@@ -9,7 +9,7 @@ import deepxde as dde
 import numpy as np
 import torch
 
-from .base import Array, Observations, SpaceTime
+from .base import Array, Observations, SpaceTime, check_positive
 
 
 class Schroedinger(SpaceTime):
@@ -48,10 +48,16 @@ class Schroedinger(SpaceTime):
     width = 48
     num_domain = 500
     num_boundary = 40
+    num_initial = 60
+
+    def __init__(self, *, duration: float = np.pi / 2, **kwargs: Any) -> None:
+        check_positive(duration=duration)
+        self.duration = duration
+        super().__init__(**kwargs)
 
     @property
     def domain(self) -> Mapping[str, tuple[float, float]]:
-        return {"x": (-5.0, 5.0), "t": (0.0, np.pi / 2)}
+        return {"x": (-5.0, 5.0), "t": (0.0, self.duration)}
 
     def residual(self, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
         u, v = y[:, :1], y[:, 1:]

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from sciml_snr.problems import PROBLEMS
 
 from benchmarks import report
 from benchmarks.convection import METHODS
@@ -54,6 +55,21 @@ def test_readme_example_runs(code: str) -> None:
     names = {"torch": torch, "sciml_snr": sciml_snr, "net": net}
     names |= {"x": x, "y": 2 * x, "batches": [(x, 2 * x)] * 3}
     exec(code.replace("10000", "20").replace("10_000", "20"), names)
+
+
+def test_the_example_of_the_problems_page_runs() -> None:
+    page = (ROOT / "docs/problems.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    names: dict = {}
+    exec(code.replace("8000", "3"), names)
+    assert {"relative_l2", "lambda_2_relative_error", "memorized"} <= names["errors"].keys()
+
+
+def test_the_problems_page_has_every_problem_and_no_markup_of_sphinx() -> None:
+    page = (ROOT / "docs/problems.md").read_text()
+    for name in PROBLEMS:
+        assert f"| [{name}](../problems/" in page and f"\n### {name}\n" in page
+    assert not re.search(r":(math|class|meth|func):|\.\. math|Args:", page)
 
 
 def test_links_lead_somewhere() -> None:
