@@ -46,7 +46,7 @@ class NetworkChoice:
                 f"There is no network {self.name!r}. Choose one of: {', '.join(NETWORKS)}, or give "
                 "a torch.nn.Module."
             )
-        parameter = next(network.parameters())
+        parameter = next(network.parameters(), torch.zeros(0))
         try:
             with torch.no_grad():
                 found = network(torch.zeros(2, inputs, device=parameter.device)).shape

@@ -253,7 +253,7 @@ class _Loop:
         row: dict[str, float] = {}
         loss = total_loss(terms, extra)
         if log:
-            z = standardized(terms).cpu().numpy()
+            z = standardized(terms).double().cpu().numpy()
             row = {
                 "loss": float(loss.detach()),
                 "misfit": float((z**2).mean()) if z.size else math.nan,

@@ -144,10 +144,14 @@ class Picture:
 def read_image(image: ArrayLike | str | Path) -> Array:
     """An array as it is; a file by imageio: PNG, JPEG, TIFF (all pages), and what else it knows.
 
+    Of colors with 16 bits in a PNG file it reads 8: they want a TIFF file, or an array.
+
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read as an image.
+        ValueError: the file cannot be read as an image, or the array is a masked one.
     """
+    if isinstance(image, np.ma.MaskedArray):
+        raise ValueError("image is a masked array: give its data as image, its mask as mask=.")
     if not isinstance(image, (str, Path)):
         return np.asarray(image)
     import imageio.v3 as iio

@@ -388,6 +388,8 @@ def test_defaults_go_with_the_image() -> None:
         ({"image": np.zeros((9, 9, 9, 9, 2))}, r"\(H, W\) or \(D, H, W\)"),
         ({"image": np.full((9, 9), "a")}, "real numbers"),
         ({"image": noisy(9, 9) + 1j}, "real numbers"),
+        ({"image": np.ma.masked_less(noisy(9, 9), 99)}, "its mask as mask="),
+        ({"network": nn.Identity()}, "this fit needs"),
         ({"image": np.full((9, 9), np.nan)}, "All pixels of the image are missing"),
         ({"mask": np.ones((16, 12))}, "All pixels of the image are missing"),
         ({"mask": np.ones((12, 16))}, r"mask has the shape \(12, 16\)"),
