@@ -3,20 +3,27 @@ r"""Surfaces (and plane curves) as the zero level of a signed distance, fitted t
 A network f(x) goes down
 
 .. math::
-    \frac{w_s}{b}\sum_i f(x_i)^2 + w_e\, \mathbb E\,(|\nabla f(y)| - 1)^2
+    \frac{w_s}{b}\sum_i \Bigl(\frac{f(x_i)}{|\nabla f(x_i)|}\Bigr)^2
+    + w_e\, \mathbb E\,(|\nabla f(y)| - 1)^2
     + \frac{w_n}{b}\sum_i |\nabla f(x_i) - n_i|^2 + w_o\, \mathbb E\, e^{-\alpha |f(z)|}
 
-with the measured points :math:`x_i` in batches of b, points y near them and in the whole box, z in
-the box, drawn anew in every step. At a measured point the true distance is not 0: it is the point's
-own error along the normal. So 0 is a label with error sigma, for which there is a label floor
-(:class:`sciml_snr.LabelNoise`); the other terms count as exact.
+with the measured points :math:`x_i` in batches of b, points y at them, near them and in the whole
+box, z in the box, drawn anew in every step. At a measured point the true distance is not 0: it is
+the point's own error along the normal. So 0 is a label with error sigma, for which there is a label
+floor (:class:`sciml_snr.LabelNoise`); the other terms count as exact.
+
+The first term is in distances from the zero level, to first order, and not in values of f: those it
+could lower by making f flat, in particular where the error is large. It then does, at the cost of
+the eikonal term, and what is left of the residuals looks as if the noise had been memorized.
 
 Estimated normals are not exact. They are averages over the neighbours' errors, the very ones of the
-first term, and what they carry of them passes the floor. With k neighbours it is little: see
-:func:`estimate_normals` for how much.
+first term: what they carry of them passes the floor (little, with many neighbours, and smooth: see
+:func:`estimate_normals`), and they are rounded off at edges. So their weight is a small one: they
+tell inside from outside, and are a help at the start.
 
-Sources: A. Gropp et al., ICML 2020, arXiv:2002.10099 (surface, eikonal and normal term);
-V. Sitzmann et al., NeurIPS 2020, arXiv:2006.09661 (off-surface term).
+Sources: G. Taubin, IEEE Trans. Pattern Anal. Mach. Intell. 13 (1991) 1115 (the distance to first
+order); A. Gropp et al., ICML 2020, arXiv:2002.10099 (eikonal and normal term); V. Sitzmann et al.,
+NeurIPS 2020, arXiv:2006.09661 (off-surface term).
 """
 
 from __future__ import annotations
@@ -37,6 +44,7 @@ from scipy.sparse import coo_array, csgraph
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
+from ..gate import LABEL_GATES
 from ..memorization import Memorization, Twins
 from ..noise import NoisyTerm
 from .archive import (
@@ -67,6 +75,9 @@ MARGIN = 0.15
 NEAR = 0.1
 """Standard deviation of the points drawn near the measured ones, in the same units."""
 
+MIN_SLOPE = 0.1
+"""Slopes that are less count as so much: a network may be flat in places at the start."""
+
 ALPHA = 100.0
 """Decay of the off-surface term, in their inverse."""
 
@@ -75,6 +86,13 @@ SIZE = {"hidden_features": 64, "hidden_layers": 4}
 
 LEARNING_RATES = {"softplus": 3e-3}
 """By network; 1e-4 for another."""
+
+DEFAULT_GATES: dict[str, dict[str, Any]] = {
+    "snr_soap": {"gate": "snr", "z": 2.0},
+    "snr_adam": LABEL_GATES["snr_adam"],
+}
+"""By optimizer: the form that never quite closes. The exact terms are to be met in the end, as an
+equation is; a gate that shuts stops that too."""
 
 STEPS = 2000
 BATCH_SIZE = 512
@@ -155,23 +173,18 @@ class SurfaceObjective:
             normals = None if self.normals is None else self.normals[rows]
         b = len(x)
         near, far = self._near(b // 2, rng), self._far(b - b // 2, rng)
-        free = torch.cat([near, far])
-        # Slopes at the measured points cost as much again; they are for the normals only.
-        sloped = free if normals is None else torch.cat([free, x])
-        sloped.requires_grad_()
-        values = network(sloped)
-        (slopes,) = torch.autograd.grad(values.sum(), sloped, create_graph=True)
-        length = slopes[: len(free)].norm(dim=1)
-        extra = weights.eikonal * (length - 1).square().mean()
-        away = values[len(near) : len(free)].abs()
+        everywhere = torch.cat([near, far, x]).requires_grad_()
+        values = network(everywhere)
+        (slopes,) = torch.autograd.grad(values.sum(), everywhere, create_graph=True)
+        lengths = slopes.norm(dim=1, keepdim=True)
+        extra = weights.eikonal * (lengths - 1).square().mean()
+        away = values[len(near) : b].abs()
         extra = extra + weights.off_surface * torch.exp(-ALPHA * away).mean()
-        if normals is None:
-            on = network(x)
-        else:
-            on = values[len(free) :]
-            turned = slopes[len(free) :] - normals
+        if normals is not None:
+            turned = slopes[b:] - normals
             extra = extra + weights.normal * turned.square().sum(dim=1).mean()
-        return [NoisyTerm(on - labels, self.sigma, weights.surface, n)], extra
+        distance = values[b:] / lengths[b:].clamp_min(MIN_SLOPE)
+        return [NoisyTerm(distance - labels, self.sigma, weights.surface, n)], extra
 
     def metrics(self, network: nn.Module) -> dict[str, float]:
         """None."""
@@ -550,8 +563,9 @@ def fit_sdf(
             from (n, d) to (n, 1), which is copied.
         network_options: keyword arguments of a built-in network.
         weights: of the terms of the loss.
-        optimizer, batch_size, floor_every, gate, seed, device: as for
+        optimizer, batch_size, floor_every, seed, device: as for
             :class:`sciml_snr.inr.FitOptions`.
+        gate: the same; what it does not say is as in :data:`DEFAULT_GATES`.
         lr, steps: the same; by default :data:`LEARNING_RATES` and :data:`STEPS`.
         out: folder for ``config.json``, ``metrics.csv``, ``checkpoint.pt``, ``summary.json``,
             ``figure.png`` and ``fit.npz`` (:meth:`SDFFit.load`).
@@ -588,7 +602,7 @@ def fit_sdf(
             steps=STEPS if steps is None else steps,
             batch_size=batch_size,
             floor_every=floor_every,
-            gate=gate or {},
+            gate=_gate(optimizer, gate or {}),
             seed=seed,
             device=device,
         )
@@ -656,6 +670,13 @@ def _checked_sigma(sigma: float) -> float:
     if not 0 <= sigma < math.inf:
         raise ValueError(f"sigma must be finite and >= 0, got {sigma}.")
     return float(sigma)
+
+
+def _gate(optimizer: str, gate: dict[str, Any]) -> dict[str, Any]:
+    found = dict(DEFAULT_GATES.get(optimizer, {}))
+    if "alpha" in gate:  # a threshold of the user's goes before the default one
+        found.pop("z", None)
+    return {**found, **gate}
 
 
 def _choose(network: nn.Module | str, options: dict[str, Any] | None) -> NetworkChoice:

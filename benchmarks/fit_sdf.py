@@ -1,0 +1,253 @@
+"""Surfaces from noisy points: ours and Adam along the same run, against the true surface.
+
+    python -m benchmarks.fit_sdf [JOBS]
+
+appends to benchmarks/results/fit_sdf.csv; `python -m benchmarks.report` makes the tables from it.
+Screened Poisson reconstruction (M. Kazhdan and H. Hoppe, ACM Trans. Graph. 32 (2013) 29) is run
+where pymeshlab is installed; its licence is the GPL, so that it is in no extra.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import importlib.resources
+import importlib.util
+import math
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import trimesh
+from torch import nn
+
+from benchmarks.harness import RESULTS, append_missing
+from sciml_snr import SigmaEstimate
+from sciml_snr.inr import (
+    Cloud,
+    FitOptions,
+    SDFFit,
+    Training,
+    Weights,
+    estimate_normals,
+    estimate_sigma_points,
+    surface_metrics,
+    train,
+)
+from sciml_snr.inr.archive import NetworkChoice
+from sciml_snr.inr.fit import ROWS
+from sciml_snr.inr.points import Array, Frame
+from sciml_snr.inr.sdf import BATCH_SIZE, DEFAULT_GATES, FLOOR_EVERY, SIZE, SurfaceObjective
+from sciml_snr.inr.surfaces import grid_axes, zero_mesh
+
+PATH = RESULTS / "fit_sdf.csv"
+POINTS = 20_000
+SHAPES = ("csg", "torus", "pial", "sphere")
+NOISES = (0.5, 1.0, 2.0)
+"""Standard deviation of the points' errors along each axis, in percent of the box's diagonal."""
+STEPS = 1000
+RESOLUTION, SAMPLES = 48, 4000
+MOMENTS = 10
+"""The surface is compared with the true one so many times in a run."""
+KEYS = ("shape", "noise", "draw", "method", "lr", "steps")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One reconstruction; ``noise`` in percent of the diagonal, ``lr`` a depth for Poisson."""
+
+    shape: str
+    noise: float
+    draw: int
+    method: str
+    lr: float
+    steps: int = STEPS
+
+
+@functools.cache
+def true_surface(name: str) -> trimesh.Trimesh:
+    """A closed mesh in the unit cube: [-1, 1] along its longest side."""
+    if name == "sphere":
+        mesh = trimesh.creation.icosphere(5)
+    elif name == "torus":
+        mesh = trimesh.creation.torus(1.0, 0.4, major_sections=256, minor_sections=128)
+    elif name == "csg":
+        vertices, faces = zero_mesh(_csg, grid_axes([-1.1] * 3, [1.1] * 3, 200))
+        mesh = trimesh.Trimesh(vertices, faces, process=False)
+    elif name == "pial":
+        mesh = _pial()
+    else:
+        raise ValueError(f"There is no shape {name!r}. Choose one of: {', '.join(SHAPES)}.")
+    frame = Frame.around(np.asarray(mesh.vertices))
+    return trimesh.Trimesh(frame.inward(mesh.vertices), mesh.faces, process=False)
+
+
+def _csg(x: Array) -> Array:
+    """A cube cut to a ball, with three round holes: negative inside."""
+    cube = np.abs(x).max(axis=1) - 0.8
+    ball = np.linalg.norm(x, axis=1) - 1.02
+    holes = [0.4 - np.linalg.norm(np.delete(x, i, axis=1), axis=1) for i in range(3)]
+    found: Array = np.max([cube, ball, *holes], axis=0)
+    return found
+
+
+def _pial() -> trimesh.Trimesh:
+    """Left cortex of fsaverage5 (B. Fischl et al., Hum. Brain Mapp. 8 (1999) 272), in nilearn."""
+    import nibabel
+
+    path = importlib.resources.files("nilearn") / "datasets/data/fsaverage5/pial_left.gii.gz"
+    image = nibabel.gifti.GiftiImage.from_bytes(gzip.decompress(path.read_bytes()))
+    vertices, faces = (array.data for array in image.darrays)
+    return trimesh.Trimesh(vertices, faces, process=False)
+
+
+@functools.lru_cache(maxsize=1)
+def scan(shape: str, noise: float, draw: int) -> tuple[Array, Array, SigmaEstimate]:
+    """Points with errors, estimated normals, estimated sigma: the same for every method.
+
+    Which side is outside is taken from the truth, as a scanner knows where it stood.
+    """
+    mesh = true_surface(shape)
+    points, faces = trimesh.sample.sample_surface(mesh, POINTS, seed=draw)
+    sigma = noise / 100 * diagonal(mesh)
+    errors = np.random.default_rng(draw).normal(scale=sigma, size=points.shape)
+    points = np.asarray(points) + errors
+    normals = estimate_normals(points, like=mesh.face_normals[faces])
+    return points, normals, estimate_sigma_points(points)
+
+
+def diagonal(mesh: trimesh.Trimesh) -> float:
+    return float(np.linalg.norm(mesh.extents))
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "Adam": {"optimizer": "adam"},
+    "SNRSOAP": {"optimizer": "snr_soap", "gate": DEFAULT_GATES["snr_soap"]},
+    "SNRAdam": {"optimizer": "snr_adam", "gate": DEFAULT_GATES["snr_adam"]},
+}
+LRS = {"Adam": (3e-4, 1e-3, 3e-3), "SNRSOAP": (3e-3,), "SNRAdam": (3e-3,)}
+POISSON = "screened Poisson"
+DEPTHS = (5, 6, 7, 8)
+
+
+def reconstruct(run: Run) -> dict[str, Any]:
+    """One run in this process, on one thread."""
+    torch.set_num_threads(1)
+    points, normals, sigma = scan(run.shape, run.noise, run.draw)
+    if run.method == POISSON:
+        started = time.perf_counter()
+        mesh = _poisson(points, normals, int(run.lr))
+        found = {"misfit": "", "sigma": "", "seconds": time.perf_counter() - started}
+        rows = [{"step": 0.0, **compared(mesh, run)}]
+    else:
+        watched, training = fit(run, points, normals, sigma)
+        rows = [row for row in training.history if "chamfer" in row]
+        found = {
+            "misfit": training.history[-1]["misfit"],
+            "sigma": 100 * watched.sigma / diagonal(true_surface(run.shape)),
+            "seconds": training.seconds - watched.seconds,
+        }
+    best = min(rows, key=lambda row: row["chamfer"])
+    names = ("chamfer", "normal_consistency")
+    return {
+        **{key: str(value) for key, value in asdict(run).items()},
+        **{f"final_{name}": rows[-1][name] for name in names},
+        **{f"best_{name}": best[name] for name in names},
+        "best_step": int(best["step"]),
+        **found,
+    }
+
+
+class Watched(SurfaceObjective):
+    """Compares the surface with the true one now and then."""
+
+    def __init__(self, run: Run, fit: SDFFit, **options: Any) -> None:
+        super().__init__(**options)
+        self.run = run
+        self.fit = fit
+        self.calls = 0
+        self.seconds = 0.0
+
+    def metrics(self, network: nn.Module) -> dict[str, float]:
+        """Chamfer distance in percent of the diagonal and normal consistency, now and then."""
+        self.calls += 1
+        if self.calls % (ROWS // MOMENTS):
+            return {}
+        started = time.perf_counter()
+        try:
+            found = compared(self.fit.mesh(RESOLUTION), self.run)
+        except ValueError:  # no surface
+            found = {"chamfer": math.inf, "normal_consistency": 0.0}
+        self.seconds += time.perf_counter() - started
+        return found
+
+
+def fit(run: Run, points: Array, normals: Array, sigma: SigmaEstimate) -> tuple[Watched, Training]:
+    """What fit_sdf does, watched."""
+    weights = Weights()
+    options = FitOptions(
+        lr=run.lr,
+        steps=run.steps,
+        batch_size=BATCH_SIZE,
+        floor_every=FLOOR_EVERY,
+        seed=run.draw,
+        device="cpu",
+        **METHODS[run.method],
+    )
+    choice = NetworkChoice("softplus", SIZE)
+    model = choice.build(3, 1, run.draw)
+    cloud = Cloud(points, normals)
+    result = SDFFit(cloud, choice, model, sigma, weights, options, Training())
+    objective = Watched(
+        run,
+        result,
+        points=result.frame.inward(points),
+        normals=normals,
+        labels=np.zeros(len(points)),
+        sigma=sigma / result.frame.scale,
+        weights=weights,
+        batch_size=BATCH_SIZE,
+        device=options.torch_device,
+    )
+    return objective, train(model, objective, options, progress=False)
+
+
+def compared(mesh: trimesh.Trimesh, run: Run) -> dict[str, float]:
+    """Against the true surface: Chamfer distance in percent of its diagonal."""
+    truth = true_surface(run.shape)
+    found = surface_metrics(mesh, truth, samples=SAMPLES)
+    return {
+        "chamfer": 100 * found.chamfer / diagonal(truth),
+        "normal_consistency": found.normal_consistency,
+    }
+
+
+def _poisson(points: Array, normals: Array, depth: int) -> trimesh.Trimesh:
+    import pymeshlab
+
+    meshes = pymeshlab.MeshSet()
+    meshes.add_mesh(pymeshlab.Mesh(vertex_matrix=points, v_normals_matrix=normals))
+    meshes.generate_surface_reconstruction_screened_poisson(depth=depth, threads=1)
+    mesh = meshes.current_mesh()
+    return trimesh.Trimesh(mesh.vertex_matrix(), mesh.face_matrix(), process=False)
+
+
+def runs() -> list[Run]:
+    """Draw by draw and cell by cell, so that a stop leaves whole comparisons."""
+    poisson = importlib.util.find_spec("pymeshlab") is not None
+    found = []
+    for draw in range(5):
+        for noise in reversed(NOISES):
+            for shape in SHAPES:
+                cell = (shape, noise, draw)
+                found += [Run(*cell, method, lr) for method, lrs in LRS.items() for lr in lrs]
+                if poisson:
+                    found += [Run(*cell, POISSON, depth, 0) for depth in DEPTHS]
+    return found
+
+
+if __name__ == "__main__":
+    append_missing(PATH, runs(), KEYS, reconstruct, *map(int, sys.argv[1:]))
