@@ -38,6 +38,8 @@ class AllenCahn(SpaceTime):
     Source: a common test of PINNs, first in Raissi, Perdikaris and Karniadakis, *J. Comput. Phys.*
     378 (2019) 686, with D = 0.0001, r = 5 and an initial state with a kink; milder here.
 
+    Cost of a fit by ``snr_adam``: 8,000 iterations of about 5 ms on one core.
+
     Args:
         diffusivity: D.
         rate: r.

@@ -35,6 +35,8 @@ class Burgers(SpaceTime):
 
     Source: Raissi, Perdikaris and Karniadakis, *J. Comput. Phys.* 378 (2019) 686, without noise.
 
+    Cost of a fit by ``snr_adam``: 8,000 iterations of about 6 ms on one core.
+
     Args:
         viscosity: nu; 0.01 / pi by default. Below 0.002 the quadrature is refused.
         points, noise, seed, observations, outliers: see :class:`Problem`; ``noise`` is sigma.

@@ -28,6 +28,8 @@ class BurgersInverse(Burgers):
     Source: Raissi, Perdikaris and Karniadakis, *J. Comput. Phys.* 378 (2019) 686, with 2,000 points
     (here 1,000, to be cheap; the wider network and L-BFGS of theirs are left out too).
 
+    Cost of a fit by ``snr_adam``: 8,000 iterations of about 7 ms on one core.
+
     Args:
         viscosity: true lambda_2 of the synthetic measurements.
         points, noise, seed, observations, outliers: see :class:`Problem`; ``noise`` is sigma.

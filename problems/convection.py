@@ -28,6 +28,8 @@ class Convection(SpaceTime):
     Source: the noisy-PINN experiment of Litman and Guo, arXiv:2605.01172; the equation as a test of
     PINNs: Krishnapriyan et al., NeurIPS 2021, arXiv:2109.01050.
 
+    Cost of a fit by ``snr_adam``: 8,000 iterations of about 5 ms on one core.
+
     Args:
         beta: speed of transport.
         points, noise, seed, observations: see :class:`Problem`; ``noise`` is sigma.

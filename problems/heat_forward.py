@@ -23,6 +23,8 @@ class HeatForward(Heat):
     root mean square, :math:`\sqrt{\sum_k a_k^2 / 2}` = 0.79. The equation smooths: an error of
     high wavenumber in the initial values dies out, one of the first modes stays.
 
+    Cost of a fit by ``snr_adam``: 8,000 iterations of about 6 ms on one core.
+
     Args:
         diffusivity, modes: see :class:`Heat`.
         points, noise, seed, observations, outliers: see :class:`Problem`; ``noise`` is sigma.

@@ -34,6 +34,8 @@ class Kovasznay(Problem):
 
     Source: DeepXDE's example (Lu et al., *SIAM Review* 63 (2021) 208); the noise is ours.
 
+    Cost of a fit by ``snr_adam``: 8,000 iterations of about 10 ms on one core.
+
     Args:
         reynolds: Re.
         points, noise, seed, observations, outliers: see :class:`Problem`; ``noise`` is sigma.

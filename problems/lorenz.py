@@ -28,10 +28,12 @@ class Lorenz(Problem):
     The times :math:`t_i` are uniform on :math:`[0, 3]`; the initial state is not known. Truth
     a = 10, b = 15, c = 8/3, from the state (-8, 7, 27); the coefficients (sigma, rho and beta of
     most texts) are kept positive by training their logarithms, all from 5. Reference: an ODE solver
-    (tolerance 1e-12). Sigma is in units of x, y, z, whose root mean squares are about 5, 6 and 15.
+    (tolerance 1e-12). Sigma is in units of x, y, z, whose root mean squares are about 6, 6 and 15.
     The metric is the relative L2 error of all three at 301 times.
 
     Source: DeepXDE's example (Lu et al., *SIAM Review* 63 (2021) 208); the noise is ours.
+
+    Cost of a fit by ``snr_adam``: 8,000 iterations of about 5 ms on one core.
 
     Args:
         coefficients: true a, b, c of the synthetic measurements.

@@ -46,6 +46,8 @@ class LynxHare(Problem):
     Source: P. Howard 2009, after Elton and Nicholson, *J. Animal Ecology* 11 (1942); the model with
     multiplicative error: B. Carpenter, *Predator-Prey Population Dynamics*, Stan case studies 2018.
 
+    Cost of a fit by ``snr_adam``: 8,000 iterations of about 4 ms on one core.
+
     Args:
         noise, seed, observations: see :class:`Problem`; ``noise`` is sigma of the logs.
     """

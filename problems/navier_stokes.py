@@ -18,22 +18,24 @@ class NavierStokes(Problem):
     .. math::
         u_t + u u_x + v u_y + p_x = \nu \Delta u, \quad
         v_t + u v_x + v v_y + p_y = \nu \Delta v, \quad u_x + v_y = 0, \quad
-        (x, y) \in [0, \pi]^2,\ t \in [0, 1]
+        (x, y) \in [0, \pi]^2,\ t \in [0, 2]
 
     u and v are measured at points uniform on the domain, with errors of sigma; p is not. No initial
     or boundary condition is given. Truth :math:`\nu = 0.2`, kept positive by training its
-    logarithm, from a tenth of it. Solution: the decaying vortices of Taylor and Green (*Proc. R.
-    Soc. A* 158 (1937) 499),
+    logarithm, from three times as much. Solution: the decaying vortices of Taylor and Green
+    (*Proc. R. Soc. A* 158 (1937) 499),
 
     .. math::
         u = -\cos x \sin y\, e^{-2 \nu t}, \quad v = \sin x \cos y\, e^{-2 \nu t}, \quad
         p = -\tfrac{1}{4} (\cos 2x + \cos 2y)\, e^{-4 \nu t}
 
     with p up to a constant. The metric is the relative L2 error of u and v on a grid of 26 x 26 x
-    6; their root mean squares are about 0.4.
+    6; their root mean squares are about 0.36.
 
     Source: the velocities-only identification of Raissi, Perdikaris and Karniadakis, *J. Comput.
     Phys.* 378 (2019) 686; this example is ours.
+
+    Cost of a fit by ``snr_adam``: 8,000 iterations of about 11 ms on one core.
 
     Args:
         viscosity: true nu of the synthetic measurements.
@@ -51,7 +53,7 @@ class NavierStokes(Problem):
     points = 300
     noise = 0.1
     unknown_names = ("viscosity",)
-    guesses: ClassVar[Mapping[str, float]] = {"viscosity": 0.02}
+    guesses: ClassVar[Mapping[str, float]] = {"viscosity": 0.6}
     num_domain = 300
 
     def __init__(self, *, viscosity: float = 0.2, **kwargs: Any) -> None:
@@ -61,11 +63,11 @@ class NavierStokes(Problem):
 
     @property
     def domain(self) -> Mapping[str, tuple[float, float]]:
-        return {"x": (0.0, np.pi), "y": (0.0, np.pi), "t": (0.0, 1.0)}
+        return {"x": (0.0, np.pi), "y": (0.0, np.pi), "t": (0.0, 2.0)}
 
     def geometry(self) -> Any:
         return dde.geometry.GeometryXTime(
-            dde.geometry.Rectangle([0.0, 0.0], [np.pi, np.pi]), dde.geometry.TimeDomain(0.0, 1.0)
+            dde.geometry.Rectangle([0.0, 0.0], [np.pi, np.pi]), dde.geometry.TimeDomain(0.0, 2.0)
         )
 
     def truth(self) -> dict[str, float]:
@@ -98,4 +100,4 @@ class NavierStokes(Problem):
 
     def evaluation_points(self) -> Array:
         side = np.linspace(0, np.pi, 26)
-        return grid(side, side, np.linspace(0, 1, 6))
+        return grid(side, side, np.linspace(0, 2, 6))

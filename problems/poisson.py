@@ -30,6 +30,8 @@ class Poisson(MeasuredSource):
     and 0.1 (the default). At 0.1 they report for k: Hamiltonian Monte Carlo 0.665, dropout (5 %)
     0.633, a PINN 0.591.
 
+    Cost of a fit by ``snr_adam``: 8,000 iterations of about 3 ms on one core.
+
     Args:
         diffusivity: lambda.
         rate: true k of the synthetic measurements.
@@ -100,6 +102,8 @@ class Poisson2D(MeasuredSource):
 
     Source: the two-dimensional inverse problem of L. Yang, X. Meng and G. E. Karniadakis, *J.
     Comput. Phys.* 425 (2021) 109913, sigma 0.01 and 0.1 (the default).
+
+    Cost of a fit by ``snr_adam``: 8,000 iterations of about 5 ms on one core.
 
     Args:
         diffusivity: lambda.

@@ -29,6 +29,8 @@ class Wave(SpaceTime):
     Source: a textbook problem; as a test of PINNs: Wang, Yu and Perdikaris, *J. Comput. Phys.* 449
     (2022) 110768. The noise is ours.
 
+    Cost of a fit by ``snr_adam``: 8,000 iterations of about 6 ms on one core.
+
     Args:
         speed: c.
         modes: (k, a_k) of the initial shape.

@@ -208,10 +208,12 @@ def _measured_slice(ax: Axes, shown: list[tuple[dict[str, Any], str, str]]) -> N
     x = fields["observed_points"][:, 0]
     order = np.argsort(x)
     ax.plot(x, fields["observed_values"][:, 0], label="noisy data", **_NOISY)
-    if "observed_clean" in fields:
-        ax.plot(x[order], fields["observed_clean"][order, 0], label="truth", **_TRUTH)
     # A line would join points that differ in the other coordinates.
-    style = "-" if np.ptp(fields["observed_points"][:, 1:], axis=0).max() == 0 else "."
+    joined = np.ptp(fields["observed_points"][:, 1:], axis=0).max() == 0
+    style = "-" if joined else "."
+    if "observed_clean" in fields:
+        truth = _TRUTH if joined else {**_NOISY, "color": "black"}
+        ax.plot(x[order], fields["observed_clean"][order, 0], label="truth", **truth)
     for fields, name, color in shown:
         fit = fields["observed_fit"][order, 0]
         ax.plot(x[order], fit, style, color=color, label=name)

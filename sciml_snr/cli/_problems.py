@@ -24,7 +24,8 @@ def list_problems() -> None:
     from ..problems import PROBLEMS
 
     table = Table()
-    for column in ("name", "equation", "CSV columns", "unknown", "default noise", "iterations"):
+    table.add_column("name", no_wrap=True)
+    for column in ("equation", "CSV columns", "unknown", "default noise", "iterations"):
         table.add_column(column, overflow="fold")
     for name, cls in PROBLEMS.items():
         noise = "real data" if not cls.synthetic else f"{cls.noise:g} on {cls.points} points"
