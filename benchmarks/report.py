@@ -17,8 +17,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import cost, fit_images, heat, images, problem_pages, stopping
-from benchmarks.convection import ITERATIONS, LONG, METHODS, PATH
+from benchmarks import cost, fit_images, heat, images, problem_pages, replicas, stopping
+from benchmarks.convection import ITERATIONS, LONG, METHODS, PATH, least_squares
 from benchmarks.harness import THRESHOLDS, read
 
 ROOT = Path(__file__).parents[1]
@@ -89,6 +89,11 @@ def convection_held() -> str:
         share = f"{100 * median(_column(rows, 'memorized')):.1f} %"
         cells += [_range(ratio), share, _reached(rows, "iterations_to_0.2")]
         lines.append("| " + " | ".join(cells) + " |")
+    known = {seed: least_squares(int(seed)) for seed in oracle}
+    ratio = [error / oracle[seed] for seed, error in known.items()]
+    cells = ["least squares that knows the solution's form", "", str(len(known))]
+    cells += [_range(list(known.values())), "", _range(ratio), "", ""]
+    lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -177,6 +182,23 @@ def convection_stops() -> str:
     return "\n".join(lines)
 
 
+def replica_floor() -> str:
+    """The floor from replicas of the run, by setting."""
+    groups: dict[tuple[str, ...], Rows] = {}
+    for row in read(replicas.PATH):
+        keys = ("problem", "replicas", "c", "pooling", "iterations")
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    lines = [
+        "| problem | replicas | z^2 | pooled | iterations | seeds | final | best | memorized |",
+        "| --- " * 9 + "|",
+    ]
+    for cells, rows in groups.items():
+        spreads = [_spread(rows, "final"), _spread(rows, "best")]
+        share = f"{100 * median(_column(rows, 'memorized')):.1f} %"
+        lines.append("| " + " | ".join([*cells, str(len(rows)), *spreads, share]) + " |")
+    return "\n".join(lines)
+
+
 def costs() -> str:
     """Time per iteration."""
     lines = ["| problem | method | ms | times adam |", "| --- " * 4 + "|"]
@@ -200,11 +222,11 @@ def fit_image_gaps() -> str:
 
 def _fit_image_table(cells: list[tuple[str, int, float]], classics: list[str]) -> str:
     names = ["Adam, oracle", "Adam, final", "ours", *classics]
-    titles = ["image", "noise", "draws", "memorized", *names]
+    titles = ["image", "noise", "draws", "Adam's rates", "memorized", *names]
     lines = ["| " + " | ".join(titles) + " |", "| --- " * len(titles) + "|"]
     for image, noise, gaps in cells:
         if found := _fit_image_scores(image, noise, gaps, classics):
-            line = [image, str(noise), f"{found['draws'][0]:.0f}"]
+            line = [image, str(noise), f"{found['draws'][0]:.0f}", f"{found['rates'][0]:.0f}"]
             line += [f"{100 * found['memorized'][0]:.0f} %"]
             line += [f"{found[n][0]:.2f} / {found[n][1]:.2f}" for n in names]
             lines.append("| " + " | ".join(line) + " |")
@@ -244,8 +266,7 @@ def _fit_image_scores(
         own = [row for row in rows if row["seed"] == seed]
         by_method = {row["method"]: row for row in own}
         adam = {float(row["lr"]): row for row in own if row["method"] == "Adam"}
-        needed = {"ours", *classics}
-        if len(adam) < len(fit_images.ADAM) - 1 or not needed <= by_method.keys():
+        if fit_images.FINAL_LR not in adam or not {"ours", *classics} <= by_method.keys():
             continue
         best = max(adam.values(), key=lambda row: float(row["best_psnr"]))
         final = adam[fit_images.FINAL_LR]
@@ -254,6 +275,7 @@ def _fit_image_scores(
             "Adam, oracle": (float(best["best_psnr"]), float(best["best_ssim"])),
             "Adam, final": (float(final["psnr"]), float(final["ssim"])),
             "memorized": (float(ours["memorized"]),),
+            "rates": (float(len(adam)),),
         }
         for name in ("ours", *classics):
             draw[name] = (float(by_method[name]["psnr"]), float(by_method[name]["ssim"]))
@@ -300,6 +322,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "image_sigma": image_sigma,
     "heat_inverse": heat_inverse,
     "costs": costs,
+    "replica_floor": replica_floor,
     "fit_image_cells": fit_image_cells,
     "fit_image_gaps": fit_image_gaps,
     "fit_image_differences": fit_image_differences,
