@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import cost, fit_images, heat, images, problem_pages, replicas, stopping
+from benchmarks import cost, fit_images, heat, images, networks, problem_pages, replicas, stopping
 from benchmarks.convection import ITERATIONS, LONG, METHODS, PATH, least_squares
 from benchmarks.harness import THRESHOLDS, read
 
@@ -289,6 +289,26 @@ def _fit_image_scores(
     return {**found, "draws": (float(len(draws)),)}
 
 
+def image_networks() -> str:
+    """What networks of several sizes and frequencies reach on one crop."""
+    lines = [
+        "| noise | network | layers | width | frequency | lr | final | half way | best (at) | "
+        "memorized | ms per step |",
+        "| --- " * 11 + "|",
+    ]
+    for run in networks.RUNS:
+        key = {name: str(getattr(run, name)) for name in networks.KEYS}
+        for row in read(networks.PATH):
+            if key.items() <= row.items():
+                cells = [key[n] for n in ("noise", "network", "layers", "width", "frequency", "lr")]
+                cells += [f"{float(row[name]):.2f}" for name in ("final_psnr", "half_psnr")]
+                cells += [f"{float(row['best_psnr']):.2f} ({row['best_step']})"]
+                cells += [f"{100 * float(row['memorized']):.0f} %"]
+                cells += [f"{float(row['cpu_milliseconds']):.0f}"]
+                lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def fit_image_costs() -> str:
     """Time per step and peak memory on a 512 x 512 RGB image, medians over repeats."""
     rows = read(fit_images.COST)
@@ -327,6 +347,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "fit_image_gaps": fit_image_gaps,
     "fit_image_differences": fit_image_differences,
     "fit_image_costs": fit_image_costs,
+    "image_networks": image_networks,
 }
 
 
