@@ -85,7 +85,8 @@ def run_one(config: RunConfig) -> dict[str, Any]:
         for level in THRESHOLDS
     }
     kept = asdict(summary)
-    for name in ("optimizer", "seed", "lr", "iterations", "interrupted", "unknowns_reference"):
+    dropped = ("optimizer", "seed", "lr", "iterations", "interrupted", "unknowns_reference")
+    for name in (*dropped, "memorized_estimate"):
         kept.pop(name)
     kept["unknowns"] = json.dumps(kept["unknowns"])
     return dict(zip(KEYS, _key(config, KEYS), strict=True)) | kept | reached

@@ -13,6 +13,10 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from .memorization import Memorization
+from .tangent_kernel import Channel
 
 COLORS = ["#1b6ca8", "#d1495b", "#2a9d8f", "#e09f3e", "#7b5ea7"]
 _NOISY: dict[str, Any] = dict(marker=".", linestyle="none", color="0.65", markersize=4, zorder=1)
@@ -164,6 +168,112 @@ def curve_figure(section: tuple[Any, Any, Any, Any], history: list[dict[str, flo
     _section(axes[0], *section)
     axes[0].set_title("points and fit")
     _course(axes[1], history)
+    return figure
+
+
+def memorization_figure(
+    rows: Sequence[Memorization], noise_map: np.ndarray[Any, Any] | None = None
+) -> Figure:
+    """The memorized share and the risk over a run, and where the noise was memorized.
+
+    Args:
+        rows: what twins recorded.
+        noise_map: (h, w) memorized shares of an image, of :func:`sciml_snr.memorized_map`.
+    """
+    panels = 2 if noise_map is None else 3
+    figure = Figure(figsize=(4.4 * panels, 3.6), layout="constrained")
+    axes: Any = figure.subplots(1, panels)
+    _memorization(axes[:2], rows)
+    if noise_map is not None:
+        shown = axes[2].imshow(noise_map, cmap="viridis", vmin=0, vmax=max(1, noise_map.max()))
+        axes[2].set(title="share of the noise in the fit, by place", xticks=[], yticks=[])
+        figure.colorbar(shown, ax=axes[2], shrink=0.8)
+    return figure
+
+
+def memorization_of_run(folder: str | Path, rows: Sequence[Memorization]) -> Path:
+    """The same for a run folder: share, risk and, where the truth is known, the noise by place.
+
+    Args:
+        folder: a run folder.
+        rows: what twins recorded.
+
+    Returns:
+        The figure's path, ``folder/memorization.png``.
+    """
+    folder = Path(folder)
+    fields, _ = _load(folder)
+    known = "observed_clean" in fields
+    figure = Figure(figsize=(4.4 * (2 + known), 3.6), layout="constrained")
+    axes: Any = figure.subplots(1, 2 + known)
+    _memorization(axes[:2], rows)
+    if known:
+        x, clean = fields["observed_points"][:, 0], fields["observed_clean"][:, 0]
+        order = np.argsort(x)
+        axes[2].plot(x, fields["observed_values"][:, 0] - clean, label="noise", **_NOISY)
+        in_fit = fields["observed_fit"][:, 0] - clean
+        axes[2].plot(x[order], in_fit[order], ".-", color=COLORS[0], markersize=3, label="in fit")
+        axes[2].axhline(0, color="0.6", linewidth=0.8)
+        title = "error of measurements and fit"
+        axes[2].set(title=title, xlabel=str(fields["coordinates"][0]))
+        axes[2].legend(frameon=False)
+    return _save(figure, folder / "memorization.png")
+
+
+def _memorization(axes: Any, rows: Sequence[Memorization]) -> None:
+    """Left: the memorized share; right: the estimated risk, its part that is noise, the truth."""
+    table = {name: np.array([getattr(r, name) for r in rows]) for name in rows[0]._fields}
+    steps, best = table["iteration"], min(rows, key=lambda row: row.risk)
+    left, right = axes
+    known = not np.isnan(table["true_share"]).any()
+    for ax, name, width in ((left, "share", "share_se"), (right, "risk", "risk_se")):
+        value, margin = table[name], 1.96 * table[width]
+        ax.plot(steps, value, color=COLORS[0], label="estimate, 95 %")
+        ax.fill_between(
+            steps, value - margin, value + margin, color=COLORS[0], alpha=0.2, linewidth=0
+        )
+        if known:
+            ax.plot(steps, table[f"true_{name}"], label="truth", **_TRUTH)
+        ax.set(xlabel="iteration", title={"share": "memorized share", "risk": "risk"}[name])
+    # SURE is the misfit + (2 share - 1) sigma^2, which gives sigma^2 back.
+    factor = 2 * table["share"] - 1
+    at = int(np.abs(factor).argmax())
+    power = (table["risk"] - table["misfit"])[at] / factor[at]
+    share = table["true_share"] if known else table["share"]
+    right.plot(steps, share**2 * power, color=COLORS[1], label="of which noise")
+    right.plot(best.iteration, best.risk, "o", color=COLORS[0], markersize=5)
+    # Not the start, when nothing is learned yet.
+    right.set_ylim(min(0.0, 1.2 * best.risk), 1.5 * float(np.quantile(table["risk"], 0.9)))
+    for ax in axes:
+        ax.legend(frameon=False)
+
+
+def spectrum_figure(channel: Channel, residual: ArrayLike | None = None) -> Figure:
+    """Spectrum of the dissipation with the signal channel marked, and where a residual lies.
+
+    Args:
+        channel: of :meth:`sciml_snr.tangent_kernel.Trajectory.channel`.
+        residual: (n,) today's residual, whose energy is shown by direction.
+    """
+    figure = Figure(figsize=(4.6 if residual is None else 9.2, 3.6), layout="constrained")
+    axes: Any = figure.subplots(1, 1 if residual is None else 2, squeeze=False)[0]
+    values = channel.eigenvalues.clamp_min(1e-16 * channel.eigenvalues[0]).numpy()
+    index = np.arange(1, len(values) + 1)
+    inside = index <= channel.dimension
+    heights: list[tuple[Any, str]] = [(values, "dissipation: eigenvalues of W_S")]
+    if residual is not None:
+        flat = np.asarray(residual, dtype=float).ravel()
+        energy = (channel.vectors.numpy().T @ flat) ** 2
+        heights.append((energy, "energy of the residual"))
+    for ax, (height, title) in zip(axes, heights, strict=True):
+        for part, color, label in (
+            (inside, COLORS[0], f"signal channel, {channel.dimension}"),
+            (~inside, "0.65", f"reservoir, {len(values) - channel.dimension}"),
+        ):
+            ax.semilogy(index[part], height[part], "o", color=color, markersize=3, label=label)
+        ax.axvline(channel.dimension + 0.5, color="0.6", linewidth=0.8, linestyle="--")
+        ax.set(xlabel="direction", title=title)
+        ax.legend(frameon=False)
     return figure
 
 

@@ -1,7 +1,8 @@
 """Run a problem: train, measure, keep everything in a folder, stop cleanly, resume.
 
 A run folder holds ``config.json``, ``metrics.csv`` (one row per evaluation), ``checkpoint.pt``,
-``prediction.npz``, ``summary.json`` and ``figure.png``.
+``prediction.npz``, ``summary.json`` and ``figure.png``; after :func:`memorization` also
+``memorization.csv``, ``.json`` and ``.png``.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ from ._runs import (
     save_atomically,
     set_rng_state,
 )
-from .dde import ProgressBar, SNR_options, set_SNR_options
+from .dde import MemorizationMonitor, ProgressBar, SNR_options, set_SNR_options
+from .memorization import Twins, share_from_misfit
 from .snr_adam import SNRAdam
 
 OPTIMIZERS = ("adam", "adamw", "rmsprop", "sgd", "snr_adam", "snr_soap")
@@ -128,6 +130,9 @@ class Summary:
     interrupted: bool
     unknowns: dict[str, float]
     unknowns_reference: dict[str, float]
+    memorized_estimate: float | None = None
+    """The same guessed from the misfit, :func:`sciml_snr.share_from_misfit`; None where sigma is
+    unknown. :func:`memorization` measures it."""
 
 
 def solve(
@@ -224,12 +229,12 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
         self.interrupted = False
         self._bar: ProgressBar | None = None
 
-    def train(self, model: dde.Model, progress: bool) -> None:
-        """Train what is left of the budget."""
+    def train(self, model: dde.Model, progress: bool, *others: dde.callbacks.Callback) -> None:
+        """Train what is left of the budget, with further callbacks if there are."""
         left = self.budget - self.iteration
         if left < 1:
             return
-        callbacks: list[Any] = [self]
+        callbacks: list[Any] = [self, *others]
         if progress:
             label = f"{self.config.problem} {self.config.optimizer}"
             self._bar = ProgressBar(self.budget, label, start=self.iteration)
@@ -276,6 +281,11 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
             **metrics,
             **self.problem.unknown_values(predict),
         }
+        sigma = self.problem.sigma()
+        if sigma is not None and np.all(sigma > 0):
+            measured = self.problem.encode(self.problem.observations.values)
+            fit = self.problem.fit_of_measured(predict)
+            row["memorized_estimate"] = share_from_misfit(fit, measured, sigma)
         if isinstance(model.opt, SNRAdam):
             stats = model.opt.gate_stats()
             row |= {"mean_q": stats.mean_q, "open_fraction": stats.open_fraction}
@@ -305,6 +315,7 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
             interrupted=self.interrupted,
             unknowns={name: last[name] for name in reference},
             unknowns_reference=reference,
+            memorized_estimate=last.get("memorized_estimate"),
         )
 
     def save(self, model: dde.Model) -> None:
@@ -338,6 +349,62 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
         if state["extra_row"]:
             self.rows.pop()
         rewrite_rows(self.folder / "metrics.csv", self.rows)
+
+
+def memorization(folder: str | Path, *, probes: int = 1, progress: bool = True) -> Twins:
+    """How much of its measurements' noise a finished run has memorized, without the truth.
+
+    Repeats the run with twins in step (:class:`sciml_snr.MemorizationMonitor`): it takes 1 + probes
+    times as long. Writes ``memorization.csv`` (the course), ``memorization.json`` (the end, and the
+    moment of the lowest estimated risk) and ``memorization.png`` into the run's folder. The first
+    Ctrl-C ends it early, with what has been measured so far.
+
+    Args:
+        folder: a run folder.
+        probes: number of twins.
+        progress: draw a progress bar.
+
+    Returns:
+        The twins, with the course in ``rows``.
+
+    Raises:
+        FileNotFoundError: there is no finished run.
+        ValueError: the measurements' error is unknown.
+    """
+    from . import figures
+
+    folder = Path(folder)
+    if not (folder / "summary.json").exists():
+        raise FileNotFoundError(f"There is no finished run in {folder}: no summary.json there.")
+    config = RunConfig(**json.loads((folder / "config.json").read_text()))
+    iterations = json.loads((folder / "summary.json").read_text())["iterations"]
+    config = replace(config, iterations=iterations).resolved()
+    with _device(config.device):
+        problem = config.build()
+        sigma, observed = problem.sigma(), problem.observations
+        if sigma is None or not np.any(sigma > 0):
+            raise ValueError(
+                "The measurements' error is unknown or 0: give solve --noise, or a column sigma."
+            )
+        # The monitor takes conditions one after the other: one per measured output.
+        clean = None if observed.clean is None else problem.encode(observed.clean).T
+        model = compile_model(config, problem)
+        monitor = MemorizationMonitor(period=_every(iterations), probes=probes, clean=clean)
+        Recorder(config, problem).train(model, progress, monitor)
+    rows = [row._asdict() for row in monitor.twins.rows]
+    rewrite_rows(folder / "memorization.csv", rows)
+    last, best = monitor.twins.rows[-1], monitor.twins.best()
+    low, high = last.interval()
+    found = {
+        "probes": probes,
+        "final": last._asdict() | {"interval": [low, high]},
+        "lowest_risk": best._asdict(),
+    }
+    # Not a number is no JSON: the truth may be unknown.
+    text = json.dumps(found, indent=2).replace("NaN", "null")
+    (folder / "memorization.json").write_text(text + "\n")
+    figures.memorization_of_run(folder, monitor.twins.rows)
+    return monitor.twins
 
 
 def save_prediction(path: Path, problem: problems.Problem, model: dde.Model) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -17,7 +18,9 @@ from .._version import __version__
 # DeepXDE is imported by the commands, not here, so that --help is quick. Its backend is ours.
 os.environ.setdefault("DDE_BACKEND", "pytorch")
 # Small networks: two threads are no faster than one, and many times slower on a busy machine.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "OMP_NUM_THREADS" not in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # of worker processes; torch has read its own by now
+    torch.set_num_threads(1)
 
 app = typer.Typer(
     help="Solve noisy PDE problems, and fit noisy images and scans, without memorizing the noise.",
