@@ -49,7 +49,7 @@ SHAPES = ("csg", "torus", "pial", "sphere")
 NOISES = (0.5, 1.0, 2.0)
 """Standard deviation of the points' errors along each axis, in percent of the box's diagonal."""
 STEPS = 1000
-RESOLUTION, SAMPLES = 48, 4000
+RESOLUTION, SAMPLES = 48, 3000
 MOMENTS = 10
 """The surface is compared with the true one so many times in a run."""
 KEYS = ("shape", "noise", "draw", "method", "lr", "steps")
@@ -128,7 +128,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "SNRSOAP": {"optimizer": "snr_soap", "gate": DEFAULT_GATES["snr_soap"]},
     "SNRAdam": {"optimizer": "snr_adam", "gate": DEFAULT_GATES["snr_adam"]},
 }
-LRS = {"Adam": (3e-4, 1e-3, 3e-3), "SNRSOAP": (3e-3,), "SNRAdam": (3e-3,)}
+LRS = {"SNRAdam": (3e-3,), "Adam": (3e-3, 1e-3, 1e-2), "SNRSOAP": (3e-3,)}
 POISSON = "screened Poisson"
 DEPTHS = (5, 6, 7, 8)
 

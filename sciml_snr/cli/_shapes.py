@@ -40,7 +40,7 @@ def fit_sdf(
     reference: Annotated[
         Path | None, typer.Option(help="The true surface, if known: distances from it are shown.")
     ] = None,
-    optimizer: Annotated[str, typer.Option(help="snr_soap, snr_adam or adam.")] = "snr_soap",
+    optimizer: Annotated[str, typer.Option(help="snr_adam, snr_soap or adam.")] = "snr_adam",
     compare: Annotated[
         str | None,
         typer.Option(help="A second optimizer for comparison: adam. Result beside the first."),

@@ -175,13 +175,13 @@ class SurfaceObjective:
         near, far = self._near(b // 2, rng), self._far(b - b // 2, rng)
         everywhere = torch.cat([near, far, x]).requires_grad_()
         values = network(everywhere)
-        (slopes,) = torch.autograd.grad(values.sum(), everywhere, create_graph=True)
-        lengths = slopes.norm(dim=1, keepdim=True)
+        (gradient,) = torch.autograd.grad(values.sum(), everywhere, create_graph=True)
+        lengths = gradient.norm(dim=1, keepdim=True)
         extra = weights.eikonal * (lengths - 1).square().mean()
         away = values[len(near) : b].abs()
         extra = extra + weights.off_surface * torch.exp(-ALPHA * away).mean()
         if normals is not None:
-            turned = slopes[b:] - normals
+            turned = gradient[b:] - normals
             extra = extra + weights.normal * turned.square().sum(dim=1).mean()
         distance = values[b:] / lengths[b:].clamp_min(MIN_SLOPE)
         return [NoisyTerm(distance - labels, self.sigma, weights.surface, n)], extra
@@ -268,13 +268,7 @@ class SDFFit:
 
         Args, Raises: as for :meth:`distance`.
         """
-        parts = []
-        for x in _tiles(self._inward(points), self.network):
-            x.requires_grad_()
-            with torch.enable_grad():
-                parts.append(torch.autograd.grad(self.network(x).sum(), x)[0].cpu())
-        slopes: Array = torch.cat(parts).double().numpy()
-        return slopes
+        return slopes(self.network, self._inward(points))
 
     def mesh(self, resolution: int = 128) -> Any:
         """The surface as a ``trimesh.Trimesh``, in the coordinates and units of the points.
@@ -371,8 +365,8 @@ class SDFFit:
 
         Returns:
             The memorized share (generalized degrees of freedom over the number of points) with its
-            standard error, and SURE's estimate of the mean square distance between fit and surface
-            at the points, in their units squared.
+            standard error, and SURE's estimate of the mean square distance, to first order, between
+            fit and surface at the points, in their units squared.
 
         Raises:
             ValueError: sigma is 0: there is no noise to memorize.
@@ -387,8 +381,8 @@ class SDFFit:
             objective = _objective(self.cloud, self.sigma, self.weights, options, labels)
             name = "twin" if probes == 1 else f"twin {i + 1} of {probes}"
             train(twin, objective, options, progress=progress, label=name)
-            fits.append(self.frame.scale * evaluate(twin, self.frame.inward(points)))
-        return twins.record(self.training.step, self.distance(points), fits)
+            fits.append(self._to_surface(twin))
+        return twins.record(self.training.step, self._to_surface(self.network), fits)
 
     def figure(self, resolution: int = 64) -> Figure:
         """Points, fit, a section through both, and the course of the fit.
@@ -458,6 +452,13 @@ class SDFFit:
         fresh.to(options.torch_device).eval()
         return cls(cloud, choice, fresh, sigma, weights, options, Training(**about["training"]))
 
+    def _to_surface(self, network: nn.Module) -> Array:
+        """First-order distances (n,) of the measured points from a network's zero level."""
+        x = self.frame.inward(self.cloud.points)
+        lengths = np.linalg.norm(slopes(network, x), axis=1).clip(MIN_SLOPE)
+        found: Array = self.frame.scale * evaluate(network, x) / lengths
+        return found
+
     def _inward(self, points: ArrayLike) -> Array:
         found = np.asarray(points, dtype=float)
         dim = self.cloud.points.shape[1]
@@ -518,6 +519,17 @@ def evaluate(network: nn.Module, points: Array) -> Array:
     return values
 
 
+def slopes(network: nn.Module, points: Array) -> Array:
+    """Gradients (n, d) of the network at points (n, d), tile by tile."""
+    parts = []
+    for x in _tiles(points, network):
+        x.requires_grad_()
+        with torch.enable_grad():
+            parts.append(torch.autograd.grad(network(x).sum(), x)[0].cpu())
+    found: Array = torch.cat(parts).double().numpy()
+    return found
+
+
 def _tiles(points: Array, network: nn.Module) -> Iterator[Tensor]:
     device = next(network.parameters()).device
     for start in range(0, len(points), TILE):
@@ -533,7 +545,7 @@ def fit_sdf(
     network: nn.Module | str = "softplus",
     network_options: dict[str, Any] | None = None,
     weights: Weights | None = None,
-    optimizer: str = "snr_soap",
+    optimizer: str = "snr_adam",
     lr: float | None = None,
     steps: int | None = None,
     batch_size: int | None = BATCH_SIZE,
