@@ -1,0 +1,109 @@
+"""`run.memorization` and its command: the run again, with twins."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from sciml_snr import Twins, figures
+from sciml_snr.cli import app
+from sciml_snr.run import RunConfig, memorization, solve
+from sciml_snr.tangent_kernel import Channel
+
+CONVECTION = RunConfig("convection", iterations=20, points=32)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    solve(CONVECTION, folder, progress=False)
+    memorization(folder, progress=False)
+    return folder
+
+
+def test_the_run_is_repeated_to_the_bit(measured: Path) -> None:
+    found = json.loads((measured / "memorization.json").read_text())
+    with np.load(measured / "prediction.npz") as fields:
+        misfit = ((fields["observed_fit"] - fields["observed_values"]) ** 2).mean()
+        clean = fields["observed_clean"]
+        risk = ((fields["observed_fit"] - clean) ** 2).mean()
+    summary = json.loads((measured / "summary.json").read_text())
+    assert found["final"]["iteration"] == 20
+    assert found["final"]["misfit"] == pytest.approx(misfit, rel=1e-6)
+    assert found["final"]["true_risk"] == pytest.approx(risk, rel=1e-5)
+    assert found["final"]["true_share"] == pytest.approx(summary["memorized"], rel=1e-4)
+    low, high = found["final"]["interval"]
+    assert low < found["final"]["share"] < high
+    assert 0 <= summary["memorized_estimate"] <= 1
+
+
+def test_files(measured: Path) -> None:
+    with open(measured / "memorization.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["iteration"]) for row in rows] == list(range(21))
+    assert (measured / "memorization.png").stat().st_size > 10_000
+
+
+def test_several_outputs_and_real_data(tmp_path) -> None:
+    """Logarithms of two species, the truth unknown: JSON without NaN."""
+    solve(RunConfig("lynx_hare", iterations=5), tmp_path / "run", progress=False)
+    twins = memorization(tmp_path / "run", probes=2, progress=False)
+    text = (tmp_path / "run" / "memorization.json").read_text()
+    assert json.loads(text)["final"]["true_share"] is None
+    assert len(twins.shifts) == 2
+    with np.load(tmp_path / "run" / "prediction.npz") as fields:
+        assert twins.shifts.shape[1] == fields["observed_values"].size
+
+
+def test_the_command_says_how_much(measured: Path) -> None:
+    result = CliRunner().invoke(app, ["memorization", str(measured)])
+    assert result.exit_code == 0, result.output
+    words = " ".join(result.output.split())
+    assert "% of the noise (95 % interval" in words
+    assert "The truth is known here" in words
+    assert "memorization.png" in words
+
+
+def test_plain_errors(tmp_path, measured: Path) -> None:
+    result = CliRunner().invoke(app, ["memorization", str(tmp_path)])
+    assert result.exit_code == 2 and "no finished run" in result.output
+    folder = tmp_path / "exact"
+    solve(replace(CONVECTION, iterations=2, noise=0.0), folder, progress=False)
+    with pytest.raises(ValueError, match="error is unknown or 0"):
+        memorization(folder, progress=False)
+
+
+def test_figure_shows_estimate_band_truth_and_best() -> None:
+    rng = np.random.default_rng(0)
+    clean = np.zeros(50)
+    noise = rng.normal(size=50)
+    twins = Twins(noise, 1.0, clean=clean)
+    for step, share in enumerate((0.0, 0.1, 0.4)):
+        twins.record(step, share * noise, [share * labels for labels in twins.labels])
+    figure = figures.memorization_figure(twins.rows, np.full((4, 5), 0.3))
+    left, right, where, _ = figure.axes
+    np.testing.assert_allclose(left.lines[0].get_ydata(), [0, 0.1, 0.4], atol=1e-12)
+    np.testing.assert_allclose(left.lines[1].get_ydata(), [0, 0.1, 0.4], atol=1e-12)
+    risks = [row.risk for row in twins.rows]
+    np.testing.assert_allclose(right.lines[0].get_ydata(), risks)
+    np.testing.assert_allclose(right.lines[2].get_ydata(), [0, 0.01, 0.16], atol=1e-12)
+    assert right.lines[3].get_xydata().tolist() == [[int(np.argmin(risks)), min(risks)]]
+    assert where.images[0].get_array().max() == pytest.approx(0.3)
+
+
+def test_spectrum_marks_the_channel() -> None:
+    channel = Channel(torch.tensor([4.0, 1.0, 1e-9]).double(), torch.eye(3).double(), 2)
+    figure = figures.spectrum_figure(channel, np.array([1.0, 2.0, 3.0]))
+    spectrum, energy = figure.axes
+    assert [line.get_label() for line in spectrum.lines[:2]] == [
+        "signal channel, 2",
+        "reservoir, 1",
+    ]
+    np.testing.assert_allclose(energy.lines[0].get_ydata(), [1, 4])
+    np.testing.assert_allclose(energy.lines[1].get_ydata(), [9])
+    assert len(figures.spectrum_figure(channel).axes) == 1
