@@ -220,21 +220,7 @@ def take_apart(
         ValueError: it cannot be fitted; the message says why.
         FileNotFoundError: there is no such file.
     """
-    pixels = read_image(image)
-    if pixels.dtype.kind not in "biuf":
-        raise ValueError(f"image holds {pixels.dtype}: give real numbers.")
-    axis: int | None
-    if isinstance(channel_axis, int):
-        if not -pixels.ndim <= channel_axis < pixels.ndim:
-            raise ValueError(f"image of shape {pixels.shape} has no axis {channel_axis}.")
-        pixels, axis, alpha = np.moveaxis(pixels, channel_axis, -1), channel_axis, False
-    elif channel_axis == "auto":
-        few = pixels.ndim in (3, 4) and pixels.shape[-1] <= 4
-        axis, alpha = -1 if few else None, few and pixels.shape[-1] in (2, 4)
-    elif channel_axis is None:
-        axis, alpha = None, False
-    else:
-        raise ValueError(f"channel_axis must be an axis, None or 'auto', got {channel_axis!r}.")
+    pixels, axis, alpha = _layout(read_image(image), channel_axis)
     shape = pixels.shape if axis is None else pixels.shape[:-1]
     if len(shape) not in (2, 3):
         raise ValueError(
@@ -254,6 +240,22 @@ def take_apart(
     if (known == known[0]).all():
         raise ValueError(f"image is constant ({known[0].tolist()}): there is nothing to fit.")
     return Picture(pixels, axis, alpha, missing)
+
+
+def _layout(pixels: Array, channel_axis: int | str | None) -> tuple[Array, int | None, bool]:
+    """Pixels with channels last, where the channels were, and whether the last one is alpha."""
+    if pixels.dtype.kind not in "biuf":
+        raise ValueError(f"image holds {pixels.dtype}: give real numbers.")
+    if channel_axis == "auto":
+        few = pixels.ndim in (3, 4) and pixels.shape[-1] <= 4
+        return pixels, -1 if few else None, few and pixels.shape[-1] in (2, 4)
+    if channel_axis is None:
+        return pixels, None, False
+    if not isinstance(channel_axis, int):
+        raise ValueError(f"channel_axis must be an axis, None or 'auto', got {channel_axis!r}.")
+    if not -pixels.ndim <= channel_axis < pixels.ndim:
+        raise ValueError(f"image of shape {pixels.shape} has no axis {channel_axis}.")
+    return np.moveaxis(pixels, channel_axis, -1), channel_axis, False
 
 
 def _mask(mask: ArrayLike | str | Path, shape: tuple[int, ...]) -> NDArray[np.bool_]:
