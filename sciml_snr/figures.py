@@ -136,6 +136,7 @@ def surface_figure(
     figure = Figure(figsize=(15, 3.8), layout="constrained")
     shown = points[:: max(1, len(points) // 3000)]
     middle, extent = (points.max(0) + points.min(0)) / 2, np.ptp(points, axis=0)
+    extent = extent.clip(0.05 * extent.max())  # of a flat cloud
     for i in (1, 2):
         ax: Any = figure.add_subplot(1, 4, i, projection="3d")
         ax.set_box_aspect(extent / extent.max(), zoom=1.3)

@@ -7,6 +7,7 @@ from pathlib import Path
 import imageio.v3 as iio
 import numpy as np
 import pytest
+import trimesh
 from typer.testing import CliRunner
 
 from sciml_snr.cli import app
@@ -27,7 +28,7 @@ def call(*arguments: str, code: int = 0) -> str:
 
 
 def test_help_and_version() -> None:
-    for command in ("problems", "solve", "compare", "fit-image"):
+    for command in ("problems", "solve", "compare", "fit-image", "fit-sdf"):
         assert command in call("--help")
         call(command, "--help")
     assert call("--version").strip()
@@ -198,6 +199,91 @@ def test_bad_images_are_plain_errors(noisy_png, arguments: list[str], message: s
     iio.imwrite("white.png", np.full((16, 20), 255, dtype=np.uint8))
     np.save("floats.npy", np.random.default_rng(0).normal(size=(16, 20)))
     output = " ".join(call("fit-image", *arguments, "--steps", "1", code=2).split())
+    assert message in output
+    assert "Traceback" not in output
+    assert not Path("runs").exists()
+
+
+@pytest.fixture
+def scan_ply(fresh_directory) -> Path:
+    """A noisy sphere, and the true one."""
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(200, 3))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    trimesh.PointCloud(points + 0.03 * rng.normal(size=points.shape)).export("scan.ply")
+    trimesh.creation.icosphere(3).export("true.stl")
+    return Path("scan.ply")
+
+
+def test_fit_sdf(scan_ply) -> None:
+    output = call(
+        "fit-sdf", "scan.ply", "-o", "mesh.stl", "--steps", "3", "--resolution", "12",
+        "--reference", "true.stl", *TINY,
+    )  # fmt: skip
+    assert "noise: sigma" in output and "quadratic patches" in output
+    assert "Chamfer distance" in output and "misfit" in output
+    assert len(trimesh.load_mesh("mesh.stl").faces) > 0
+    folder = Path("runs/scan-snr_adam-seed0")
+    assert {p.name for p in folder.iterdir()} == {
+        *("config.json", "metrics.csv", "checkpoint.pt"),
+        *("fit.npz", "summary.json", "figure.png"),
+    }
+    assert str(folder / "figure.png") in output
+    call("fit-sdf", "scan.ply", "-o", "mesh.stl", "--steps", "5", "--resume")
+    assert '"steps": 5' in (folder / "summary.json").read_text()
+
+
+def test_fit_sdf_options(scan_ply) -> None:
+    output = call(
+        "fit-sdf", "true.stl", "-o", "mesh.ply", "--sample", "150", "--sigma", "0.02", "--steps",
+        "2", "--lr", "0.002", "--batch-size", "50", "--seed", "3", "--device", "cpu",
+        "--optimizer", "snr_soap", "--gate-option", "z=2.5", "--network", "softplus",
+        "--no-normals", "--network-option", "radius=0.5", "--out-run", "here", "--compare", "adam",
+        "--resolution", "8", *TINY,
+    )  # fmt: skip
+    assert "sigma 0.02 (given)" in output and "adam" in output
+    config = Path("here/config.json").read_text()
+    for fragment in (
+        *('"softplus"', '"radius": 0.5', '"hidden_features": 8', "0.02", '"lr": 0.002'),
+        *('"batch_size": 50', '"seed": 3', '"snr_soap"', '"z": 2.5', '"normals": false'),
+    ):
+        assert fragment in config
+    assert '"points": 150' in Path("here/summary.json").read_text()
+    assert '"optimizer": "adam"' in Path("here-adam/config.json").read_text()
+    assert Path("mesh.ply").exists() and Path("mesh-adam.ply").exists()
+
+
+def test_fit_sdf_of_a_curve(fresh_directory) -> None:
+    angle = np.linspace(0, 6, 60)
+    np.savetxt("curve.csv", np.stack([np.cos(angle), np.sin(angle)], 1), delimiter=",")
+    call("fit-sdf", "curve.csv", "-o", "curve.npz", "--steps", "2", "--resolution", "16", *TINY)
+    with np.load("curve.npz") as contours:
+        assert contours["contour_0"].shape[1] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent.ply", "-o", "mesh.ply"], "There is no file absent.ply"),
+        (["text.ply", "-o", "mesh.ply"], "text.ply cannot be read as points"),
+        (["few.xyz", "-o", "mesh.ply"], "3 points: a surface needs at least 10"),
+        (["holes.xyz", "-o", "mesh.ply"], "1 of 20 points are NaN or infinite"),
+        (["scan.ply", "-o", "mesh.png"], "mesh.png has no ending of a mesh's file"),
+        (["scan.ply", "-o", "absent/mesh.ply"], "There is no folder absent"),
+        (["scan.ply", "-o", "mesh.ply", "--sample", "50"], "no faces"),
+        (["scan.ply", "-o", "mesh.ply", "--sigma", "-1"], "sigma must be"),
+        (["scan.ply", "-o", "mesh.ply", "--network", "resnet"], "no network 'resnet'"),
+        (["scan.ply", "-o", "mesh.ply", "--compare", "sgd"], "no optimizer 'sgd'"),
+        (["scan.ply", "-o", "mesh.ply", "--reference", "absent.ply"], "no file absent.ply"),
+        (["scan.ply", "-o", "mesh.ply", "--resolution", "2"], "resolution must be"),
+        (["scan.ply", "-o", "mesh.ply", "--resume"], "no run to resume"),
+    ],
+)
+def test_bad_scans_are_plain_errors(scan_ply, arguments: list[str], message: str) -> None:
+    Path("text.ply").write_text("no cloud")
+    Path("few.xyz").write_text("0 0 0\n1 0 0\n0 1 0\n")
+    Path("holes.xyz").write_text("nan 0 0\n" + "".join(f"{i} {i * i} 1\n" for i in range(19)))
+    output = " ".join(call("fit-sdf", *arguments, "--steps", "1", code=2).split())
     assert message in output
     assert "Traceback" not in output
     assert not Path("runs").exists()

@@ -31,6 +31,9 @@ ASPECTS = (4.0, 3.2)
 """A patch is large enough when its radius is so many times the points' distance from it; the second
 number goes for strongly curved surfaces, where no patch reaches the first."""
 
+_TINY = 1e-12
+"""Relative size of round-off."""
+
 _CHUNK = 1 << 20
 """Neighbours that are looked at at once: bounds the memory."""
 
@@ -144,7 +147,7 @@ def _read_columns(path: Path) -> tuple[Array, Array | None]:
         raise _Unusable(f"{path} is empty.")
     first = text.lstrip().partition("\n")[0]
     separator = next((s for s in (",", ";") if s in first), None)
-    header = any(character.isalpha() and character not in "eE" for character in first)
+    header = not all(map(_is_number, first.replace(separator or " ", " ").split()))
     rows = np.loadtxt(text.splitlines(), delimiter=separator, skiprows=int(header), ndmin=2)
     if rows.shape[1] in (2, 3):
         return rows, None
@@ -159,6 +162,14 @@ def _read_columns(path: Path) -> tuple[Array, Array | None]:
     raise _Unusable(
         f"{path} has {rows.shape[1]} columns: it must be x y, x y z, or x y z and a unit normal."
     )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _read_mesh(path: Path, sample: int | None, seed: int) -> tuple[Array, Array | None, bool]:
@@ -237,7 +248,7 @@ def _check_points(points: Array) -> None:
     if len(points) < MIN_POINTS:
         raise ValueError(f"{len(points)} points: a surface needs at least {MIN_POINTS}.")
     spread = np.linalg.svd(points - points.mean(axis=0), compute_uv=False)
-    if spread[0] <= 1e-12 * np.abs(points).max():
+    if spread[0] <= _TINY * np.abs(points).max():
         raise ValueError("All points are in one place: there is no surface to fit.")
     if spread[1] <= 1e-9 * spread[0]:
         raise ValueError("All points lie on one line: there is no surface to fit.")
@@ -347,7 +358,7 @@ def local_patches(points: ArrayLike, neighbors: int | None = None) -> Patches:
     for k in sizes:
         # Some hundred patches are enough to tell; all of them only at the size that is taken.
         trial = _patches(x, tree, min(k, n), x[:: max(1, n // 500)])
-        aspects.append(trial.radius / max(trial.sigma, np.finfo(float).tiny))
+        aspects.append(trial.radius / max(trial.sigma, _TINY * trial.radius))
         if aspects[-1] >= ASPECTS[0]:
             break
     first = next((k for k, aspect in zip(sizes, aspects, strict=False) if aspect >= ASPECTS[1]), k)

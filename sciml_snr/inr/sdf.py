@@ -384,7 +384,7 @@ class SDFFit:
             fits.append(self._to_surface(twin))
         return twins.record(self.training.step, self._to_surface(self.network), fits)
 
-    def figure(self, resolution: int = 64) -> Figure:
+    def figure(self, resolution: int = 40) -> Figure:
         """Points, fit, a section through both, and the course of the fit.
 
         Args:

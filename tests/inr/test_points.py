@@ -90,6 +90,12 @@ def test_a_header_and_two_columns(tmp_path: Path) -> None:
     assert read_cloud(path).points == pytest.approx(points)
 
 
+def test_nan_in_the_first_line_is_no_header(tmp_path: Path) -> None:
+    (tmp_path / "a.xyz").write_text("nan 0 0\n" + "1 2 3\n" * 20)
+    with pytest.raises(ValueError, match="1 of 21 points are NaN"):
+        read_cloud(tmp_path / "a.xyz")
+
+
 @pytest.mark.parametrize("suffix", [".ply", ".obj", ".stl", ".off", ".glb"])
 def test_meshes(tmp_path: Path, suffix: str) -> None:
     """Vertices with normals that only tell the sides; or points on the faces."""

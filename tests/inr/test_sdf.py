@@ -391,8 +391,11 @@ def test_files_that_are_no_fit(tmp_path: Path) -> None:
 
 def test_figures(curve: SDFFit) -> None:
     assert len(curve.figure(16).axes) == 2
-    solid = fit_sdf(sphere(200, 0.03)[0], **QUICK)
-    assert len(solid.figure(16).axes) == 4
+    flat = circle(200, 0.03)[0] @ np.eye(2, 3)  # a plane in space is a surface too
+    for points in (sphere(200, 0.03)[0], flat):
+        fit = fit_of(Balls([0.0, 0, 0]), points)
+        fit.history.append({"step": 1.0, "misfit": 1.0})
+        assert len(fit.figure(16).axes) == 4
 
 
 @pytest.mark.parametrize(
