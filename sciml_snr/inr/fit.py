@@ -104,7 +104,7 @@ class FitOptions:
         if self.gate and self.optimizer == "adam":
             raise ValueError("gate options are for snr_soap and snr_adam: adam has no gate.")
         try:
-            build_optimizer(nn.Linear(1, 1), self)
+            build_optimizer(nn.ParameterList([torch.zeros(1)]), self)
         except TypeError as error:
             raise ValueError(f"A gate option is unknown: {error}.") from None
         if self.device is not None:
