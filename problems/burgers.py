@@ -78,6 +78,10 @@ class Burgers(SpaceTime):
     def observe(self, rng: np.random.Generator, points: int, noise: float | None) -> Observations:
         return self.measure(rng, self.initial(rng, points), noise)
 
+    def loss_weights(self) -> list[float]:
+        """The residual's terms are up to 100 times u where the wave is steep."""
+        return [0.1, *[1.0] * (1 + len(self.conditions()))]
+
     def reference(self, points: Array) -> Array:
         return cole_hopf(points[:, :1], points[:, 1:], self.viscosity)
 

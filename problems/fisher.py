@@ -77,7 +77,3 @@ class Fisher(SpaceTime):
         x, t = points[:, :1], points[:, 1:]
         z = np.sqrt(self.rate / (6 * self.diffusivity)) * (x - self.front) - 5 / 6 * self.rate * t
         return (1 + np.exp(z)) ** -2.0
-
-    def loss_weights(self) -> list[float]:
-        """The data are all there is beside the equation."""
-        return [1.0, 10.0]
