@@ -23,7 +23,7 @@ import torch
 from sciml_snr.problems import Convection
 from torch import Tensor
 
-from benchmarks.harness import RESULTS, append_missing
+from benchmarks.harness import RESULTS, append_missing, read
 from benchmarks.images import METHODS as IMAGE_METHODS
 from benchmarks.images import crop
 from sciml_snr import (
@@ -222,6 +222,86 @@ def draws() -> list[Draw]:
                 found += [Draw(case, method, lr, seed)] if seed < count else []
         found += [Draw("fresh SIREN", name, lr, seed) for name, (_, lr) in FRESH.items()]
     return found
+
+
+def shares() -> str:
+    """The twin's share against the true one over noise draws."""
+    lines = [
+        "| case | method | draws | twin: df / n | true share | difference / its standard error | "
+        "true one in the 95 % interval | correlation over the run |",
+        "| --- " * 8 + "|",
+    ]
+    for (case, method), rows in _groups(fresh=False).items():
+        found, true = _column(rows, "share"), _column(rows, "true_share")
+        curves = [
+            np.mean([json.loads(row[name]) for row in rows], axis=0)
+            for name in ("shares", "true_shares")
+        ]
+        inside = int(sum(_column(rows, "in_interval")))
+        cells = [f"{100 * x.mean():.1f} %" for x in (found, true)]
+        cells += [f"{_in_errors(found - true):+.1f}", f"{inside} of {len(rows)}"]
+        cells += [f"{np.corrcoef(*curves)[0, 1]:.3f}"]
+        lines.append(f"| {case} | {method} | {len(rows)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def stops() -> str:
+    """True risk where each rule stops, over the lowest of the run."""
+    rules = {
+        "sure": "SURE, twin",
+        "labels": "leave-one-out, labels' error",
+        "samples": "leave-one-out, samples",
+        "true": "no stop",
+    }
+    lines = [f"| case | method | seeds | {' | '.join(rules.values())} |", "| --- " * 7 + "|"]
+    for (case, method), rows in _groups(fresh=False).items():
+        rows = [row for row in rows if int(row["seed"]) < 10]
+        cells = []
+        for rule in rules:
+            own = [row for row in rows if row[f"{rule}_risk"]]
+            ratio = _column(own, f"{rule}_risk") / _column(own, "oracle_risk")
+            seeds = "" if len(own) == len(rows) else f", {len(own)} seeds"
+            cells.append(
+                f"{np.median(ratio):.2f} ({ratio.min():.2f} to {ratio.max():.2f}{seeds})"
+                if own
+                else ""
+            )
+        lines.append(f"| {case} | {method} | {len(rows)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def fresh_batches() -> str:
+    """Leave-one-out against the held-out risk where every sample is seen once."""
+    lines = [
+        "| optimizer | runs | held-out risk, change | leave-one-out | the batches' own view | "
+        "difference / its standard error | scatter / stated standard error |",
+        "| --- " * 7 + "|",
+    ]
+    for (_, method), rows in _groups(fresh=True).items():
+        names = ("true_change", "change", "training_change")
+        true, found, own = (_column(rows, name) for name in names)
+        cells = [f"{x.mean():+.3f}" for x in (true, found, own)]
+        scatter = (found - true).std(ddof=1) / _column(rows, "change_se").mean()
+        cells += [f"{_in_errors(found - true):+.1f}", f"{scatter:.2f}"]
+        lines.append(f"| {method} | {len(rows)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _groups(fresh: bool) -> dict[tuple[str, str], list[dict[str, str]]]:
+    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for row in read(PATH):
+        if row["case"].startswith("fresh") == fresh:
+            groups.setdefault((row["case"], row["method"]), []).append(row)
+    return groups
+
+
+def _column(rows: list[dict[str, str]], name: str) -> Any:
+    return np.array([float(row[name]) for row in rows])
+
+
+def _in_errors(differences: Any) -> float:
+    """Their mean in units of its standard error."""
+    return float(differences.mean() / differences.std(ddof=1) * len(differences) ** 0.5)
 
 
 if __name__ == "__main__":

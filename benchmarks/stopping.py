@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import RESULTS, append_missing, resolved
-from sciml_snr import problems
+from sciml_snr import Twins, problems
 from sciml_snr.run import Recorder, RunConfig, compile_model
 
 PATH = RESULTS / "stopping.csv"
@@ -81,19 +81,16 @@ def run(job: Stopped) -> dict[str, Any]:
         )
         scores = {"held_out": [float(((f - measured[out]) ** 2).mean()) for f in main.fits]}
     else:
-        signs = rng.choice([-1.0, 1.0], size=measured.shape)
-        tau = 0.1
-        moved = replace(observed, values=problem.decode(measured + tau * sigma * signs))
+        # In units of sigma, which may differ from point to point.
+        twins = Twins(measured / sigma, 1.0, seed=1000 + job.seed)
+        moved = replace(observed, values=problem.decode(sigma * twins.labels[0]))
         main = watched(config, problem, observed.points)
         twin = watched(config, type(problem)(seed=job.seed, observations=moved), observed.points)
-        misfits = [float((((f - measured) / sigma) ** 2).mean()) for f in main.fits]
-        dofs = [
-            float((signs * (g - f) / sigma).mean()) / tau
-            for f, g in zip(main.fits, twin.fits, strict=True)
-        ]
+        for row, f, g in zip(main.rows, main.fits, twin.fits, strict=True):
+            twins.record(int(row["iteration"]), f / sigma, [g / sigma])
         scores = {
-            "discrepancy": [0.0 if m <= 1 else m for m in misfits],
-            "sure": [m + 2 * d for m, d in zip(misfits, dofs, strict=True)],
+            "discrepancy": [0.0 if row.misfit <= 1 else row.misfit for row in twins.rows],
+            "sure": [row.risk for row in twins.rows],
         }
     moments = {"final": -1, "best": int(np.argmin([r["relative_l2"] for r in main.rows]))}
     moments |= {name: int(np.argmin(score)) for name, score in scores.items()}

@@ -62,6 +62,7 @@ __all__ = [
     "SamplingNoise",
     "SigmaEstimate",
     "StreamNoise",
+    "Trajectory",
     "Twins",
     "__version__",
     "estimate_sigma_image",
@@ -96,7 +97,9 @@ wrapt.register_post_import_hook(_register, "deepxde")
 
 
 def __getattr__(name: str) -> Any:
-    """The DeepXDE part on first use (PEP 562): importing it sets DeepXDE's backend and device."""
+    """Parts on first use (PEP 562): importing DeepXDE's sets its backend and device."""
     if name in _IN_DDE:
         return getattr(importlib.import_module("sciml_snr.dde"), name)
+    if name == "Trajectory":  # scipy's sparse solvers and torch.func, for those who use them
+        return importlib.import_module("sciml_snr.tangent_kernel").Trajectory
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
