@@ -32,6 +32,7 @@ def test_help_and_version() -> None:
         assert command in call("--help")
         call(command, "--help")
     assert call("--version").strip()
+    assert "[default: estimated]" in " ".join(call("fit-image", "--help").replace("│", "").split())
 
 
 def test_problems() -> None:

@@ -25,6 +25,7 @@ if "OMP_NUM_THREADS" not in os.environ:
 app = typer.Typer(
     help="Solve noisy PDE problems, and fit noisy images and scans, without memorizing the noise.",
     no_args_is_help=True,
+    rich_markup_mode="markdown",  # in rich's own markup, [default: ...] would be a style
     add_completion=False,
     pretty_exceptions_enable=False,
 )
