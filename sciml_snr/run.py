@@ -293,7 +293,9 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
         if self.folder:
             append_row(self.folder / "metrics.csv", row)
         if self._bar is not None:
-            self._bar.status(f"error {row['relative_l2']:.3f}")
+            guess = row.get("memorized_estimate")
+            text = "" if guess is None else f", memorized ~ {100 * guess:.0f} %"
+            self._bar.status(f"error {row['relative_l2']:.3f}{text}")
 
     def summary(self) -> Summary:
         """Final and best figures of what has been recorded."""

@@ -177,8 +177,9 @@ def _print_summaries(title: str, summaries: list[Summary]) -> None:
     for column in ("optimizer", "lr", "final", "best", "at", "memorized", "open", "time"):
         table.add_column(column, no_wrap=True)
     table.caption = (
-        "final, best: relative L2 error; at: iteration of the best; memorized: share of the noise; "
-        "open: share of parameters that the gate lets move"
+        "final, best: relative L2 error; at: iteration of the best; memorized: share of the noise "
+        "(~: guessed, see `sciml-snr memorization`); open: share of parameters that the gate lets "
+        "move"
     )
     table.caption_justify = "left"
     groups: dict[str, list[Summary]] = {}
@@ -191,11 +192,18 @@ def _print_summaries(title: str, summaries: list[Summary]) -> None:
             f"{median(s.final_error for s in runs):.4f}",
             f"{median(s.best_error for s in runs):.4f}",
             f"{median(s.best_iteration for s in runs):.0f}",
-            _percent([s.memorized for s in runs]),
+            _memorized(runs),
             _percent([s.open_fraction for s in runs]),
             f"{median(s.seconds for s in runs):.0f} s",
         )
     console.print(table)
+
+
+def _memorized(runs: list[Summary]) -> str:
+    """As the truth says, or as guessed from the misfit."""
+    if all(run.memorized is None and run.memorized_estimate is not None for run in runs):
+        return "~ " + _percent([run.memorized_estimate for run in runs])
+    return _percent([run.memorized for run in runs])
 
 
 def _percent(values: list[float | None]) -> str:

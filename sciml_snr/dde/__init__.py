@@ -1,6 +1,7 @@
 """Everything that knows DeepXDE. Importing this imports ``deepxde``."""
 
-from .callbacks import MemorizationMonitor, PopulationRiskMonitor, ProgressBar
+from .callbacks import ProgressBar
+from .monitors import MemorizationMonitor, PopulationRiskMonitor
 from .observations import NoisyPointSetBC
 from .registration import SNR_options, register, set_SNR_options
 
