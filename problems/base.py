@@ -47,6 +47,12 @@ class Observations:
     def __len__(self) -> int:
         return len(self.points)
 
+    def with_sigma(self, noise: float | None) -> Observations:
+        """The same, with this sigma where none is known."""
+        if self.sigma is not None or noise is None:
+            return self
+        return replace(self, sigma=np.full((len(self), 1), noise))
+
 
 class Problem(ABC):
     """A differential equation with noisy measurements: what to train, and what to compare with.
@@ -143,10 +149,7 @@ class Problem(ABC):
             )
         if observations.sigma is not None and noise is not None and observations.clean is None:
             raise ValueError("The measurements have a sigma of their own: leave out noise.")
-        if observations.sigma is None and noise is not None:
-            sigma = np.full((len(observations), 1), noise)
-            observations = replace(observations, sigma=sigma)
-        self.observations = observations
+        self.observations = observations.with_sigma(noise)
 
     # What a problem states.
 
@@ -173,7 +176,7 @@ class Problem(ABC):
 
     @abstractmethod
     def evaluation_points(self) -> Array:
-        """(n, d) points at which errors are measured, a full grid in the order of :meth:`shape`."""
+        """(n, d) points at which errors are measured: a full :func:`grid`."""
 
     def network(self) -> Any:
         """A fresh network of the default size, on coordinates scaled to [-1, 1]."""
@@ -417,9 +420,9 @@ class SpaceTime(Problem):
         )
 
 
-def zero_at_ends(geometry: Any, component: int = 0) -> Any:
-    """u = 0 on the boundary in space."""
-    return dde.icbc.DirichletBC(geometry, lambda _: 0.0, lambda _, at_end: at_end, component)
+def zero_on_boundary(geometry: Any) -> Any:
+    """The condition that the first output is 0 on the boundary in space."""
+    return dde.icbc.DirichletBC(geometry, lambda _: 0.0, lambda _, on_boundary: on_boundary)
 
 
 def check_positive(**values: float) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy.special import roots_hermite
 
-from .base import Array, Observations, SpaceTime, check_positive, zero_at_ends
+from .base import Array, Observations, SpaceTime, check_positive, zero_on_boundary
 
 
 class Burgers(SpaceTime):
@@ -73,7 +73,7 @@ class Burgers(SpaceTime):
         return u_t + transport * y * u_x - viscosity * dde.grad.hessian(y, x, i=0, j=0)
 
     def conditions(self) -> list[Any]:
-        return [zero_at_ends(self.geometry())]
+        return [zero_on_boundary(self.geometry())]
 
     def observe(self, rng: np.random.Generator, points: int, noise: float | None) -> Observations:
         return self.measure(rng, self.initial(rng, points), noise)

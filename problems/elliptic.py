@@ -9,7 +9,7 @@ import deepxde as dde
 import numpy as np
 import torch
 
-from .base import Array, Observations, Predict, Problem, grid
+from .base import Array, Observations, Predict, Problem, grid, zero_on_boundary
 
 
 class Elliptic(Problem):
@@ -77,7 +77,7 @@ class Elliptic(Problem):
         return -flux - self.source(x, torch)
 
     def conditions(self) -> list[Any]:
-        return [dde.icbc.DirichletBC(self.geometry(), lambda _: 0.0, lambda _, at_end: at_end)]
+        return [zero_on_boundary(self.geometry())]
 
     def observe(self, rng: np.random.Generator, points: int, noise: float | None) -> Observations:
         return self.measure(rng, self.scattered(rng, points), noise)

@@ -9,7 +9,7 @@ import deepxde as dde
 import numpy as np
 import torch
 
-from .base import Array, Observations, SpaceTime, check_positive, zero_at_ends
+from .base import Array, Observations, SpaceTime, check_positive, zero_on_boundary
 
 MODES = ((1, 1.0), (2, 0.5))
 """Wavenumber k and initial amplitude a_k of each mode sin(k pi x)."""
@@ -84,7 +84,7 @@ class Heat(SpaceTime):
         return dde.grad.jacobian(y, x, j=1) - self.kappa() * dde.grad.hessian(y, x, i=0, j=0)
 
     def conditions(self) -> list[Any]:
-        return [zero_at_ends(self.geometry())]
+        return [zero_on_boundary(self.geometry())]
 
     def observe(self, rng: np.random.Generator, points: int, noise: float | None) -> Observations:
         return self.measure(rng, self.scattered(rng, points), noise)

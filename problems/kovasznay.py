@@ -66,19 +66,7 @@ class Kovasznay(Problem):
         return dde.geometry.Rectangle([-0.5, -0.5], [1.0, 1.5])
 
     def residual(self, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
-        u, v = y[:, :1], y[:, 1:2]
-        (u_x, u_y), (v_x, v_y), (p_x, p_y) = (
-            [dde.grad.jacobian(y, x, i=i, j=j) for j in (0, 1)] for i in range(3)
-        )
-        friction = [
-            sum(dde.grad.hessian(y, x, component=i, i=j, j=j) for j in (0, 1)) / self.reynolds
-            for i in (0, 1)
-        ]
-        return [
-            u * u_x + v * u_y + p_x - friction[0],
-            u * v_x + v * v_y + p_y - friction[1],
-            u_x + v_y,
-        ]
+        return flow_residual(x, y, 1 / self.reynolds)
 
     def conditions(self) -> list[Any]:
         geometry = self.geometry()
@@ -110,3 +98,22 @@ class Kovasznay(Problem):
 
     def evaluation_points(self) -> Array:
         return grid(np.linspace(-0.5, 1.0, 51), np.linspace(-0.5, 1.5, 51))
+
+
+def flow_residual(
+    x: torch.Tensor, y: torch.Tensor, viscosity: float | torch.Tensor
+) -> list[torch.Tensor]:
+    """Residuals of a stationary flow with the outputs u, v, p: momentum in x and y, and mass."""
+    u, v = y[:, :1], y[:, 1:2]
+    (u_x, u_y), (v_x, v_y), (p_x, p_y) = (
+        [dde.grad.jacobian(y, x, i=i, j=j) for j in (0, 1)] for i in range(3)
+    )
+    friction = [
+        viscosity * sum(dde.grad.hessian(y, x, component=i, i=j, j=j) for j in (0, 1))
+        for i in (0, 1)
+    ]
+    return [
+        u * u_x + v * u_y + p_x - friction[0],
+        u * v_x + v * v_y + p_y - friction[1],
+        u_x + v_y,
+    ]

@@ -61,14 +61,14 @@ class MeasuredSource(Problem):
 
     def __init__(self, *, source: Observations | str | Path | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        noise = kwargs.get("noise")
         if isinstance(source, (str, Path)):
             source = self.read(source, ("f",))
         if source is None:
             rng = np.random.default_rng((self.seed, 1))
             x = self.sensors(rng, self.source_points)
-            noise = kwargs.get("noise")
             source = self.measure(rng, x, self.noise if noise is None else noise, self.source(x))
-        self.source_observations = source
+        self.source_observations = source.with_sigma(noise)
 
     @abstractmethod
     def operator(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from .base import Array, Observations, Problem, check_positive, grid
+from .kovasznay import flow_residual
 
 
 class NavierStokes(Problem):
@@ -51,7 +52,7 @@ class NavierStokes(Problem):
     lr = 3e-3
     iterations = 8000
     points = 300
-    noise = 0.1
+    noise = 0.05
     unknown_names = ("viscosity",)
     guesses: ClassVar[Mapping[str, float]] = {"viscosity": 0.6}
     num_domain = 300
@@ -74,20 +75,9 @@ class NavierStokes(Problem):
         return {"viscosity": self.viscosity}
 
     def residual(self, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
-        u, v = y[:, :1], y[:, 1:2]
-        (u_x, u_y, u_t), (v_x, v_y, v_t), (p_x, p_y, _) = (
-            [dde.grad.jacobian(y, x, i=i, j=j) for j in range(3)] for i in range(3)
-        )
-        friction = [
-            self.unknown("viscosity")
-            * sum(dde.grad.hessian(y, x, component=i, i=j, j=j) for j in (0, 1))
-            for i in (0, 1)
-        ]
-        return [
-            u_t + u * u_x + v * u_y + p_x - friction[0],
-            v_t + u * v_x + v * v_y + p_y - friction[1],
-            u_x + v_y,
-        ]
+        along_x, along_y, mass = flow_residual(x, y, self.unknown("viscosity"))
+        u_t, v_t = (dde.grad.jacobian(y, x, i=i, j=2) for i in (0, 1))
+        return [u_t + along_x, v_t + along_y, mass]
 
     def observe(self, rng: np.random.Generator, points: int, noise: float | None) -> Observations:
         return self.measure(rng, self.scattered(rng, points), noise)

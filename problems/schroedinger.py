@@ -11,13 +11,16 @@ import torch
 
 from .base import Array, Observations, SpaceTime, check_positive
 
+WAVES = 12
+"""Sines and cosines of x that the network sees, of the periods 20 / k."""
+
 
 class Schroedinger(SpaceTime):
     r"""Nonlinear Schroedinger equation with noisy initial values: a forward problem.
 
     .. math::
         i h_t + \tfrac{1}{2} h_{xx} + |h|^2 h = 0, \quad h = u + i v, \quad x \in [-5, 5],\
-        t \in [0, \pi / 2], \\
+        t \in [0, \pi / 4], \\
         h_i = 2 \operatorname{sech} x_i + \sigma (e_i + i e_i'), \quad e_i, e_i' \sim N(0, 1)
 
     The positions :math:`x_i` are uniform on :math:`[-5, 5]`, the measurements at t = 0. Reference:
@@ -32,9 +35,12 @@ class Schroedinger(SpaceTime):
 
     Source: C. Bajaj, L. McLennan, T. Andeen and A. Roy, *Mach. Learn.: Sci. Technol.* 4 (2023)
     015013: 50 initial values, sigma 0.1; after Raissi, Perdikaris and Karniadakis, *J. Comput.
-    Phys.* 378 (2019) 686. Theirs is periodic instead, which changes little.
+    Phys.* 378 (2019) 686. Theirs is periodic instead, which changes little, and goes on to pi / 2,
+    beyond the moment of the peak, pi / 4, which is far as it is: of all problems here this one
+    takes the most iterations.
 
     Args:
+        duration: last t.
         points, noise, seed, observations, outliers: see :class:`Problem`; ``noise`` is sigma.
     """
 
@@ -50,7 +56,7 @@ class Schroedinger(SpaceTime):
     num_boundary = 40
     num_initial = 60
 
-    def __init__(self, *, duration: float = np.pi / 2, **kwargs: Any) -> None:
+    def __init__(self, *, duration: float = np.pi / 4, **kwargs: Any) -> None:
         check_positive(duration=duration)
         self.duration = duration
         super().__init__(**kwargs)
@@ -89,3 +95,19 @@ class Schroedinger(SpaceTime):
         below = np.cosh(4 * x) + 4 * np.cosh(2 * x) + 3 * np.cos(4 * t)
         h = 4 * np.exp(0.5j * t) * above / below
         return np.stack([h.real, h.imag], axis=1)
+
+    def network(self) -> Any:
+        """On waves of x: the peak, a quarter wide, is out of reach of the plain network."""
+        net = dde.nn.FNN([1 + 2 * WAVES] + [self.width] * 3 + [2], "tanh", "Glorot normal")
+
+        def features(x: torch.Tensor) -> torch.Tensor:
+            k = torch.arange(1, WAVES + 1, dtype=x.dtype, device=x.device)
+            phase = torch.pi / 10 * k * x[:, :1]
+            return torch.cat([torch.cos(phase), torch.sin(phase), 4 * x[:, 1:]], dim=1)
+
+        net.apply_feature_transform(features)
+        return net
+
+    def loss_weights(self) -> list[float]:
+        """The residual's terms are up to 60 times u and v, at the peak."""
+        return [0.1, 0.1, 1.0, 1.0, 1.0, 1.0]

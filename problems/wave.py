@@ -9,7 +9,7 @@ import deepxde as dde
 import numpy as np
 import torch
 
-from .base import Array, Observations, SpaceTime, check_positive, zero_at_ends
+from .base import Array, Observations, SpaceTime, check_positive, zero_on_boundary
 
 MODES = ((1, 1.0), (3, 0.5))
 """Wavenumber k and amplitude a_k of each mode sin(k pi x)."""
@@ -74,7 +74,7 @@ class Wave(SpaceTime):
             return dde.grad.jacobian(y, x, j=1)
 
         at_rest = dde.icbc.OperatorBC(geometry, velocity, lambda x, _: np.isclose(x[1], 0))
-        return [zero_at_ends(geometry), at_rest]
+        return [zero_on_boundary(geometry), at_rest]
 
     def observe(self, rng: np.random.Generator, points: int, noise: float | None) -> Observations:
         return self.measure(rng, self.initial(rng, points), noise)

@@ -509,6 +509,7 @@ def test_own_measurements_of_the_source(tmp_path) -> None:
     condition = problem.conditions()[0]
     assert not isinstance(condition, NoisyPointSetBC)
     problem.data()
+    assert (Poisson(source=path, noise=0.3).source_observations.sigma == 0.3).all()
     path.write_text("x,f,sigma\n0.1,0.5,0.2\n")
     condition = Poisson(source=path).conditions()[0]
     assert isinstance(condition, NoisyPointSetBC)
