@@ -243,8 +243,9 @@ def _memorization(axes: Any, rows: Sequence[Memorization]) -> None:
     share = table["true_share"] if known else table["share"]
     right.plot(steps, share**2 * power, color=COLORS[1], label="of which noise")
     right.plot(best.iteration, best.risk, "o", color=COLORS[0], markersize=5)
-    # Not the start, when nothing is learned yet.
-    right.set_ylim(min(0.0, 1.2 * best.risk), 1.5 * float(np.quantile(table["risk"], 0.9)))
+    # The start, when nothing is learned yet, would hide the rest.
+    later = [row.risk for row in rows if row.iteration >= best.iteration]
+    right.set_ylim(min(0.0, 1.2 * best.risk), 2 * max(*later, best.risk_se))
     for ax in axes:
         ax.legend(frameon=False)
 
