@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from sciml_snr.problems import PROBLEMS, Problem
+from sciml_snr.problems.measured_source import MeasuredSource
 
 # Sphinx's roles, in the Markdown that GitHub shows.
 ROLES = (
@@ -22,12 +23,15 @@ def overview() -> str:
     for cls in PROBLEMS.values():
         problem = cls()
         unknown = [f"{name} = {value:.4g}" for name, value in problem.truth().items()]
-        unknown += [name for name in cls.scored if name not in cls.measured and cls.measured]
+        unknown += [name for name in cls.scored if name not in cls.measured]
         sigma = problem.sigma()
+        measured = f"{', '.join(cls.measured)} at {len(problem.observations)} points"
+        if isinstance(problem, MeasuredSource):
+            measured += f", f at {len(problem.source_observations)}"
         cells = [
             f"[{cls.name}]({_source(cls)})",
             f"`{cls.equation}`".replace("|", r"\|"),
-            f"{', '.join(cls.measured)} at {len(problem.observations)} points",
+            measured,
             "?" if sigma is None else f"{sigma.max():.3g}",
             ", ".join(unknown) or "-",
         ]
