@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from sciml_snr import Twins, figures
 from sciml_snr.cli import app
+from sciml_snr.inr import fit_image, fit_sdf
 from sciml_snr.run import RunConfig, memorization, solve
 from sciml_snr.tangent_kernel import Channel
 
@@ -67,6 +68,19 @@ def test_the_command_says_how_much(measured: Path) -> None:
     assert "% of the noise (95 % interval" in words
     assert "The truth is known here" in words
     assert "memorization.png" in words
+
+
+def test_fits_of_images_and_shapes(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    options = dict(steps=3, progress=False, network_options={"hidden_features": 8})
+    fit_image(rng.normal(size=(8, 8)), sigma=0.1, out=tmp_path / "image", **options)
+    angles = np.linspace(0, 6.2, 40)
+    circle = np.stack([np.cos(angles), np.sin(angles)], 1)
+    fit_sdf(circle + 0.02 * rng.normal(size=(40, 2)), sigma=0.02, out=tmp_path / "shape", **options)
+    for name in ("image", "shape"):
+        result = CliRunner().invoke(app, ["memorization", str(tmp_path / name)])
+        assert result.exit_code == 0, result.output
+        assert "% of the noise (95 % interval" in " ".join(result.output.split())
 
 
 def test_plain_errors(tmp_path, measured: Path) -> None:

@@ -1,38 +1,61 @@
-"""Finished runs: ``memorization``."""
+"""Finished runs of every kind: ``memorization``."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ._app import app, console, plain_errors
 
+if TYPE_CHECKING:
+    from ..memorization import Memorization
+
 
 @app.command()
 def memorization(
-    run_dir: Annotated[Path, typer.Argument(help="Folder of a finished `solve` run.")],
+    run_dir: Annotated[
+        Path, typer.Argument(help="Folder of a finished `solve`, `fit-image` or `fit-sdf` run.")
+    ],
     probes: Annotated[
         int, typer.Option(min=1, help="Number of twins; more make the error smaller.")
     ] = 1,
 ) -> None:
     """Measure how much of the noise a run has memorized, without knowing the truth.
 
-    Repeats the run with a twin on measurements moved by random signs (Ye 1998; Ramani et al. 2008).
+    Repeats the run on data moved by random signs (Ye 1998; Ramani et al. 2008).
     """
+    with plain_errors():
+        if (run_dir / "fit.npz").exists():
+            console.print(f"{_of_fit(run_dir / 'fit.npz', probes)}.", soft_wrap=True)
+        else:
+            _of_problem(run_dir, probes)
+
+
+def _of_problem(folder: Path, probes: int) -> None:
     from .. import run
 
-    with plain_errors():
-        twins = run.memorization(run_dir, probes=probes)
+    twins = run.memorization(folder, probes=probes)
     last, best = twins.rows[-1], twins.best()
     console.print(f"After {last.iteration} iterations: {last}.", soft_wrap=True)
     if best is not last:
         console.print(f"Lowest estimated risk, after {best.iteration}: {best}.", soft_wrap=True)
-    if last.true_share == last.true_share:  # known: not NaN
+    if not math.isnan(last.true_share):
         console.print(
             f"The truth is known here: memorized {100 * last.true_share:.1f} %, "
             f"risk {last.true_risk:.3g}.",
             soft_wrap=True,
         )
-    console.print(f"Figure: {run_dir / 'memorization.png'}", soft_wrap=True)
+    console.print(f"Figure: {folder / 'memorization.png'}", soft_wrap=True)
+
+
+def _of_fit(path: Path, probes: int) -> Memorization:
+    from ..inr import ImageFit, SDFFit
+
+    try:
+        image = ImageFit.load(path)
+    except ValueError:  # of another kind
+        return SDFFit.load(path).memorization(probes=probes)
+    return image.memorization(probes=probes)
