@@ -35,9 +35,10 @@ class Schroedinger(SpaceTime):
 
     Source: C. Bajaj, L. McLennan, T. Andeen and A. Roy, *Mach. Learn.: Sci. Technol.* 4 (2023)
     015013: 50 initial values, sigma 0.1; after Raissi, Perdikaris and Karniadakis, *J. Comput.
-    Phys.* 378 (2019) 686. Theirs is periodic instead, which changes little, and goes on to pi / 2,
-    beyond the moment of the peak, pi / 4, which is far as it is: of all problems here this one
-    takes the most iterations.
+    Phys.* 378 (2019) 686. Theirs is periodic instead, and goes on to pi / 2; ours ends at the
+    moment of the peak, pi / 4, to be within reach of a small network.
+
+    Cost of a fit by ``snr_adam``: 8,000 iterations of about 11 ms on one core.
 
     Args:
         duration: last t.
@@ -47,7 +48,7 @@ class Schroedinger(SpaceTime):
     name = "schroedinger"
     equation = "i h_t + h_xx / 2 + |h|^2 h = 0, h = u + i v; noisy h(x, 0)"
     outputs = ("u", "v")
-    lr = 3e-3
+    lr = 5e-3
     iterations = 8000
     points = 50
     noise = 0.1
