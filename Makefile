@@ -29,6 +29,7 @@ bench: .venv/.installed-bench
 	$(BIN)/python -m benchmarks.fit_images
 	$(BIN)/python -m benchmarks.networks
 	$(BIN)/python -m benchmarks.stopping
+	$(BIN)/python -m benchmarks.memorization
 	$(BIN)/python -m benchmarks.prototype
 	$(BIN)/python -m benchmarks.replicas
 	$(BIN)/python -m benchmarks.cost

@@ -17,12 +17,22 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import cost, fit_images, heat, images, networks, problem_pages, replicas, stopping
+from benchmarks import (
+    cost,
+    fit_images,
+    heat,
+    images,
+    memorization,
+    networks,
+    problem_pages,
+    replicas,
+    stopping,
+)
 from benchmarks.convection import ITERATIONS, LONG, METHODS, PATH, least_squares
 from benchmarks.harness import THRESHOLDS, read
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("convection", "images", "problems", "research")
+PAGES = ("convection", "images", "memorization", "problems", "research")
 DOCUMENTS = (ROOT / "README.md", *(ROOT / f"docs/{page}.md" for page in PAGES))
 Rows = list[dict[str, str]]
 
@@ -348,6 +358,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "fit_image_differences": fit_image_differences,
     "fit_image_costs": fit_image_costs,
     "image_networks": image_networks,
+    "memorization_shares": memorization.shares,
+    "memorization_stops": memorization.stops,
+    "memorization_fresh": memorization.fresh_batches,
 }
 
 
