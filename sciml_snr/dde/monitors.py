@@ -76,7 +76,7 @@ class MemorizationMonitor(_UntilBest):
 
     Raises:
         ValueError: an argument is out of range; or, when training begins, there are no measurements
-            whose error is known.
+            whose error is known, or an earlier training has gone back to its best moment.
 
     Example:
         >>> monitor = sciml_snr.MemorizationMonitor()
@@ -108,6 +108,11 @@ class MemorizationMonitor(_UntilBest):
 
     def on_train_begin(self) -> None:
         """Make the twins, copies of the model as it is; later trainings go on with them."""
+        if self._kept is not None:
+            raise ValueError(
+                "MemorizationMonitor: this one has gone back to its best moment, and its twins have "
+                "not. Training that goes on from there needs another monitor, or none."
+            )
         if not self._lanes:
             self._measured = _Measured(self.model, self.sigma)
             clean = None if self._clean is None else as_array(self._clean).ravel()

@@ -126,6 +126,8 @@ def test_patience_stops_and_goes_back_to_the_best() -> None:
     assert model.train_state.step == best.iteration + 60 < 2000
     fit = model.predict(problem.observations.points)
     assert ((fit - problem.observations.values) ** 2).mean() == pytest.approx(best.misfit, rel=1e-5)
+    with pytest.raises(ValueError, match="gone back to its best moment"):
+        train(model, [monitor], 10)
 
 
 def test_several_conditions_are_one_vector_of_measurements() -> None:
