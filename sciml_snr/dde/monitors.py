@@ -110,7 +110,7 @@ class MemorizationMonitor(_UntilBest):
         """Make the twins, copies of the model as it is; later trainings go on with them."""
         if self._kept is not None:
             raise ValueError(
-                "MemorizationMonitor: this one has gone back to its best moment, and its twins have "
+                "MemorizationMonitor: the model has gone back to its best moment, the twins have "
                 "not. Training that goes on from there needs another monitor, or none."
             )
         if not self._lanes:
