@@ -25,8 +25,7 @@ class Elliptic(Problem):
     continuity from there: no boundary value of a is needed. ``relative_l2`` is the relative L2
     error of a at 201 points, ``u_relative_l2`` that of u.
 
-    Source: the inverse conductivity problem; with PINNs: Lu et al., *SIAM J. Sci. Comput.* 43
-    (2021) B1105. This example is ours.
+    Source: a textbook inverse problem (conductivity, permeability); this example is ours.
 
     Cost of a fit by ``snr_adam``: 8,000 iterations of about 4 ms on one core.
 
