@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -159,8 +160,9 @@ class PopulationRiskMonitor(_UntilBest):
 
     See :mod:`sciml_snr.population_risk`: with ``fresh=True``, where no measurement is used twice,
     an unbiased estimate. On fixed data whose error is known (:class:`NoisyPointSetBC`), as in
-    DeepXDE's default full batch, its minimum says when to stop, without a twin; how large the risk
-    is, :class:`MemorizationMonitor` tells.
+    DeepXDE's default full batch, it is none, but its minimum says when to stop a fit to data alone.
+    With an equation among the terms that is far too early (``docs/memorization.md``):
+    :class:`MemorizationMonitor` knows better.
 
     The samples are the measurements: the rows of every PointSetBC, or of supervised data. Equations
     and other conditions are taken as exact. The loss is "MSE"; the optimizer "sgd", "adam",
@@ -199,6 +201,13 @@ class PopulationRiskMonitor(_UntilBest):
             raise ValueError("PopulationRiskMonitor: the model has no measurements.")
         self._recorder = RecordingLosses.of(self.model.data)
         self._noise = None if self.fresh else ModelNoise(self.model, self.sigma)
+        if self.patience is not None and self._noise is not None and self._noise.has_exact_terms:
+            warnings.warn(
+                "PopulationRiskMonitor stops far too early where an equation holds fixed data back. "
+                "Use MemorizationMonitor(patience=...); or fresh=True, if no measurement is used "
+                "twice.",
+                stacklevel=2,
+            )
         self._watch(self._first_step)
 
     def on_batch_begin(self) -> None:
@@ -300,7 +309,10 @@ class _Measured:
         parts = []
         for bc in self.conditions:
             columns = bc.component if isinstance(bc.component, list) else [bc.component]
-            parts.append(as_array(self.model.predict(bc.points))[:, columns].ravel())
+            # Of outputs, or of what an operator makes of them: a measured source term.
+            operator = getattr(bc, "operator", None)
+            fit = self.model.predict(bc.points, operator=operator)
+            parts.append(as_array(fit)[:, columns].ravel())
         return np.concatenate(parts)
 
     @contextlib.contextmanager
