@@ -203,9 +203,9 @@ class PopulationRiskMonitor(_UntilBest):
         self._noise = None if self.fresh else ModelNoise(self.model, self.sigma)
         if self.patience is not None and self._noise is not None and self._noise.has_exact_terms:
             warnings.warn(
-                "PopulationRiskMonitor stops far too early where an equation holds fixed data back. "
-                "Use MemorizationMonitor(patience=...); or fresh=True, if no measurement is used "
-                "twice.",
+                "PopulationRiskMonitor stops far too early where an equation holds fixed data "
+                "back. Use MemorizationMonitor(patience=...); or fresh=True, if no measurement is "
+                "used twice.",
                 stacklevel=2,
             )
         self._watch(self._first_step)
