@@ -37,7 +37,7 @@ from sciml_snr.problems import (
 from sciml_snr.problems.base import OUTLIER_SCALE
 from scipy.optimize import least_squares
 
-from sciml_snr.dde import NoisyPointSetBC
+from sciml_snr.dde import NoisyPointSetBC, monitors
 from sciml_snr.dde.observations import ModelNoise
 from sciml_snr.run import RunConfig, solve
 
@@ -498,6 +498,19 @@ def test_the_source_condition_is_the_equation_at_the_sensors(cls: type[Problem])
     state = model.train_state
     found = model.outputs_losses_train(state.X_train, state.y_train, state.train_aux_vars)[1]
     assert float(found[0].detach()) == pytest.approx(expected, rel=1e-4)
+
+
+@SOURCES
+def test_memorization_is_of_both_kinds_of_measurement(cls: type[Problem]) -> None:
+    """A twin's monitor compares f with the operator's values, not with the network's."""
+    problem = cls()
+    model = problem.model()
+    model.compile("adam", lr=1e-3)
+    f, u = problem.source_observations, problem.observations
+    fits = model.predict(f.points, operator=problem.operator), model.predict(u.points)
+    measured = monitors._Measured(model, None)
+    np.testing.assert_allclose(measured.fit(), np.vstack(fits).ravel(), rtol=1e-5)
+    np.testing.assert_allclose(measured.values(), np.vstack([f.values, u.values]).ravel())
 
 
 def test_own_measurements_of_the_source(tmp_path) -> None:
