@@ -280,6 +280,11 @@ class Problem(ABC):
             return [dde.icbc.PointSetBC(points, column, component=i) for i, column in columns]
         return [NoisyPointSetBC(points, column, sigma, component=i) for i, column in columns]
 
+    def clean_of_conditions(self) -> Array | None:
+        """(N,) the noisy conditions' values without error, one after the other, where known."""
+        clean = self.observations.clean
+        return None if clean is None else self.encode(clean).T.ravel()
+
     def model(self, network: Any | None = None) -> dde.Model:
         """An uncompiled model on a fresh network (or the given one)."""
         return dde.Model(self.data(), self.network() if network is None else network)

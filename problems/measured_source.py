@@ -98,6 +98,10 @@ class MeasuredSource(Problem):
             ]
         return [NoisyOperatorBC(measured.points, measured.values, measured.sigma, self.operator)]
 
+    def clean_of_conditions(self) -> Array | None:
+        u, f = super().clean_of_conditions(), self.source_observations.clean
+        return None if u is None or f is None else np.concatenate([f.ravel(), u])
+
     def data(self) -> Any:
         return dde.data.PDE(
             self.geometry(), None, [*self.conditions(), *self.measurement_conditions()]

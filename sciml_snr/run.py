@@ -383,13 +383,12 @@ def memorization(folder: str | Path, *, probes: int = 1, progress: bool = True) 
     config = replace(config, iterations=iterations).resolved()
     with _device(config.device):
         problem = config.build()
-        sigma, observed = problem.sigma(), problem.observations
+        sigma = problem.sigma()
         if sigma is None or not np.any(sigma > 0):
             raise ValueError(
                 "The measurements' error is unknown or 0: give solve --noise, or a column sigma."
             )
-        # The monitor takes conditions one after the other: one per measured output.
-        clean = None if observed.clean is None else problem.encode(observed.clean).T
+        clean = problem.clean_of_conditions()
         model = compile_model(config, problem)
         monitor = MemorizationMonitor(period=_every(iterations), probes=probes, clean=clean)
         Recorder(config, problem).train(model, progress, monitor)

@@ -39,7 +39,7 @@ from scipy.optimize import least_squares
 
 from sciml_snr.dde import NoisyPointSetBC, monitors
 from sciml_snr.dde.observations import ModelNoise
-from sciml_snr.run import RunConfig, solve
+from sciml_snr.run import RunConfig, memorization, solve
 
 ALL = pytest.mark.parametrize("cls", PROBLEMS.values(), ids=PROBLEMS)
 SYNTHETIC = pytest.mark.parametrize(
@@ -511,6 +511,15 @@ def test_memorization_is_of_both_kinds_of_measurement(cls: type[Problem]) -> Non
     measured = monitors._Measured(model, None)
     np.testing.assert_allclose(measured.fit(), np.vstack(fits).ravel(), rtol=1e-5)
     np.testing.assert_allclose(measured.values(), np.vstack([f.values, u.values]).ravel())
+    clean = np.vstack([f.clean, u.clean]).ravel()
+    np.testing.assert_array_equal(problem.clean_of_conditions(), clean)
+
+
+def test_memorization_of_a_run_with_a_measured_source(tmp_path) -> None:
+    solve(RunConfig("poisson", iterations=20), tmp_path / "run", progress=False)
+    last = memorization(tmp_path / "run", progress=False).rows[-1]
+    assert np.isfinite([last.share, last.true_share]).all()
+    assert (tmp_path / "run" / "memorization.png").exists()
 
 
 def test_own_measurements_of_the_source(tmp_path) -> None:
