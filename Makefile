@@ -27,6 +27,7 @@ bench: .venv/.installed-bench
 	$(BIN)/python -m benchmarks.heat
 	$(BIN)/python -m benchmarks.images
 	$(BIN)/python -m benchmarks.fit_images
+	$(BIN)/python -m benchmarks.fit_sdf
 	$(BIN)/python -m benchmarks.networks
 	$(BIN)/python -m benchmarks.stopping
 	$(BIN)/python -m benchmarks.memorization

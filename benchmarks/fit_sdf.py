@@ -74,9 +74,9 @@ def true_surface(name: str) -> trimesh.Trimesh:
     if name == "sphere":
         mesh = trimesh.creation.icosphere(5)
     elif name == "torus":
-        mesh = trimesh.creation.torus(1.0, 0.4, major_sections=256, minor_sections=128)
+        mesh = trimesh.creation.torus(1.0, 0.4, major_sections=128, minor_sections=64)
     elif name == "csg":
-        vertices, faces = zero_mesh(_csg, grid_axes([-1.1] * 3, [1.1] * 3, 200))
+        vertices, faces = zero_mesh(_csg, grid_axes([-1.1] * 3, [1.1] * 3, 120))
         mesh = trimesh.Trimesh(vertices, faces, process=False)
     elif name == "pial":
         mesh = _pial()

@@ -75,7 +75,7 @@ MARGIN = 0.15
 NEAR = 0.1
 """Standard deviation of the points drawn near the measured ones, in the same units."""
 
-MIN_SLOPE = 0.1
+MIN_SLOPE = 0.2
 """Slopes that are less count as so much: a network may be flat in places at the start."""
 
 ALPHA = 100.0
