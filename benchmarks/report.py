@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks import (
     cost,
     fit_images,
+    fit_sdf,
     heat,
     images,
     memorization,
@@ -32,7 +33,7 @@ from benchmarks.convection import ITERATIONS, LONG, METHODS, PATH, least_squares
 from benchmarks.harness import THRESHOLDS, read
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("convection", "images", "memorization", "problems", "research")
+PAGES = ("convection", "images", "memorization", "problems", "research", "surfaces")
 DOCUMENTS = (ROOT / "README.md", *(ROOT / f"docs/{page}.md" for page in PAGES))
 Rows = list[dict[str, str]]
 
@@ -341,6 +342,70 @@ def fit_image_costs() -> str:
     return "\n".join(lines)
 
 
+def fit_sdf_cells() -> str:
+    """Chamfer distance and normal consistency by shape and noise, medians over draws."""
+    rates = " / ".join(f"{lr:g}" for lr in fit_sdf.LRS["Adam"])
+    lines = [
+        "| shape | noise | draws | Adam, oracle | Adam, final at lr "
+        + rates
+        + " | SNRAdam, final | "
+        "/ Adam's oracle | / Adam's best final | SNRSOAP, final | screened Poisson, best depth |",
+        "| --- " * 10 + "|",
+    ]
+    for noise in reversed(fit_sdf.NOISES):
+        for shape in fit_sdf.SHAPES:
+            draws = [d for draw in range(5) if (d := _fit_sdf_draw(shape, noise, draw))]
+            if not draws:
+                continue
+            cells = [shape, f"{noise:g} %", str(len(draws))]
+            cells += [
+                _pair(draws, "oracle"),
+                " / ".join(_middle(draws, lr) for lr in rates.split(" / ")),
+            ]
+            cells += [_pair(draws, "SNRAdam")]
+            for other in ("oracle", "final"):
+                ratio = median(d["SNRAdam"][0] / d[other][0] for d in draws)
+                cells.append(f"{ratio:.2f}")
+            for method in ("SNRSOAP", fit_sdf.POISSON):
+                cells.append(_pair(draws, method) if all(method in d for d in draws) else "")
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _pair(draws: list[dict[str, tuple[float, float]]], name: str) -> str:
+    chamfer, normals = (median(d[name][i] for d in draws) for i in range(2))
+    return f"{chamfer:.3f} / {normals:.3f}"
+
+
+def _middle(draws: list[dict[str, tuple[float, float]]], name: str) -> str:
+    return f"{median(d[name][0] for d in draws):.3f}"
+
+
+def _fit_sdf_draw(shape: str, noise: float, draw: int) -> dict[str, tuple[float, float]]:
+    """Name -> Chamfer distance and normal consistency; empty where Adam or ours is missing."""
+    cell = {"shape": shape, "noise": str(noise), "draw": str(draw)}
+    rows = [row for row in read(fit_sdf.PATH) if cell.items() <= row.items()]
+
+    def of(method: str, when: str) -> dict[str, tuple[float, float]]:
+        return {
+            f"{float(r['lr']):g}": (
+                float(r[f"{when}_chamfer"]),
+                float(r[f"{when}_normal_consistency"]),
+            )
+            for r in rows
+            if r["method"] == method
+        }
+
+    adam, ours = of("Adam", "final"), of("SNRAdam", "final")
+    if len(adam) < len(fit_sdf.LRS["Adam"]) or not ours:
+        return {}
+    found = {**adam, "oracle": min(of("Adam", "best").values()), "final": min(adam.values())}
+    for method in ("SNRAdam", "SNRSOAP", fit_sdf.POISSON):
+        if by_rate := of(method, "final"):
+            found[method] = min(by_rate.values())
+    return found
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "problems": problem_pages.overview,
     "problem_details": problem_pages.details,
@@ -354,6 +419,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "costs": costs,
     "replica_floor": replica_floor,
     "fit_image_cells": fit_image_cells,
+    "fit_sdf_cells": fit_sdf_cells,
     "fit_image_gaps": fit_image_gaps,
     "fit_image_differences": fit_image_differences,
     "fit_image_costs": fit_image_costs,
