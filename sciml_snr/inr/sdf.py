@@ -489,8 +489,8 @@ class SDFFit:
 
 
 _NO_SURFACE = (
-    "The fit is positive or negative throughout: there is no surface. Give it more steps, or "
-    "another learning rate."
+    "The fit does not change its sign near the points: there is no surface. Give it more steps, "
+    "or another learning rate."
 )
 
 
