@@ -36,7 +36,7 @@ class Variant:
     seed: int
     gate: str
     c: float
-    """Threshold on m^2 / s: z squared."""
+    """Threshold on m^2 / s: z squared; the rate of false discoveries, where the gate has one."""
     basis: str = "none"
     warmup: int = 0
     until_fitted: bool = False
@@ -150,6 +150,21 @@ def pooled(m2: Tensor, s: Tensor, highest: Tensor, c: float) -> Tensor:
     return (1 - c / (ratio + 1e-30)).clamp_min(0)
 
 
+def discoveries(m2: Tensor, s: Tensor, highest: Tensor, rate: float) -> Tensor:
+    """Stein, above the threshold at which a share ``rate`` of the open entries is there by chance.
+
+    Where all is noise, m^2 / s is chi-squared: Y. Benjamini and Y. Hochberg, J. R. Stat. Soc. B 57
+    (1995) 289. The threshold falls where much stands out of the noise, and rises as it is fitted.
+    """
+    ratio = (m2 / (s + 1e-30)).flatten().sort(descending=True).values
+    chance = torch.erfc((ratio / 2).sqrt())
+    found = (chance <= rate * torch.arange(1, len(ratio) + 1) / len(ratio)).nonzero()
+    if len(found) == 0:
+        return torch.zeros_like(m2)
+    threshold = max(1.0, float(ratio[int(found[-1])]))
+    return (1 - threshold * s / (m2 + 1e-30)).clamp_min(0)
+
+
 GATES: dict[str, Q] = {
     "snr": lambda m2, s, highest, c: m2 / (m2 + c * s + 1e-30),
     "snr squared": lambda m2, s, highest, c: m2**2 / (m2**2 + (c * s) ** 2 + 1e-30),
@@ -158,6 +173,7 @@ GATES: dict[str, Q] = {
         1 - c * s / ((m2 * highest).sqrt() + 1e-30)
     ).clamp_min(0),
     "stein, pooled": pooled,
+    "stein, discoveries": discoveries,
 }
 
 
@@ -314,6 +330,8 @@ def variants() -> Iterator[Variant]:
         yield replace(soap, basis="floor")
         yield replace(soap, gate="stein, pooled", c=2.0)
         yield replace(soap, gate="stein, remembering")
+        for variant in (own, soap):
+            yield replace(variant, gate="stein, discoveries", c=0.5, iterations=1200)
         yield replace(soap, rho=0.9)
         yield replace(soap, lr=3e-4)
 
