@@ -57,8 +57,7 @@ DEFAULT_NETWORK = "siren"
 
 LEARNING_RATES = {"siren": 3e-4, "fourier": 1e-3, "wire": 1e-3}
 """By network, for the gated optimizers; 3e-4 for a network of the user's own. Larger ones are
-faster and leak: on a 64 x 64 crop, 1e-3 has a sine network at its best after 20 steps, and 0.9 dB
-below it after 200. Adam takes a third: it has no gate to end its course."""
+faster and leak. Adam takes a third: it has no gate to end its course."""
 
 _BLOCKS = 64
 """Complete blocks of four pixels that an estimate of sigma from them needs."""
@@ -465,10 +464,9 @@ def choose_network(
 def _first_omega_0(picture: Picture, sigma: Sequence[float]) -> float:
     """10 / sqrt(noise / contrast) in [8, 30]: the noisier the image, the smoother the start.
 
-    Tried on crops of 64 and 128 pixels, five layers: the best was about 20 where the noise was a
-    quarter of the standard deviation, 14 to 20 at 0.4, 14 at 0.8, at both sizes. A high frequency
-    memorizes more, a low one takes long. Depth does more than width: at noise 25, three layers of
-    128 or 256 stay 0.6 dB below five of 128, which need not be told more than this.
+    A rule of thumb for five layers, from crops of 64 and 128 pixels (docs/images.md): a high
+    frequency memorizes more, a low one takes longer and loses detail, and the best one falls with
+    the noise. It does not depend much on the size of the image.
     """
     ratio = float(np.mean(np.asarray(sigma) / picture.scale))
     return round(min(30.0, max(8.0, 10 / math.sqrt(max(ratio, 1e-3)))), 1)
