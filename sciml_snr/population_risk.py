@@ -222,6 +222,22 @@ class PopulationRisk:
         """Steps to the lowest estimated population risk so far."""
         return self._best.step
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the next steps depend on: numbers and a tensor only. Of the rows, the last."""
+        return {
+            "last": list(self.rows[-1]),
+            "best": list(self._best),
+            "variance": self._variance,
+            "known_before": self._known_before,
+            "rng": self._rng.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict` of an estimate for the same optimizer."""
+        self.rows, self._best = [RiskChange(*state["last"])], RiskChange(*state["best"])
+        self._variance, self._known_before = state["variance"], state["known_before"]
+        self._rng.set_state(state["rng"])
+
     def should_stop(self, patience: int) -> bool:
         """Whether the estimated risk has not fallen below its lowest for ``patience`` steps."""
         return self.rows[-1].step - self.best_step >= patience

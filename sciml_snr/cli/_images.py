@@ -52,6 +52,13 @@ def fit_image(
     gate_option: Annotated[
         list[str] | None, typer.Option(help="Option of the gate, e.g. z=2.5; repeatable.")
     ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            help="Stop when the estimated risk has not fallen for so many steps, and go back to "
+            "its lowest; for snr_adam and adam."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of network and training.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... [default: a GPU].")] = None,
     out_run: Annotated[
@@ -71,7 +78,7 @@ def fit_image(
             raise ValueError(f"scale must be a positive number, got {scale}.")
         names = [optimizer] if compare is None else [optimizer, compare]
         for name in names:
-            FitOptions(optimizer=name)  # refuses a name before any work
+            FitOptions(optimizer=name, patience=patience)  # refuses a name before any work
         fits = {}
         for name in names:
             folder = out_run or Path("runs") / f"{image.stem}-{optimizer}-seed{seed}"
@@ -90,6 +97,7 @@ def fit_image(
                 gate=parse_options(gate_option) if name != "adam" else None,
                 seed=seed,
                 device=device,
+                patience=patience,
                 out=folder,
                 resume=resume and (name == optimizer or (folder / "checkpoint.pt").exists()),
             )

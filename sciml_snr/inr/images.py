@@ -598,7 +598,10 @@ class ImageFit:
         Raises:
             ValueError: sigma is 0: there is no noise to memorize.
         """
-        picture, options = self.picture, replace(self.options, steps=self.training.step)
+        picture, options = (
+            self.picture,
+            replace(self.options, steps=self.training.kept_step, patience=None),
+        )
         known = ~picture.missing.reshape(-1)
         labels = picture.values[known]
         if not any(self.sigma):
@@ -612,7 +615,7 @@ class ImageFit:
             train(twin, objective, options, progress=progress, label=name)
             fits.append(predict(twin, picture, picture.shape)[known])
         own = predict(self.network, picture, picture.shape)[known]
-        return twins.record(self.training.step, own, fits)
+        return twins.record(self.training.kept_step, own, fits)
 
     def figure(self) -> Figure:
         """Noisy image, fit, what was taken away, and the course of the fit."""
@@ -735,6 +738,7 @@ def fit_image(
     gate: dict[str, Any] | None = None,
     seed: int = 0,
     device: str | None = None,
+    patience: int | None = None,
     reference: ArrayLike | None = None,
     out: str | Path | None = None,
     resume: bool = False,
@@ -758,7 +762,8 @@ def fit_image(
         network: "siren", "fourier", "wire" or a ``torch.nn.Module`` from (n, axes) to (n,
             channels), which is copied. By default a network of a size that goes with the image's.
         network_options: keyword arguments of a built-in network.
-        optimizer, floor_every, gate, seed, device: as for :class:`sciml_snr.inr.FitOptions`.
+        optimizer, floor_every, gate, seed, device, patience: as for
+            :class:`sciml_snr.inr.FitOptions`.
         lr, steps, batch_size: the same; by default chosen from image and network.
         reference: the clean image, if known: its root mean square distance from the fit is logged
             as ``rmse``. It plays no part in the fit.
@@ -797,6 +802,7 @@ def fit_image(
             gate=gate or {},
             seed=seed,
             device=device,
+            patience=patience,
         )
     model = choice.build(inputs, outputs, options.seed)
     if folder is not None:
@@ -822,6 +828,7 @@ def summary(fit: ImageFit) -> dict[str, Any]:
         "optimizer": fit.options.optimizer,
         "lr": fit.options.lr,
         "steps": fit.training.step,
+        "kept_step": fit.training.kept_step,
         "interrupted": fit.training.interrupted,
         "seconds": fit.training.seconds,
         "parameters": sum(p.numel() for p in fit.network.parameters()),

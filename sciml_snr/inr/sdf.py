@@ -373,7 +373,7 @@ class SDFFit:
         """
         if not self.sigma:
             raise ValueError("sigma is 0: there is no noise to memorize.")
-        points, options = self.cloud.points, replace(self.options, steps=self.training.step)
+        points, options = self.cloud.points, replace(self.options, steps=self.training.kept_step)
         twins = Twins(np.zeros(len(points)), float(self.sigma), probes=probes, seed=options.seed)
         fits = []
         for i, labels in enumerate(twins.labels):
@@ -382,7 +382,7 @@ class SDFFit:
             name = "twin" if probes == 1 else f"twin {i + 1} of {probes}"
             train(twin, objective, options, progress=progress, label=name)
             fits.append(self._to_surface(twin))
-        return twins.record(self.training.step, self._to_surface(self.network), fits)
+        return twins.record(self.training.kept_step, self._to_surface(self.network), fits)
 
     def figure(self, resolution: int = 40) -> Figure:
         """Points, fit, a section through both, and the course of the fit.

@@ -97,6 +97,58 @@ def test_interrupted_and_resumed_fit_has_the_same_bits(tmp_path, optimizer, batc
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.parametrize("batch", [None, 32])
+def test_a_fit_with_patience_resumes_with_the_same_bits(tmp_path, batch) -> None:
+    options = FitOptions("snr_adam", lr=1e-3, steps=47, floor_every=3, patience=40)
+    whole = net()
+    train(whole, Curve(batch=batch), options, folder=tmp_path / "whole", progress=False)
+    part = Curve(batch=batch, interrupt_at=2 * 23)  # a batch is looked at twice a step
+    training = train(net(), part, options, folder=tmp_path / "parts", progress=False)
+    assert (training.interrupted, training.step) == (True, 23)
+    resumed = net()
+    train(
+        resumed,
+        Curve(batch=batch),
+        options,
+        folder=tmp_path / "parts",
+        resume=True,
+        progress=False,
+    )
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+    assert_same_bits(whole.state_dict(), resumed.state_dict())
+
+
+def test_watching_the_risk_leaves_the_steps_alone() -> None:
+    ends = []
+    for patience in (None, 30):
+        network = net()
+        options = FitOptions("adam", lr=1e-3, steps=30, patience=patience)
+        training = train(network, Curve(batch=32), options, progress=False)
+        ends.append([row["loss"] for row in training.history])
+    assert ends[0] == ends[1]
+
+
+def test_patience_stops_near_the_best_and_goes_back_there() -> None:
+    """Adam, full batch, without it: six times as many steps as it needs."""
+    errors, trainings = [], []
+    for patience in (None, 200):
+        network, curve = net(), Curve(n=64, batch=None)
+        options = FitOptions("adam", lr=1e-3, steps=1200, patience=patience)
+        trainings.append(train(network, curve, options, progress=False))
+        errors.append(curve.metrics(network)["error"])
+    assert trainings[0].kept_step == trainings[0].step == 1200
+    assert trainings[1].kept_step == trainings[1].step - 200 < 1000
+    best = min(row["error"] for row in trainings[0].history)
+    assert errors[1] < min(1.3 * best, 0.6 * errors[0])
+
+
+def test_patience_is_not_for_snr_soap() -> None:
+    with pytest.raises(ValueError, match=r"patience.*snr_adam or adam"):
+        FitOptions("snr_soap", patience=100)
+    with pytest.raises(ValueError, match="patience must be an integer"):
+        FitOptions("adam", patience=0)
+
+
 def test_same_seed_same_fit() -> None:
     fits = []
     for seed in (0, 0, 1):
