@@ -178,7 +178,7 @@ def test_own_data_reach_the_run(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"problem": "burgers"}, "no problem 'burgers'"),
+        ({"problem": "euler"}, "no problem 'euler'"),
         ({"optimizer": "L-BFGS"}, "no optimizer 'L-BFGS'.*snr_adam"),
         ({"lr": 0.0}, "lr must be a positive number"),
         ({"iterations": 0}, "iterations must be at least 1"),
