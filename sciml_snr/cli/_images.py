@@ -69,11 +69,11 @@ def fit_image(
     ] = False,
 ) -> None:
     """Remove the noise from an image; Ctrl-C ends it early and leaves a usable result."""
-    from ..inr import FitOptions, images
+    from ..inr import FitOptions, images, picture
 
     with plain_errors():
-        pixels = images.read_image(image)
-        images.check_writable(output, pixels)
+        pixels = picture.read_image(image)
+        picture.check_writable(output, pixels)
         if not 0 < scale < math.inf:
             raise ValueError(f"scale must be a positive number, got {scale}.")
         names = [optimizer] if compare is None else [optimizer, compare]
@@ -104,7 +104,7 @@ def fit_image(
             if name == optimizer:
                 console.print("\n".join(map(noise_text, fits[name].sigma)))
             path = output if name == optimizer else output.with_stem(f"{output.stem}-{name}")
-            images.write_image(path, fits[name].render(scale=scale))
+            picture.write_image(path, fits[name].render(scale=scale))
             console.print(f"{name}: {path}, figure {folder / 'figure.png'}", soft_wrap=True)
             if fits[name].training.interrupted:
                 console.print("Interrupted. To go on, repeat with --resume.")

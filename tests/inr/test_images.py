@@ -19,12 +19,11 @@ from sciml_snr.inr.images import (
     ImageFit,
     PixelObjective,
     coordinates,
-    estimate_sigma,
     fit_image,
     predict,
-    take_apart,
 )
 from sciml_snr.inr.networks import Siren
+from sciml_snr.inr.picture import estimate_sigma, take_apart
 from tests.cases import assert_same_bits
 
 SMALL = {"hidden_features": 16, "hidden_layers": 2}
