@@ -168,7 +168,9 @@ def solve(
             saved["iterations"] = config.iterations
         config = RunConfig(**saved)
     elif folder is not None and (folder / "config.json").exists():
-        raise FileExistsError(f"{folder} already holds a run: resume it, or choose another folder.")
+        raise FileExistsError(
+            f"{folder} already holds a run: resume it (--resume), or choose another folder (--out)."
+        )
     config = config.resolved()
     with _device(config.device):
         problem = config.build()

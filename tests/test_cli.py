@@ -1,5 +1,6 @@
 """The command line, called as a user would."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -154,6 +155,18 @@ def test_fit_image(noisy_png) -> None:
     assert '"steps": 5' in (folder / "summary.json").read_text()
 
 
+def test_fit_image_with_patience_says_where_it_went_back(noisy_png) -> None:
+    """A learning rate that is far too large: the start is the best."""
+    output = call(
+        "fit-image", "noisy.png", "-o", "clean.png", "--steps", "30", "--lr", "3",
+        "--optimizer", "adam", "--patience", "4", "--out-run", "here", *TINY,
+    )  # fmt: skip
+    steps = json.loads(Path("here/summary.json").read_text())
+    assert steps["kept_step"] == steps["steps"] - 4 < 26
+    told = f"Stopped after {steps['steps']} steps; the fit is that after {steps['kept_step']},"
+    assert told in " ".join(output.split())
+
+
 def test_fit_image_options(noisy_png) -> None:
     mask = np.zeros((16, 20), dtype=np.uint8)
     mask[3, 4] = 255
@@ -190,6 +203,8 @@ def test_fit_image_options(noisy_png) -> None:
         (["noisy.png", "-o", "clean.png", "--sigma", "1", "--sigma", "2"], "sigma has 2 entries"),
         (["noisy.png", "-o", "clean.png", "--network", "resnet"], "no network 'resnet'"),
         (["noisy.png", "-o", "clean.png", "--compare", "sgd"], "no optimizer 'sgd'"),
+        (["noisy.png", "-o", "clean.png", "--compare", "snr_soap"], "another optimizer"),
+        (["noisy.png", "-o", "clean.png", "--patience", "5"], "choose snr_adam or adam"),
         (["noisy.png", "-o", "clean.png", "--resume"], "no run to resume"),
         (["noisy.png", "-o", "clean.png", "--scale", "0"], "scale must be"),
     ],

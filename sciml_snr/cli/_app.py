@@ -95,16 +95,22 @@ def print_fits(fits: dict[str, Any]) -> None:
         "lets move"
     )
     table.caption_justify = "left"
-    for name, fit in fits.items():
-        last = fit.history[-1]
+    for fit in fits.values():
+        last = fit.training.kept_row
         opened = f"{100 * last['open_fraction']:.1f} %" if "open_fraction" in last else "-"
         table.add_row(
-            name,
+            fit.options.optimizer,  # of a resumed run: its own
             f"{fit.options.lr:g}",
-            str(fit.training.step),
+            str(fit.training.kept_step),
             f"{last['misfit']:.3f}",
             f"{100 * last['memorized']:.1f} %",
             opened,
             f"{fit.training.seconds:.0f} s",
         )
     console.print(table)
+    for fit in fits.values():
+        if fit.training.kept_step < fit.training.step:
+            console.print(
+                f"Stopped after {fit.training.step} steps; the fit is that after "
+                f"{fit.training.kept_step}, of the lowest estimated risk."
+            )

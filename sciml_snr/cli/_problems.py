@@ -68,7 +68,7 @@ SnrOption = Annotated[
 def solve(
     name: Name,
     optimizer: Annotated[
-        str, typer.Option(help="snr_adam, adam, adamw, sgd or rmsprop.")
+        str, typer.Option(help="snr_adam, snr_soap, adam, adamw, sgd or rmsprop.")
     ] = "snr_adam",
     lr: Lr = None,
     noise: Noise = None,

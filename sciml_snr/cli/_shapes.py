@@ -77,6 +77,8 @@ def fit_sdf(
         check_resolution(resolution)
         truth = None if reference is None else read_surface(reference)
         names = [optimizer] if compare is None else [optimizer, compare]
+        if compare == optimizer:
+            raise ValueError(f"compare with another optimizer than {optimizer}.")
         for name in names:
             FitOptions(optimizer=name)  # refuses a name before any work
         fits = {}

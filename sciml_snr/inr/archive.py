@@ -72,7 +72,10 @@ def open_folder(out: str | Path | None, resume: bool) -> Path | None:
         if folder is None or not (folder / "checkpoint.pt").exists():
             raise FileNotFoundError(f"There is no run to resume in {out}: no checkpoint.pt there.")
     elif folder is not None and (folder / "config.json").exists():
-        raise FileExistsError(f"{folder} already holds a run: resume it, or choose another folder.")
+        raise FileExistsError(
+            f"{folder} already holds a run: resume it (--resume), or choose another folder "
+            "(--out-run)."
+        )
     return folder
 
 

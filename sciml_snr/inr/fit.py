@@ -118,7 +118,11 @@ class FitOptions:
         try:
             build_optimizer(nn.ParameterList([torch.zeros(1)]), self)
         except TypeError as error:
-            raise ValueError(f"A gate option is unknown: {error}.") from None
+            name = str(error).rsplit(" ", 1)[-1]
+            cls = "SNRSOAP" if self.optimizer == "snr_soap" else "SNRAdam"
+            raise ValueError(
+                f"There is no gate option {name}: see the arguments of {cls}."
+            ) from None
         if self.device is not None:
             check_device(self.device)
 
@@ -142,6 +146,24 @@ class Training:
     the running guess of :func:`sciml_snr.memorization.share_from_misfit`, which error in the signal
     lowers, are those of the step's own batch, before the step."""
     interrupted: bool = False
+
+    @property
+    def kept_row(self) -> dict[str, float]:
+        """The row of the log that is nearest to the network's weights."""
+        return min(self.history, key=lambda row: abs(row["step"] - self.kept_step))
+
+
+def check_kept(training: Training) -> None:
+    """Refuse to measure a fit that is as it was at the start.
+
+    Raises:
+        ValueError: says so.
+    """
+    if training.kept_step == 0:
+        raise ValueError(
+            "The network is as it was before the first step, and has memorized nothing. If "
+            "patience sent it back there, lower the learning rate."
+        )
 
 
 def build_optimizer(network: nn.Module, options: FitOptions) -> tuple[Optimizer, LabelNoise | None]:

@@ -33,7 +33,7 @@ from .archive import (
     sigma_from_json,
     sigma_to_json,
 )
-from .fit import FitOptions, Training, train
+from .fit import FitOptions, Training, check_kept, train
 from .picture import (
     Array,
     Picture,
@@ -308,7 +308,7 @@ class ImageFit:
             image squared.
 
         Raises:
-            ValueError: sigma is 0: there is no noise to memorize.
+            ValueError: sigma is 0: there is no noise to memorize; or no step was taken.
         """
         picture, options = (
             self.picture,
@@ -316,6 +316,7 @@ class ImageFit:
         )
         known = ~picture.missing.reshape(-1)
         labels = picture.values[known]
+        check_kept(self.training)
         if not any(self.sigma):
             raise ValueError("sigma is 0: there is no noise to memorize.")
         twins = Twins(labels, np.asarray(self.sigma), probes=probes, seed=options.seed)
@@ -535,7 +536,7 @@ def fit_image(
 
 def summary(fit: ImageFit) -> dict[str, Any]:
     """How a fit ended."""
-    last = {k: v for k, v in fit.history[-1].items() if k not in ("step", "seconds")}
+    last = {k: v for k, v in fit.training.kept_row.items() if k not in ("step", "seconds")}
     return {
         "optimizer": fit.options.optimizer,
         "lr": fit.options.lr,

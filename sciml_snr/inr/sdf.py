@@ -646,7 +646,7 @@ def fit_sdf(
 
 def summary(fit: SDFFit) -> dict[str, Any]:
     """How a fit ended."""
-    last = {k: v for k, v in fit.history[-1].items() if k not in ("step", "seconds")}
+    last = {k: v for k, v in fit.training.kept_row.items() if k not in ("step", "seconds")}
     return {
         "optimizer": fit.options.optimizer,
         "lr": fit.options.lr,

@@ -17,7 +17,9 @@ from sciml_snr.inr import fit
 from sciml_snr.inr.fit import (
     OPTIMIZERS,
     FitOptions,
+    Training,
     build_optimizer,
+    check_kept,
     standardized,
     total_loss,
     train,
@@ -140,6 +142,12 @@ def test_patience_stops_near_the_best_and_goes_back_there() -> None:
     assert trainings[1].kept_step == trainings[1].step - 200 < 1000
     best = min(row["error"] for row in trainings[0].history)
     assert errors[1] < min(1.3 * best, 0.6 * errors[0])
+
+
+def test_nothing_is_measured_where_nothing_was_learned() -> None:
+    with pytest.raises(ValueError, match="before the first step"):
+        check_kept(Training(step=5, kept_step=0))
+    check_kept(Training(step=5, kept_step=1))
 
 
 def test_patience_is_not_for_snr_soap() -> None:
@@ -291,7 +299,7 @@ def test_frozen_parameters_stay(tmp_path) -> None:
         ({"batch_size": 0}, "batch_size must be"),
         ({"floor_every": 0}, "floor_every must be"),
         ({"gate": {"gate": "wide"}}, "Invalid gate"),
-        ({"gate": {"zz": 1}}, "gate option is unknown.*zz"),
+        ({"gate": {"zz": 1}}, "no gate option .zz.*SNRSOAP"),
         ({"gate": {"z": 1.0}, "optimizer": "adam"}, "adam has no gate"),
         ({"device": "gpu"}, "device 'gpu' cannot be used"),
     ],
