@@ -63,7 +63,7 @@ def convection_grid() -> str:
 
 
 def convection_tuned() -> str:
-    """Every method at the learning rate with the lowest median final."""
+    """Every method at the rate with the lowest median final, of those with the most seeds."""
     lines = [
         "| method | lr | seeds | final error, median (range) | best on the way | noise memorized |",
         "| --- " * 6 + "|",
@@ -73,6 +73,8 @@ def convection_tuned() -> str:
         own = {lr: rows for (name, lr), rows in groups.items() if name == method}
         if not own:
             continue
+        most = max(map(len, own.values()))
+        own = {lr: rows for lr, rows in own.items() if len(rows) == most}
         lr, rows = min(own.items(), key=lambda item: median(_column(item[1], "final_error")))
         share = f"{100 * median(_column(rows, 'memorized')):.1f} %"
         cells = [method, lr, str(len(rows)), _spread(rows, "final_error")]
@@ -474,6 +476,8 @@ def _spread(rows: Rows, name: str) -> str:
 
 
 def _range(values: list[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
     return f"{median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
