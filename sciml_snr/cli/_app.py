@@ -6,6 +6,7 @@ import ast
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -77,6 +78,32 @@ def parse_options(pairs: Sequence[str] | None) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             options[name] = text
     return options
+
+
+def run_folders(
+    stem: str,
+    optimizer: str,
+    compare: str | None,
+    seed: int,
+    out_run: Path | None,
+    patience: int | None = None,
+) -> dict[str, Path]:
+    """The run folder of each optimizer of a fit: the chosen one, and the one to compare it with.
+
+    Raises:
+        ValueError: an optimizer is unknown, or both are the same.
+    """
+    from ..inr import FitOptions
+
+    if compare == optimizer:
+        raise ValueError(f"compare with another optimizer than {optimizer}.")
+    first = out_run or Path("runs") / f"{stem}-{optimizer}-seed{seed}"
+    folders = {optimizer: first}
+    if compare is not None:
+        folders[compare] = first.with_name(f"{first.name}-{compare}")
+    for name in folders:
+        FitOptions(optimizer=name, patience=patience)  # refuses a name before any work
+    return folders
 
 
 def noise_text(sigma: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ._app import app, console, noise_text, parse_options, plain_errors, print_fits
+from ._app import app, console, noise_text, parse_options, plain_errors, print_fits, run_folders
 
 
 @app.command("fit-image")
@@ -77,23 +77,16 @@ def fit_image(
     ] = False,
 ) -> None:
     """Remove the noise from an image; Ctrl-C ends it early and leaves a usable result."""
-    from ..inr import FitOptions, images, picture
+    from ..inr import images, picture
 
     with plain_errors():
         pixels = picture.read_image(image)
         picture.check_writable(output, pixels)
         if not 0 < scale < math.inf:
             raise ValueError(f"scale must be a positive number, got {scale}.")
-        names = [optimizer] if compare is None else [optimizer, compare]
-        if compare == optimizer:
-            raise ValueError(f"compare with another optimizer than {optimizer}.")
-        for name in names:
-            FitOptions(optimizer=name, patience=patience)  # refuses a name before any work
+        folders = run_folders(image.stem, optimizer, compare, seed, out_run, patience)
         fits = {}
-        for name in names:
-            folder = out_run or Path("runs") / f"{image.stem}-{optimizer}-seed{seed}"
-            if name == compare:
-                folder = folder.with_name(f"{folder.name}-{name}")
+        for name, folder in folders.items():
             fits[name] = images.fit_image(
                 pixels,
                 sigma=sigma or None,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ._app import app, console, noise_text, parse_options, plain_errors, print_fits
+from ._app import app, console, noise_text, parse_options, plain_errors, print_fits, run_folders
 
 
 @app.command("fit-sdf")
@@ -67,7 +67,7 @@ def fit_sdf(
     ] = False,
 ) -> None:
     """Make a clean surface of a noisy scan; Ctrl-C ends it early and leaves a usable result."""
-    from ..inr import FitOptions, read_cloud, sdf
+    from ..inr import read_cloud, sdf
     from ..inr.surfaces import check_resolution, read_surface
 
     with plain_errors():
@@ -76,16 +76,9 @@ def fit_sdf(
         )
         check_resolution(resolution)
         truth = None if reference is None else read_surface(reference)
-        names = [optimizer] if compare is None else [optimizer, compare]
-        if compare == optimizer:
-            raise ValueError(f"compare with another optimizer than {optimizer}.")
-        for name in names:
-            FitOptions(optimizer=name)  # refuses a name before any work
+        folders = run_folders(points.stem, optimizer, compare, seed, out_run)
         fits = {}
-        for name in names:
-            folder = out_run or Path("runs") / f"{points.stem}-{optimizer}-seed{seed}"
-            if name == compare:
-                folder = folder.with_name(f"{folder.name}-{name}")
+        for name, folder in folders.items():
             fit = sdf.fit_sdf(
                 points,
                 "auto" if normals else None,
