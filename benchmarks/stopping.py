@@ -10,14 +10,14 @@ sigma.
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.harness import RESULTS, append_missing, resolved
-from sciml_snr import Twins, problems
+from sciml_snr.bench.stopping import Discrepancy, HeldOut, LowestRisk
 from sciml_snr.run import Recorder, RunConfig, compile_model
 
 PATH = RESULTS / "stopping.csv"
@@ -37,61 +37,26 @@ class Stopped:
     rule: str
 
 
-class Watch(Recorder):
-    """A recorder that keeps what stopping rules look at: the fit at some points."""
-
-    def __init__(self, config: RunConfig, problem: problems.Problem, points: Any) -> None:
-        super().__init__(config, problem)
-        self.points = points
-        self.fits: list[Any] = []
-
-    def _measure(self) -> None:
-        super()._measure()
-        predict = partial(self.problem.predict, self.model)
-        self.fits.append(self.problem.encode(predict(self.points)))
-
-
-def watched(config: RunConfig, problem: problems.Problem, points: Any) -> Watch:
-    """Train it, watching the fit at these points."""
-    recorder = Watch(config, problem, points)
-    recorder.train(compile_model(config, problem), progress=False)
-    return recorder
-
-
 def run(job: Stopped) -> dict[str, Any]:
     """Train in this process, on one thread."""
+    torch.set_num_threads(1)
     values = {key: value for key, value in asdict(job).items() if key != "rule"}
     config = resolved(RunConfig(**values))
     problem = config.build()
-    observed = problem.observations
-    measured, sigma = problem.encode(observed.values), problem.sigma()
-    assert sigma is not None
-    rng = np.random.default_rng(1000 + job.seed)
+    main = Recorder(config, problem)
+    rules: dict[str, Any]
     if job.rule == "10 % held out":
-        out = rng.permutation(len(observed)) < len(observed) // 10
-        kept = replace(
-            observed,
-            points=observed.points[~out],
-            values=observed.values[~out],
-            sigma=sigma[~out],
-            clean=None if observed.clean is None else observed.clean[~out],
-        )
-        main = watched(
-            config, type(problem)(seed=job.seed, observations=kept), observed.points[out]
-        )
-        scores = {"held_out": [float(((f - measured[out]) ** 2).mean()) for f in main.fits]}
+        rules = {"held_out": HeldOut(problem, 1000 + job.seed, main.every)}
     else:
-        # In units of sigma, which may differ from point to point.
-        twins = Twins(measured / sigma, 1.0, seed=1000 + job.seed)
-        moved = replace(observed, values=problem.decode(sigma * twins.labels[0]))
-        main = watched(config, problem, observed.points)
-        twin = watched(config, type(problem)(seed=job.seed, observations=moved), observed.points)
-        for row, f, g in zip(main.rows, main.fits, twin.fits, strict=True):
-            twins.record(int(row["iteration"]), f / sigma, [g / sigma])
-        scores = {
-            "discrepancy": [0.0 if row.misfit <= 1 else row.misfit for row in twins.rows],
-            "sure": [row.risk for row in twins.rows],
+        rules = {
+            "discrepancy": Discrepancy(main.every, end=False),
+            "sure": LowestRisk(period=main.every, seed=1000 + job.seed),
         }
+    main.train(compile_model(config, problem), False, *rules.values())
+    scores = {
+        name: [rule.scores[int(row["iteration"])] for row in main.rows]
+        for name, rule in rules.items()
+    }
     moments = {"final": -1, "best": int(np.argmin([r["relative_l2"] for r in main.rows]))}
     moments |= {name: int(np.argmin(score)) for name, score in scores.items()}
     result: dict[str, Any] = {key: str(value) for key, value in asdict(job).items()}

@@ -1,11 +1,17 @@
-"""Command line: ``sciml-snr problems``, ``solve``, ``compare``, ``fit-image``, ``fit-sdf``,
-``memorization``."""
+"""Command line: ``sciml-snr problems``, ``solve``, ``compare``, ``bench``, ``fit-image``,
+``fit-sdf``, ``memorization``."""
 
 import importlib
 
 from ._app import app
 
-for _module in ("_problems", "_images", "_shapes", "_memorization"):  # each adds its commands
+for _module in (
+    "_problems",
+    "_bench",
+    "_images",
+    "_shapes",
+    "_memorization",
+):  # each adds its commands
     importlib.import_module(f"{__name__}.{_module}")
 
 __all__ = ["app"]

@@ -57,7 +57,7 @@ def plain_errors() -> Iterator[None]:
         to_stderr(f"Error: {error}")
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        to_stderr("Interrupted. `compare` goes on when repeated, other commands with --resume.")
+        to_stderr("Interrupted. `compare` and `bench` go on when repeated, others with --resume.")
         raise typer.Exit(130) from None
 
 

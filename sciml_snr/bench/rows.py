@@ -1,0 +1,159 @@
+"""Run many configs, a worker per core or a cluster; rows are appended to a CSV file as they come.
+
+Called again, it does what is not in the file yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import importlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from joblib import Parallel, delayed, effective_n_jobs, parallel_config
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from .._runs import append_row
+
+BACKENDS = ("loky", "ray", "dask")
+"""joblib's: processes on this machine, or a cluster (they need the extra ``cluster``)."""
+
+HOURS = 10 * 3600.0
+"""The time left is that of the mean run so far, not of the last ones."""
+
+
+def append_missing(
+    path: Path,
+    configs: Iterable[Any],
+    keys: Sequence[str],
+    run: Callable[[Any], dict[str, Any]],
+    jobs: int | None = None,
+    backend: str = "loky",
+) -> None:
+    """Append one row per config (a dataclass) to the CSV file, skipping those it already has.
+
+    Args:
+        path: the file; made, with its folder, where it is missing.
+        configs: what to run, in this order.
+        keys: the config's fields that tell it from others: the file's first columns.
+        run: makes a row; called in other processes.
+        jobs: runs at a time; the number of cores unless given, on a cluster all of it.
+        backend: one of :data:`BACKENDS`.
+
+    Raises:
+        ValueError: there is no such backend, or it is not installed; the file is of other columns.
+    """
+    check_file(path, keys)
+    todo = missing(path, configs, keys)
+    if not todo:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _parallel(backend, jobs), _progress() as bar:
+        task = bar.add_task(path.stem, total=len(todo))
+        for row in _run(run, todo, backend):
+            append_row(path, row)
+            bar.advance(task)
+
+
+def missing(path: Path, configs: Iterable[Any], keys: Sequence[str]) -> list[Any]:
+    """The configs that have no row in the file yet."""
+    done = {tuple(row[key] for key in keys) for row in read(path)}
+    return [config for config in configs if key_of(config, keys) not in done]
+
+
+def check_file(path: Path, keys: Sequence[str]) -> None:
+    """Refuse a file that is not one of these results.
+
+    Raises:
+        ValueError: a column is missing.
+    """
+    if not path.exists():
+        return
+    with path.open(newline="") as file:
+        header = next(csv.reader(file), [])
+    if absent := [key for key in keys if key not in header]:
+        raise ValueError(
+            f"{path} exists and has no column {', '.join(map(repr, absent))}: it holds other "
+            "results. Choose another file."
+        )
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of a results file, or none where there is no file yet."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def key_of(config: Any, keys: Sequence[str]) -> tuple[str, ...]:
+    """A config's values of these fields as the file has them."""
+    values = asdict(config)
+    if "snr_options" in values:
+        values["snr_options"] = json.dumps(values["snr_options"], sort_keys=True)
+    return tuple(str(values[key]) for key in keys)
+
+
+def _run(
+    run: Callable[[Any], dict[str, Any]], todo: Sequence[Any], backend: str
+) -> Iterator[dict[str, Any]]:
+    if backend != "ray":
+        work = (delayed(run)(config) for config in todo)
+        yield from Parallel(return_as="generator_unordered", batch_size=1)(work)
+        return
+    at_once = 4 * effective_n_jobs()  # Ray's backend gives nothing before all of a call is done
+    for start in range(0, len(todo), at_once):
+        yield from Parallel()(delayed(run)(config) for config in todo[start : start + at_once])
+
+
+@contextlib.contextmanager
+def _parallel(backend: str, jobs: int | None) -> Iterator[None]:
+    """joblib set to the backend."""
+    if backend not in BACKENDS:
+        raise ValueError(f"There is no backend {backend!r}. Choose one of: {', '.join(BACKENDS)}.")
+    with contextlib.ExitStack() as stack:
+        if backend == "ray":
+            _needed("ray.util.joblib", backend).register_ray()
+        elif backend == "dask":  # the cluster of DASK_SCHEDULER_ADDRESS, or one of its own
+            local = {} if jobs is None else {"n_workers": jobs, "threads_per_worker": 1}
+            address = os.environ.get("DASK_SCHEDULER_ADDRESS")
+            distributed = _needed("dask.distributed", backend)
+            stack.enter_context(distributed.Client(address, **({} if address else local)))
+        everything = os.cpu_count() if backend == "loky" else -1
+        stack.enter_context(parallel_config(backend, n_jobs=jobs or everything))
+        yield
+
+
+def _needed(module: str, backend: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(
+            f'The backend {backend!r} needs the extra "cluster": pip install '
+            f'"sciml-snr[cluster]" ({error}).'
+        ) from None
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        speed_estimate_period=HOURS,
+        expand=True,
+    )

@@ -1,0 +1,51 @@
+"""Benchmarks: ``bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from ._app import app, console, plain_errors, to_stderr
+
+
+@app.command()
+def bench(
+    file: Annotated[
+        Path, typer.Argument(help="TOML file: problems, methods, learning rates, seeds.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="CSV file; rows are appended, those it has are not made again.")
+    ],
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs at a time [default: the cores; of a cluster, all]."),
+    ] = None,
+    backend: Annotated[
+        str, typer.Option(help="loky (processes on this machine), ray or dask.")
+    ] = "loky",
+) -> None:
+    """Compare methods on problems, at several learning rates and seeds; can be repeated to go on.
+
+    The file's format: docs/benchmarks.md.
+    """
+    from ..bench import KEYS, append_missing, missing, read, read_plan, run_job, tables
+    from ..bench.rows import check_file
+
+    with plain_errors():
+        plan = read_plan(file)
+        check_file(out, KEYS)
+        every = list(plan.jobs())
+        for (problem, method), reason in plan.skipped.items():
+            to_stderr(f"Skipped: {method} on {problem}, because {reason}.")
+        left = len(missing(out, every, KEYS))
+        console.print(f"{len(every)} runs, of which {len(every) - left} are in {out} already.")
+        append_missing(out, every, KEYS, run_job, jobs, backend)
+        rows = tables.of_plan(read(out), every)
+        if tables.reference(rows) is not None:
+            table = Table(*tables.OVERALL, caption=tables.OVERALL_CAPTION, caption_justify="left")
+            for cells in tables.overall_cells(rows):
+                table.add_row(*cells)
+            console.print(table)
