@@ -28,12 +28,13 @@ from benchmarks import (
     problem_pages,
     replicas,
     stopping,
+    zoo,
 )
 from benchmarks.convection import ITERATIONS, LONG, METHODS, PATH, least_squares
 from benchmarks.harness import THRESHOLDS, read
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("convection", "images", "memorization", "problems", "research", "surfaces")
+PAGES = ("benchmarks", "convection", "images", "memorization", "problems", "research", "surfaces")
 DOCUMENTS = (ROOT / "README.md", *(ROOT / f"docs/{page}.md" for page in PAGES))
 Rows = list[dict[str, str]]
 
@@ -429,6 +430,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "memorization_shares": memorization.shares,
     "memorization_stops": memorization.stops,
     "memorization_fresh": memorization.fresh_batches,
+    "zoo_progress": zoo.progress,
+    "zoo_overall": zoo.overall,
+    "zoo_cells": zoo.cells,
+    "zoo_figures": zoo.figures,
+    "zoo_problems": zoo.problems,
+    "zoo_methods": zoo.methods,
 }
 
 
@@ -495,5 +502,6 @@ def _reached(rows: Rows, name: str) -> str:
 if __name__ == "__main__":
     if "--check" in sys.argv:
         sys.exit("\n".join(f"{path} is stale: run this without --check" for path in stale()) or 0)
+    zoo.draw()
     for path in stale():
         path.write_text(render(path.read_text()))

@@ -65,7 +65,7 @@ class Overall:
     equal: float
     """Error at equal gradient evaluations / Adam's final error."""
     seconds: float
-    """Time / Adam's."""
+    """Processor time / Adam's."""
 
 
 def of_plan(rows: Iterable[Row], jobs: Iterable[Job]) -> list[Row]:
@@ -152,7 +152,8 @@ def overall(rows: Sequence[Row]) -> list[Overall]:
                     for p, t in own.items()
                 ),
                 seconds=geometric_mean(
-                    t.median("seconds") / best[p][adam].median("seconds") for p, t in own.items()
+                    t.median("cpu_seconds") / best[p][adam].median("cpu_seconds")
+                    for p, t in own.items()
                 ),
             )
         )
@@ -180,7 +181,7 @@ OVERALL_CAPTION = (
     "Adam's, by Adam's oracle (its best moment, which only the truth can tell) and by that of Adam "
     "with 10 % held out. near best: problems on which it is the best of all or within 5 % of it; "
     "worst: the largest ratio to Adam; at equal: the error when it had used as many gradient "
-    "evaluations, / Adam; time: / Adam's."
+    "evaluations, / Adam; time: of the processor, / Adam's."
 )
 
 
@@ -204,7 +205,7 @@ def _ratio(value: float) -> str:
 
 CELLS = (
     *("problem", "method", "lr", "seeds", "final error, median (range)", "best on the way"),
-    *("at equal evaluations", "error of unknowns", "memorized", "seconds"),
+    *("at equal evaluations", "error of unknowns", "memorized", "CPU seconds"),
 )
 """Titles of :func:`problem_cells`."""
 
@@ -237,7 +238,7 @@ def _line(problem: str, method: str, one: Tuned) -> list[str]:
         f"{one.median('error_at_equal_evaluations'):.3g}",
         _unknowns(one.rows),
         f"{100 * median(shares):.1f} %" if shares else "",
-        f"{one.median('seconds'):.1f}",
+        f"{one.median('cpu_seconds'):.1f}",
     ]
 
 

@@ -51,11 +51,12 @@ class Course(Recorder):
     """A recorder that counts gradient evaluations and knows which moment a method would choose.
 
     A gradient evaluation is one backward pass from the loss, or from a noise floor's random signs,
-    through the network. ``seconds`` are of training and of fits before it, not of measuring.
+    through the network. ``seconds`` (of the clock, and of the processor, which a busy machine does
+    not change) are of training and of fits before it, not of measuring.
     """
 
     def __init__(self, job: Job) -> None:
-        started = time.perf_counter()
+        started, self.cpu_before = time.perf_counter(), time.process_time()
         config = RunConfig(
             json.loads(job.setting)["problem"],
             job.optimizer,
@@ -137,11 +138,13 @@ class Course(Recorder):
             self.model.stop_training = True
 
     def _measure(self) -> None:
-        started, evaluations = time.perf_counter(), self.evaluations
+        evaluations = self.evaluations
+        started, cpu_started = time.perf_counter(), time.process_time()
         super()._measure()
         self.evaluations = evaluations  # measuring trains nothing
         self.rows[-1]["evaluations"] = float(evaluations)
         self._started += time.perf_counter() - started
+        self.cpu_before += time.process_time() - cpu_started
 
     def chosen(self, rows: Rows) -> dict[str, float]:
         """Of these moments the one whose fit a user of the method would take."""
@@ -172,6 +175,7 @@ class Course(Recorder):
             "error_at_equal_evaluations": equal.get("relative_l2", math.nan),
             "evaluations": self.evaluations,
             "seconds": round(self.seconds, 3),
+            "cpu_seconds": round(time.process_time() - self.cpu_before, 3),
             "memorized": final.get("memorized", ""),
             "open_fraction": final.get("open_fraction", ""),
             "unknown_errors": json.dumps(unknowns),

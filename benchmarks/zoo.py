@@ -1,0 +1,101 @@
+"""The zoo's comparison, as docs/benchmarks.md shows it.
+
+    sciml-snr bench benchmarks/zoo.toml --out benchmarks/results/zoo.csv
+
+makes the rows; `python -m benchmarks.report` the tables and figures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from sciml_snr.problems import PROBLEMS
+
+from benchmarks.harness import RESULTS, read
+from sciml_snr.bench import Plan, read_plan, tables
+from sciml_snr.bench.plan import VARIANTS
+
+PLAN = Path(__file__).parent / "zoo.toml"
+PATH = RESULTS / "zoo.csv"
+FIGURES = Path(__file__).parents[1] / "docs/figures"
+
+
+@cache
+def plan() -> Plan:
+    return read_plan(PLAN)
+
+
+def rows() -> list[tables.Row]:
+    """The rows of the file as it is today."""
+    return tables.of_plan(read(PATH), plan().jobs())
+
+
+def problems() -> str:
+    """What is solved."""
+    lines = []
+    for name, case in plan().cases.items():
+        cls = PROBLEMS[case.problem]
+        settings = ", ".join(f"{key} {value}" for key, value in case.options.items())
+        unknown = ", ".join(cls.unknown_names)
+        lines.append([name, cls.equation, unknown, settings, str(case.iterations), str(case.width)])
+    titles = ("problem", "equation and data", "unknown", "not its defaults", "iterations", "width")
+    return _table(titles, lines)
+
+
+def methods() -> str:
+    """What solves it."""
+    lines = []
+    for name, method in plan().methods.items():
+        options = json.dumps(method.options) if method.options else ""
+        how = VARIANTS.get(method.variant, "")
+        lrs = ", ".join(f"{lr:g}" for lr in method.lrs)
+        without = [problem for problem, other in plan().skipped if other == name]
+        lines.append([name, method.optimizer, options, how, lrs, ", ".join(without)])
+    titles = ("method", "optimizer", "options", "", "learning rates", "not on")
+    return _table(titles, lines)
+
+
+def progress() -> str:
+    """How much of it has been run."""
+    every, done = list(plan().jobs()), rows()
+    lost = sum(1 for row in done if row["error"])
+    text = f"{len(done):,} of {len(every):,} runs have been made, {len({r['seed'] for r in done})} "
+    return text + f"of {len(plan().seeds)} seeds begun; {lost} runs diverged."
+
+
+def overall() -> str:
+    done = rows()
+    return _table(tables.OVERALL, tables.overall_cells(done) if _has_adam(done) else [])
+
+
+def cells() -> str:
+    done = rows()
+    return _table(tables.CELLS, tables.problem_cells(done) if _has_adam(done) else [])
+
+
+def figures() -> str:
+    """Links to the figures, once there is something to draw."""
+    if not _has_adam(rows()):
+        return "There are no rows yet."
+    return (
+        "![Performance profiles](figures/bench_profiles.png)\n\n"
+        "![Final errors against Adam's oracle](figures/bench_oracle.png)"
+    )
+
+
+def draw() -> None:
+    """Make the figures, once there is something to draw."""
+    if _has_adam(done := rows()):
+        tables.draw(done, FIGURES)
+
+
+def _has_adam(done: Sequence[tables.Row]) -> bool:
+    return tables.reference(done) is not None
+
+
+def _table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    every = [titles, ["---"] * len(titles), *lines]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in every)
