@@ -35,6 +35,8 @@ bench: .venv/.installed-bench
 	$(BIN)/python -m benchmarks.prototype
 	$(BIN)/python -m benchmarks.replicas
 	$(BIN)/python -m benchmarks.cost
+	$(BIN)/python -m benchmarks.paper.phenomena
+	$(BIN)/python -m benchmarks.paper.grokking
 	$(BIN)/python -m benchmarks.report
 
 docs: .venv/.installed-docs

@@ -32,6 +32,7 @@ from benchmarks import (
 )
 from benchmarks.convection import ITERATIONS, LONG, METHODS, PATH, least_squares
 from benchmarks.harness import THRESHOLDS, read
+from benchmarks.paper import report as paper
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("benchmarks", "convection", "images", "memorization", "problems", "research", "surfaces")
@@ -436,6 +437,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "zoo_figures": zoo.figures,
     "zoo_problems": zoo.problems,
     "zoo_methods": zoo.methods,
+    **paper.TABLES,
 }
 
 
