@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from benchmarks.harness import RESULTS, append_missing
 from sciml_snr import SNRSOAP, LabelNoise, SNRAdam, estimate_sigma_image
-from sciml_snr.dde.registration import LABEL_GATES
+from sciml_snr.gate import LABEL_GATE
 from sciml_snr.memorization import memorized_share
 
 PATH = RESULTS / "images.csv"
@@ -83,7 +83,7 @@ def label_gated(cls: Any) -> Callable[..., Any]:
 
     def build(params: list[Tensor], lr: float, sigma: float) -> tuple[Any, LabelNoise | None]:
         floor = LabelNoise(params, sigma=sigma, every=10)
-        return cls(params, lr=lr, **LABEL_GATES["snr_soap"]), floor
+        return cls(params, lr=lr, **LABEL_GATE), floor
 
     return build
 

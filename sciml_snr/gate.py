@@ -68,14 +68,23 @@ STREAM_GATE: dict[str, Any] = {
 }
 """The published gate, for the streaming floor."""
 
-LABEL_GATES: dict[str, dict[str, Any]] = {
-    "snr_adam": {"gate": "snr", "alpha": 1.0, "lambd": 1.0, "z": 3.0, "warmup_steps": 500},
-    "snr_soap": {"gate": "stein", "alpha": 1.0, "lambd": 1.0, "z": 2.0, "warmup_steps": 0},
+LABEL_GATE: dict[str, Any] = {
+    "gate": "stein",
+    "alpha": 1.0,
+    "lambd": 1.0,
+    "z": 2.0,
+    "warmup_steps": 0,
 }
-"""The gates for the label floor. In the parameters' own coordinates the error of the data hides the
-pull of exact terms (equations, exact conditions): snr_adam leaves Adam's first steps free, and its
-gate never quite closes. The eigenbasis tells the two apart better. Where all terms of the loss are
-noisy there is nothing to hide, and snr_adam takes the closing gate of snr_soap too."""
+"""The gate for the label floor, where all terms of the loss are noisy."""
+
+EXACT_GATES: dict[str, dict[str, Any]] = {
+    "snr_adam": {**LABEL_GATE, "z": 1.0},
+    "snr_soap": {**LABEL_GATE, "z": 1.5},
+}
+"""The same by optimizer, where there are exact terms (equations, exact conditions) beside the noisy
+ones. They carry on where the gate is closed and hold the noise back, so that it may open sooner;
+sooner still in the parameters' own coordinates, each of which mixes many directions and sees any
+one of them through the noise of the others."""
 
 
 def resolve_alpha(

@@ -96,6 +96,9 @@ class NoiseFloor(Mapping[Tensor, Tensor]):
             raise ValueError("There are no parameters to keep a floor for.")
         self.draws: dict[Tensor, Tensor] = {}
         """The draw of the last call; empty if that call made none."""
+        self.noisy_grads: dict[Tensor, Tensor] = {}
+        """Gradient of the noisy terms in the last call, where the loss has exact terms beside them:
+        the optimizers let those act where the gate is closed. Empty: all of the loss is noisy."""
         self._mean_sq = {p: state_like(p) for p in self.params}
         self._variance: dict[Tensor, Tensor] = {}
         self._calls = 0
@@ -177,7 +180,7 @@ class LabelNoise(NoiseFloor):
         ValueError: an argument is out of range, or the loss is not of that form.
 
     Example:
-        >>> optimizer = SNRAdam(net.parameters(), lr=1e-3, gate="snr", z=3.0, warmup_steps=500)
+        >>> optimizer = SNRAdam(net.parameters(), lr=1e-3, gate="stein", z=2.0)
         >>> floor = LabelNoise(net.parameters(), sigma=0.1)
         >>> for _ in range(10_000):
         ...     optimizer.zero_grad()
@@ -202,14 +205,17 @@ class LabelNoise(NoiseFloor):
         self.sigma = sigma
         self.loss = loss
 
-    def update(self, terms: Iterable[NoisyTerm]) -> None:
+    def update(self, terms: Iterable[NoisyTerm], exact_terms: bool = False) -> None:
         """Account for one step's data terms; the graph stays alive for the loss's own backward.
 
         Args:
             terms: the summands of the loss with noisy data. Their errors are independent, so that
                 their variances add up.
+            exact_terms: whether the loss has exact terms beside them. Costs one more backward pass
+                through the noisy ones, for :attr:`noisy_grads`.
         """
         terms = list(terms)
+        self.noisy_grads = self._gradient(terms) if terms and exact_terms else {}
         if terms and self._is_due():
             with torch.enable_grad():
                 noise = sum(self._random_sign_sum(term) for term in terms)
@@ -230,7 +236,8 @@ class LabelNoise(NoiseFloor):
         Args:
             prediction: (n, m), attached to the graph.
             target: (n, m), with error ``sigma``.
-            extra: the loss's other terms, taken to be free of measurement error.
+            extra: the loss's other terms, taken to be free of measurement error: the optimizers let
+                them act where the gate is closed. Costs one more backward pass.
             sigma: this batch's, if not the constructor's.
             population: number of data that batches of n are drawn from; None where all are used
                 in every step.
@@ -248,12 +255,21 @@ class LabelNoise(NoiseFloor):
             raise ValueError(
                 f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ."
             )
-        self.update([NoisyTerm(prediction - target, sigma, 1.0, population, self.loss)])
+        terms = [NoisyTerm(prediction - target, sigma, 1.0, population, self.loss)]
+        self.update(terms, exact_terms=extra is not None)
         loss = self.loss(prediction, target)
         if extra is not None:
             loss = loss + extra
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
+
+    def _gradient(self, terms: list[NoisyTerm]) -> dict[Tensor, Tensor]:
+        """Of the terms' share of the loss."""
+        with torch.enable_grad():
+            loss = sum(t.weight * t.loss(t.residual, torch.zeros_like(t.residual)) for t in terms)
+        assert isinstance(loss, Tensor)
+        grads = torch.autograd.grad(loss, self.params, retain_graph=True, allow_unused=True)
+        return {p: g for p, g in zip(self.params, grads, strict=True) if g is not None}
 
     def _random_sign_sum(self, term: NoisyTerm) -> Tensor:
         """What the random-sign pass differentiates: its gradient is one draw of h."""

@@ -9,6 +9,23 @@ Source: E. Litman and G. Guo, *A Theory of Generalization in Deep Learning*, arX
     \hat m &= m / (1-\beta_1^t), \quad \hat v = v / (1-\beta_2^t), \quad \hat s = s / (1-\rho^t) \\
     q &= \mathrm{gate}(\hat m^2, \hat s) \\
     w &\leftarrow w - \eta \bigl( q \hat m / (\sqrt{\hat v} + \epsilon) + \lambda_w w \bigr)
+
+Where the loss has *exact* terms (an equation, say) beside the noisy ones, the floor knows the noisy
+terms' gradient, and m splits into :math:`m_x + m_d`. What the gate closes then follows the exact
+terms, along the surface on which the noisy terms' loss stays what it is:
+
+.. math::
+    w &\leftarrow w - \eta (1 - q) D (\hat m_x - c\, \hat m_d), \qquad
+    D = 1 / (\sqrt{\hat v} + \epsilon) \\
+    c &= \langle \hat m_d, (1-q) D \hat m_x \rangle / \langle \hat m_d, (1-q) D \hat m_d \rangle
+
+Without this a closed gate stops the equation, too, which near its balance with the data pulls less
+than the data's noise does; the exact terms alone (c = 0) would pull the fit off the data. They may
+not lower the noisy loss either: that is for the open entries. If only what raises it were taken
+away, what lowers it by chance would stay, and the noise would be memorized after all. (Only that is
+taken away in T. Yu et al., *Gradient Surgery for Multi-Task Learning*, arXiv:2001.06782, whose
+projection this is, in the optimizer's metric and over all parameters at once.) As a whole the move
+is made so short that no entry goes farther than Adam's step can.
 """
 
 from __future__ import annotations
@@ -24,6 +41,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from ._tensors import as_real, is_16_bit, norms_are_finite, state_like
 from .gate import GATES, resolve_alpha
+from .noise import NoiseFloor
 
 Floor = Mapping[Tensor, Tensor]
 """Variance of the mean gradient, per parameter: ``{parameter: tensor of its shape}``."""
@@ -46,8 +64,8 @@ class SNRAdam(Optimizer):
     The same name is used elsewhere for m / std(g) scalings of Adam; this one multiplies Adam's
     step by a gate q in [0, 1] made from the squared mean gradient and a *floor*, the variance that
     the mean gradient would have if it were noise. It keeps one state tensor more than
-    :class:`torch.optim.AdamW` (``exp_grad_var``), and with ``gate="none"`` it takes AdamW's steps,
-    bit for bit.
+    :class:`torch.optim.AdamW` (``exp_grad_var``), another one where a floor tells exact terms from
+    noisy ones (``exp_avg_noisy``), and with ``gate="none"`` it takes AdamW's steps, bit for bit.
 
     Args:
         params: parameters, named parameters or parameter groups, as for any ``torch.optim``
@@ -94,8 +112,10 @@ class SNRAdam(Optimizer):
     """
 
     _floor: Floor | None = None  # of the last step, for gate_stats(); not part of the state
-    _state_keys: tuple[str, ...] = ("exp_avg", "exp_avg_sq", "exp_grad_var")
-    """Floating-point tensors in a parameter's state, of its dtype or float32."""
+    _initial_keys = ("exp_avg", "exp_avg_sq", "exp_grad_var")
+    _state_keys: tuple[str, ...] = (*_initial_keys, "exp_avg_noisy")
+    """Floating-point tensors in a parameter's state, of its dtype or float32; the last one where
+    the loss has exact terms."""
 
     def __init__(
         self,
@@ -187,14 +207,62 @@ class SNRAdam(Optimizer):
                 loss = closure()
         if not self._check_inputs(floor):
             return loss
+        noisy_grads = floor.noisy_grads if isinstance(floor, NoiseFloor) else {}
         self._floor = floor = self._in_own_coordinates(floor)
-        for group in self.param_groups:
-            for slots in self._slots(group, floor):
-                self._update(_decayed(slots, group), group)
-                for slot in slots:
-                    if slot.rounded is not None:
-                        slot.rounded.copy_(slot.param)
+        stepped = [(slots, g) for g in self.param_groups for slots in self._slots(g, floor)]
+        for slots, group in stepped:
+            self._update(_decayed(slots, group), group)
+        if noisy_grads:
+            self._average_noisy(noisy_grads)
+            self._follow_exact_terms(stepped)
+        for slots, _ in stepped:
+            for slot in slots:
+                if slot.rounded is not None:
+                    slot.rounded.copy_(slot.param)
         return loss
+
+    def _average_noisy(self, noisy_grads: Mapping[Tensor, Tensor]) -> None:
+        """The noisy terms' share of the first moment, in the parameters' own coordinates."""
+        for group in self.param_groups:
+            beta1, sign = group["betas"][0], -1 if group["maximize"] else 1
+            for p in group["params"]:
+                if group["gate"] == "none" or p not in noisy_grads or not self.state.get(p):
+                    continue
+                state = self.state[p]
+                grad = sign * noisy_grads[p].to(state["exp_avg"].dtype)
+                if "exp_avg_noisy" not in state:  # as if the gradient had always been this one
+                    started = 1 - beta1 ** (state["step"].item() - 1)
+                    state["exp_avg_noisy"] = grad * started
+                state["exp_avg_noisy"].lerp_(grad, 1 - beta1)
+
+    def _follow_exact_terms(self, stepped: list[tuple[list[_Slot], dict[str, Any]]]) -> None:
+        """Move what the gate has closed; see the module's docstring."""
+        closed: list[tuple[_Slot, Tensor, Tensor, Tensor]] = []
+        longest = math.inf  # of Adam's steps, at most: Kingma and Ba (2015), section 2.1
+        for slots, group in stepped:
+            (beta1, beta2), lr = group["betas"], float(group["lr"])
+            longest = min(longest, lr * max(1.0, (1 - beta1) / (1 - beta2) ** 0.5))
+            for slot in slots:
+                if "exp_avg_noisy" not in slot.state or not _is_gated(slot, group):
+                    continue
+                step = slot.step.item()
+                denom = (slot.exp_avg_sq.sqrt() / (1 - beta2**step) ** 0.5).add_(group["eps"])
+                scale = (1 - _gate_of(slot, group)) / denom * (lr / (1 - beta1**step))
+                noisy = as_real(self._turned(slot.state["exp_avg_noisy"], slot))
+                closed.append((slot, scale, slot.exp_avg - noisy, noisy))
+        across = sum(float((scale * exact * noisy).sum()) for _, scale, exact, noisy in closed)
+        along = sum(float((scale * noisy * noisy).sum()) for _, scale, _, noisy in closed)
+        c = across / along if along > 0 else 0.0
+        moves = [(slot, scale * (exact - c * noisy)) for slot, scale, exact, noisy in closed]
+        # Where exact and noisy terms cancel, v is small against both.
+        farthest = max((float(m.abs().max()) for _, m in moves if m.numel()), default=0.0)
+        shorter = min(1.0, longest / farthest) if farthest > 0 else 1.0
+        for slot, move in moves:
+            slot.param.sub_(self._turned(move, slot, back=True), alpha=shorter)
+
+    def _turned(self, x: Tensor, slot: _Slot, back: bool = False) -> Tensor:
+        """Into the coordinates of the moments, or back: here the parameters' own."""
+        return x
 
     def _in_own_coordinates(self, floor: Floor | None) -> Floor | None:
         """The floor in the coordinates of the moments: here the parameters' own."""
@@ -254,7 +322,7 @@ class SNRAdam(Optimizer):
 
     def _init_state(self, p: Tensor, state: dict[str, Any]) -> None:
         state["step"] = torch.tensor(0.0, device="cpu")
-        for key in SNRAdam._state_keys:
+        for key in SNRAdam._initial_keys:
             state[key] = state_like(p)
 
     def _check_inputs(self, floor: Floor | None) -> bool:
@@ -274,6 +342,10 @@ class SNRAdam(Optimizer):
                 if variance is not None:
                     _check_floor(variance, p, _name(group, g, i))
                     finite.append((variance, group["nonfinite"], "floor of " + _name(group, g, i)))
+                noisy = floor.noisy_grads.get(p) if isinstance(floor, NoiseFloor) else None
+                if noisy is not None:
+                    what = "noisy terms' gradient of " + _name(group, g, i)
+                    finite.append((noisy, group["nonfinite"], what))
         bad = _first_nonfinite(finite)
         if bad is None:
             return True

@@ -140,6 +140,10 @@ class SNRSOAP(SNRAdam):
                     state[f"{side}_cov"] = state["exp_avg"].new_zeros(size, size)
                     state[f"{side}_floor_cov"] = state["exp_avg"].new_zeros(size, size)
 
+    def _turned(self, x: Tensor, slot: _Slot, back: bool = False) -> Tensor:
+        """Into the eigenbasis, or back."""
+        return _rotate(x, slot.state, back)
+
     def _update(self, slots: list[_Slot], group: dict[str, Any]) -> None:
         """Adam's step in the turned coordinates, turned back."""
         moves = [torch.zeros_like(slot.param) for slot in slots]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sciml_snr.dde import SNR_options, set_SNR_options
-from sciml_snr.dde.registration import LABEL_GATES
+from sciml_snr.dde.registration import EXACT_GATES
 from sciml_snr.run import Recorder, RunConfig, compare, compile_model, solve
 
 CONVECTION = RunConfig("convection", iterations=60, points=32)
@@ -200,7 +200,7 @@ def test_snr_options_reach_the_optimizer_and_are_put_back() -> None:
         config = RunConfig("convection", snr_options={"gate": "hard"}).resolved()
         model = compile_model(config, config.build())
         assert model.opt.param_groups[0]["gate"] == "hard"
-        assert model.opt.param_groups[0]["lambd"] == LABEL_GATES["snr_adam"]["lambd"]
+        assert model.opt.param_groups[0]["lambd"] == EXACT_GATES["snr_adam"]["lambd"]
         assert (SNR_options["gate"], SNR_options["lambd"]) == ("soft", 3.0)
     finally:
         set_SNR_options()

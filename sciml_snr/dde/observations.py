@@ -166,7 +166,11 @@ class ModelNoise:
         for s in self._by_term.values():
             check_sigma(torch.as_tensor(np.asarray(s), dtype=torch.float64))
         equations = getattr(getattr(data, "pde", None), "pde", getattr(data, "pde", None))
-        self.has_exact_terms = equations is not None or len(self._by_term) < len(self._conditions)
+        self.has_exact_terms = (
+            equations is not None or len(self._by_term) < len(self._conditions)
+            if self._count is None
+            else len(self._by_term) < self._count
+        )
         """Whether there are terms without an error, such as an equation's residual."""
         self._losses = loss if isinstance(loss, (list, tuple)) else [loss]
         if self._count is not None and len(self._losses) > 1:
@@ -266,22 +270,26 @@ class _LabelGated(SNRAdam):
     Args:
         params, options: as for the optimizer.
         terms: gives the noisy terms of the last forward pass.
+        exact_terms: whether the loss has others beside them.
         every: refresh the floor every so many steps.
     """
 
     _terms: Callable[[], list[NoisyTerm]] = list  # a copy's: none
+    _exact_terms = False
 
     def __init__(
         self,
         params: Any,
         *,
         terms: Callable[[], list[NoisyTerm]],
+        exact_terms: bool,
         every: int,
         **options: Any,
     ) -> None:
         super().__init__(params, **options)
         gated = [group for group in self.param_groups if group["gate"] != "none"]
         self._terms = terms
+        self._exact_terms = exact_terms
         self.floor = LabelNoise(
             [p for group in gated for p in group["params"]],
             rho=self.defaults["rho"],
@@ -295,7 +303,7 @@ class _LabelGated(SNRAdam):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Refresh the floor, then forget the gradients."""
-        self.floor.update(self._terms())
+        self.floor.update(self._terms(), exact_terms=self._exact_terms)
         super().zero_grad(set_to_none)
 
     def step(self, closure: Callable[[], Any] | None = None, floor: Floor | None = None) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.optim import Optimizer
 
-from ..gate import LABEL_GATES, STREAM_GATE
+from ..gate import EXACT_GATES, LABEL_GATE, STREAM_GATE
 from ..noise import check_sigma
 from ..snr_adam import SNRAdam, validate_options
 from ..snr_soap import SNRSOAP, validate_basis_options
@@ -70,7 +70,8 @@ def set_SNR_options(
     Args:
         gate (str): "soft", "hard", "snr", "stein", or "none" for plain Adam. The defaults of gate,
             alpha, lambd, z and warmup_steps go with the floor: :data:`sciml_snr.gate.STREAM_GATE`
-            (published rule), :data:`sciml_snr.gate.LABEL_GATES`.
+            (published rule), :data:`sciml_snr.gate.LABEL_GATE` where all of the loss is noisy,
+            :data:`sciml_snr.gate.EXACT_GATES` where not.
         alpha (float or str): Threshold of the gate; "fresh" = 1, or "finite" = b / (n - b).
         lambd (float): Weight of the noise floor in the soft and snr gates.
         z (float): Threshold in standard errors of the mean gradient, in place of alpha.
@@ -189,9 +190,10 @@ def _build(
     floor, every = options.pop("floor"), options.pop("floor_every")
     plain, label_gated = OPTIMIZERS[name]
     noise = None if floor == "stream" else _model_noise(sigma, required=floor == "label")
-    defaults = STREAM_GATE if noise is None else LABEL_GATES[name]
-    if noise is not None and not noise.has_exact_terms:
-        defaults = LABEL_GATES["snr_soap"]
+    if noise is None:
+        defaults = STREAM_GATE
+    else:
+        defaults = EXACT_GATES[name] if noise.has_exact_terms else LABEL_GATE
     if options["alpha"] is not None:  # a threshold of the user's goes before the default one
         defaults = {**defaults, "z": None}
     options |= {k: v for k, v in defaults.items() if options[k] is None}
@@ -205,7 +207,13 @@ def _build(
         "foreach": True,  # the networks are small: calls cost more than arithmetic, on CPU too
     }
     if noise is not None and options["gate"] != "none":
-        return label_gated(groups, terms=noise.terms, every=every, **options)  # type: ignore[no-any-return]
+        return label_gated(  # type: ignore[no-any-return]
+            groups,
+            terms=noise.terms,
+            exact_terms=noise.has_exact_terms,
+            every=every,
+            **options,
+        )
     optimizer = plain(groups, **options)
     if floor == "auto" and options["gate"] != "none" and _compiling:
         _hint_later(optimizer, _compiling[-1][0])

@@ -29,7 +29,7 @@ from .._runs import (
     seeded,
     set_rng_state,
 )
-from ..gate import LABEL_GATES
+from ..gate import LABEL_GATE
 from ..memorization import share_from_misfit
 from ..noise import LabelNoise, NoisyTerm
 from ..population_risk import PopulationRisk
@@ -72,7 +72,7 @@ class FitOptions:
         batch_size: data in a step, for the objective; None for all of them.
         floor_every: renew the label floor every so many steps.
         gate: further options of :class:`sciml_snr.SNRSOAP` or :class:`sciml_snr.SNRAdam`. What
-            it does not say is as in :data:`sciml_snr.gate.LABEL_GATES`, ``"snr_soap"``.
+            it does not say is as in :data:`sciml_snr.gate.LABEL_GATE`.
         seed: of network, batches and floor.
         device: ``"cpu"``, ``"cuda"``, ...; by default CUDA where there is one.
         patience: stop when the risk, estimated by leave-one-out with the error of the data
@@ -177,7 +177,7 @@ def build_optimizer(network: nn.Module, options: FitOptions) -> tuple[Optimizer,
         raise ValueError("The network has no trainable parameters.")
     if options.optimizer == "adam":
         return torch.optim.Adam(params, lr=options.lr), None
-    gate = dict(LABEL_GATES["snr_soap"])
+    gate = dict(LABEL_GATE)
     if "alpha" in options.gate:  # a threshold of the user's goes before the default one
         gate["z"] = None
     cls = SNRSOAP if options.optimizer == "snr_soap" else SNRAdam

@@ -18,7 +18,7 @@ from sciml_snr import (
     set_SNR_options,
 )
 from sciml_snr.dde.observations import LabelGatedSNRAdam, LabelGatedSNRSOAP, RecordingLosses
-from sciml_snr.dde.registration import LABEL_GATES, OPTIMIZERS, STREAM_GATE
+from sciml_snr.dde.registration import EXACT_GATES, LABEL_GATE, OPTIMIZERS, STREAM_GATE
 from tests.cases import assert_same_bits
 
 BY_NAME = pytest.mark.parametrize("name", OPTIMIZERS)
@@ -326,7 +326,7 @@ def gate(m):
 @BY_NAME
 @pytest.mark.parametrize("condition", [noisy, exact])
 def test_every_floor_has_a_gate_of_its_own(condition, name):
-    expected = LABEL_GATES[name] if condition is noisy else STREAM_GATE
+    expected = EXACT_GATES[name] if condition is noisy else STREAM_GATE
     set_SNR_options()
     assert gate(trained(model(condition()), name)) == expected
     set_SNR_options(gate="soft", lambd=2.0)
@@ -340,9 +340,31 @@ def test_noisy_measurements_bring_the_label_floor(kind, floor_option, name):
     choose(floor=floor_option)
     m = trained(MEASURED[kind](), name)
     assert type(m.opt) is {"snr_adam": LabelGatedSNRAdam, "snr_soap": LabelGatedSNRSOAP}[name]
-    expected = LABEL_GATES["snr_soap" if kind == "only measurements" else name]
+    expected = LABEL_GATE if kind == "only measurements" else EXACT_GATES[name]
     assert gate(m) == {**expected, "warmup_steps": 0}
     assert all((variance > 0).any() for variance in floor(m))
+    assert bool(m.opt.floor.noisy_grads) == (kind != "only measurements")
+
+
+@BY_NAME
+def test_the_noisy_terms_gradient_is_known_beside_exact_terms(name):
+    choose()
+    m = model(noisy(), ends())
+    m.compile(name, lr=0.0, loss_weights=[1.0, 3.0, 1.0], verbose=0)
+    m.train(iterations=1, verbose=0)
+    x, y = torch.as_tensor(X, dtype=torch.float32), torch.as_tensor(Y, dtype=torch.float32)
+    params = list(m.net.parameters())
+    expected = torch.autograd.grad(3 * ((m.net(x) - y) ** 2).mean(), params)
+    assert_close([m.opt.floor.noisy_grads[p] for p in params], list(expected))
+
+
+@BY_NAME
+@pytest.mark.parametrize("equation", [0.3, None], ids=["measured source", "exact equation"])
+def test_an_equation_with_an_error_is_no_exact_term(name, equation):
+    choose(sigma=[equation, 0.1])
+    m = trained(model(exact()), name)
+    assert bool(m.opt.floor.noisy_grads) == (equation is None)
+    assert gate(m)["z"] == (LABEL_GATE if equation else EXACT_GATES[name])["z"]
     assert 0 < m.opt.gate_stats().mean_q < 1
 
 
@@ -532,7 +554,7 @@ def test_external_variables_are_gated_on_demand(name):
     """With floor 0: the measurements do not tell of the coefficient but through the network."""
     m, c = inverse(gate_external=True, name=name)
     assert set(m.opt.floor) == {*m.net.parameters(), c}
-    assert m.opt.param_groups[1]["gate"] == LABEL_GATES[name]["gate"]
+    assert m.opt.param_groups[1]["gate"] == EXACT_GATES[name]["gate"]
     assert m.opt.floor[c].item() == 0
     assert m.opt.gate_stats(1).mean_q == pytest.approx(1)
 

@@ -18,7 +18,7 @@ import torch
 import sciml_snr
 from sciml_snr import SNRSOAP, GateStats, NoisyPointSetBC, SNRAdam
 from sciml_snr.dde import SNR_options, register, registration, set_SNR_options
-from sciml_snr.dde.registration import HINT_AFTER, LABEL_GATES, OPTIMIZERS, STREAM_GATE
+from sciml_snr.dde.registration import EXACT_GATES, HINT_AFTER, OPTIMIZERS, STREAM_GATE
 from tests.cases import assert_same_bits
 
 
@@ -500,8 +500,8 @@ def test_defaults_are_those_of_the_optimizer():
     options = defaults(set_SNR_options)
     assert [options.pop(name) for name in OURS] == [None, "auto", 1, False]
     assert {options.pop(name) for name in STREAM_GATE} == {None}
-    assert set(LABEL_GATES) == set(OPTIMIZERS)
-    assert {frozenset(gate) for gate in LABEL_GATES.values()} == {frozenset(STREAM_GATE)}
+    assert set(EXACT_GATES) == set(OPTIMIZERS)
+    assert {frozenset(gate) for gate in EXACT_GATES.values()} == {frozenset(STREAM_GATE)}
     own = {**defaults(SNRAdam.__init__), **defaults(SNRSOAP.__init__)}
     assert {**STREAM_GATE, **options} == {name: own[name] for name in (*STREAM_GATE, *options)}
 
@@ -528,7 +528,7 @@ def test_every_option_reaches_the_optimizer(optimizer):
 def test_alpha_goes_before_a_default_z(name):
     set_SNR_options(alpha=25.0, sigma=0.1)
     group = trained(name, 1).opt.param_groups[0]
-    expected = {**LABEL_GATES[name], "alpha": 25.0, "z": None}
+    expected = {**EXACT_GATES[name], "alpha": 25.0, "z": None}
     assert {option: group[option] for option in STREAM_GATE} == expected
 
 

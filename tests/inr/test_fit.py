@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sciml_snr import SNRSOAP, NoisyTerm, SNRAdam
-from sciml_snr.gate import LABEL_GATES
+from sciml_snr.gate import LABEL_GATE
 from sciml_snr.inr import fit
 from sciml_snr.inr.fit import (
     OPTIMIZERS,
@@ -268,7 +268,7 @@ def test_terms_and_extra_add_up() -> None:
 def test_default_gate_is_that_of_data_without_equations() -> None:
     optimizer, floor = build_optimizer(net(), FitOptions(floor_every=7))
     assert isinstance(optimizer, SNRSOAP)
-    assert LABEL_GATES["snr_soap"].items() <= optimizer.defaults.items()
+    assert LABEL_GATE.items() <= optimizer.defaults.items()
     assert floor.every == 7
     optimizer, _ = build_optimizer(net(), FitOptions("snr_adam", gate={"alpha": 2.0}))
     assert type(optimizer) is SNRAdam
