@@ -184,6 +184,18 @@ def test_a_missing_file_and_a_missing_package_are_named(tmp_path, monkeypatch) -
     plan_of(tmp_path, TOP + PROBLEMS + '[methods."M-SVAG"]\n')  # needs nothing
 
 
+def test_the_zoo_compares_what_it_promises() -> None:
+    plan = read_plan(Path(__file__).parents[1] / "benchmarks" / "zoo.toml")
+    assert len(plan.cases) >= 10 and len(plan.seeds) >= 5
+    used = list(plan.methods.values())
+    assert {one.optimizer for one in used} >= {"adam", "adamw", "snr_adam", "snr_soap", *RIVALS}
+    assert {one.variant for one in used} == {"", *VARIANTS}
+    assert all(len(one.lrs) >= 4 for one in used)
+    assert not plan.methods["snr_adam"].options and not plan.methods["snr_soap"].options
+    gates = {one.options["gate"] for one in used if one.options.get("floor") == "stream"}
+    assert gates == {"soft", "hard", "snr"}
+
+
 # The rows.
 
 

@@ -124,13 +124,15 @@ def _parallel(backend: str, jobs: int | None) -> Iterator[None]:
     if backend not in BACKENDS:
         raise ValueError(f"There is no backend {backend!r}. Choose one of: {', '.join(BACKENDS)}.")
     with contextlib.ExitStack() as stack:
-        if backend == "ray":
+        if backend == "ray":  # the cluster of RAY_ADDRESS, or one of its own
+            ray, there = _needed("ray", backend), "RAY_ADDRESS" in os.environ
+            ray.init(**({} if there else {"num_cpus": jobs}), ignore_reinit_error=True)
             _needed("ray.util.joblib", backend).register_ray()
         elif backend == "dask":  # the cluster of DASK_SCHEDULER_ADDRESS, or one of its own
-            local = {} if jobs is None else {"n_workers": jobs, "threads_per_worker": 1}
             address = os.environ.get("DASK_SCHEDULER_ADDRESS")
+            local = {} if address else {"n_workers": jobs, "threads_per_worker": 1}
             distributed = _needed("dask.distributed", backend)
-            stack.enter_context(distributed.Client(address, **({} if address else local)))
+            stack.enter_context(distributed.Client(address, **local))
         everything = os.cpu_count() if backend == "loky" else -1
         stack.enter_context(parallel_config(backend, n_jobs=jobs or everything))
         yield
