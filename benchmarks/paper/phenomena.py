@@ -201,7 +201,7 @@ def measure(
     waves = [float((test_fit * w).mean() / w.square().mean()) for w in problem.waves.values()]
     rounded = {name: float(f"{value:.4g}") for name, value in row.items()}
     return rounded | {
-        "kernel_drift": float(f"{path.drift[-1]:.4g}"),
+        "kernel_drift": float(f"{path.drift[-1]:.4g}") if path.drift else 0.0,
         "coefficients": [round(c, 4) for c in waves],
     }
 
