@@ -37,6 +37,7 @@ bench: .venv/.installed-bench
 	$(BIN)/python -m benchmarks.cost
 	$(BIN)/python -m benchmarks.paper.phenomena
 	$(BIN)/python -m benchmarks.paper.grokking
+	$(BIN)/python -m benchmarks.paper.dpo
 	$(BIN)/python -m benchmarks.report
 
 docs: .venv/.installed-docs
@@ -52,7 +53,7 @@ clean:
 	touch $@
 
 .venv/.installed-bench: .venv/.installed
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[bench]"
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[bench,dpo]"
 	touch $@
 
 .venv/.installed-docs: .venv/.installed
