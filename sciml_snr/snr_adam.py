@@ -224,41 +224,51 @@ class SNRAdam(Optimizer):
     def _average_noisy(self, noisy_grads: Mapping[Tensor, Tensor]) -> None:
         """The noisy terms' share of the first moment, in the parameters' own coordinates."""
         for group in self.param_groups:
+            if group["gate"] == "none":
+                continue
             beta1, sign = group["betas"][0], -1 if group["maximize"] else 1
+            averages, grads = [], []
             for p in group["params"]:
-                if group["gate"] == "none" or p not in noisy_grads or not self.state.get(p):
+                if p not in noisy_grads or not self.state.get(p):
                     continue
                 state = self.state[p]
-                grad = sign * noisy_grads[p].to(state["exp_avg"].dtype)
+                grads.append(sign * noisy_grads[p].to(state["exp_avg"].dtype))
                 if "exp_avg_noisy" not in state:  # as if the gradient had always been this one
                     started = 1 - beta1 ** (state["step"].item() - 1)
-                    state["exp_avg_noisy"] = grad * started
-                state["exp_avg_noisy"].lerp_(grad, 1 - beta1)
+                    state["exp_avg_noisy"] = grads[-1] * started
+                averages.append(state["exp_avg_noisy"])
+            if averages:
+                torch._foreach_lerp_(averages, grads, 1 - beta1)
 
     def _follow_exact_terms(self, stepped: list[tuple[list[_Slot], dict[str, Any]]]) -> None:
         """Move what the gate has closed; see the module's docstring."""
-        closed: list[tuple[_Slot, Tensor, Tensor, Tensor]] = []
+        closed: list[tuple[list[_Slot], Tensor, Tensor, Tensor]] = []
         longest = math.inf  # of Adam's steps, at most: Kingma and Ba (2015), section 2.1
         for slots, group in stepped:
             (beta1, beta2), lr = group["betas"], float(group["lr"])
             longest = min(longest, lr * max(1.0, (1 - beta1) / (1 - beta2) ** 0.5))
-            for slot in slots:
-                if "exp_avg_noisy" not in slot.state or not _is_gated(slot, group):
-                    continue
-                step = slot.step.item()
-                denom = (slot.exp_avg_sq.sqrt() / (1 - beta2**step) ** 0.5).add_(group["eps"])
-                scale = (1 - _gate_of(slot, group)) / denom * (lr / (1 - beta1**step))
-                noisy = as_real(self._turned(slot.state["exp_avg_noisy"], slot))
-                closed.append((slot, scale, slot.exp_avg - noisy, noisy))
-        across = sum(float((scale * exact * noisy).sum()) for _, scale, exact, noisy in closed)
-        along = sum(float((scale * noisy * noisy).sum()) for _, scale, _, noisy in closed)
+            for step, same in _by_step(slots, group).items():
+                mean = _flat(slot.exp_avg for slot in same)
+                noisy = _flat(
+                    as_real(self._turned(slot.state["exp_avg_noisy"], slot)) for slot in same
+                )
+                denom = _flat(slot.exp_avg_sq for slot in same).sqrt_()
+                denom.div_((1 - beta2**step) ** 0.5).add_(group["eps"])
+                mean_sq, floor = zip(*(_mean_sq_and_floor(s, group) for s in same), strict=True)
+                shut = 1 - _gate(_flat(mean_sq), _flat(floor), group)
+                scale = shut.div_(denom).mul_(lr / (1 - beta1**step))
+                closed.append((same, scale, mean - noisy, noisy))
+        across = sum(float((scale * exact).dot(noisy)) for _, scale, exact, noisy in closed)
+        along = sum(float((scale * noisy).dot(noisy)) for _, scale, _, noisy in closed)
         c = across / along if along > 0 else 0.0
-        moves = [(slot, scale * (exact - c * noisy)) for slot, scale, exact, noisy in closed]
+        moves = [(same, scale * (exact - c * noisy)) for same, scale, exact, noisy in closed]
         # Where exact and noisy terms cancel, v is small against both.
-        farthest = max((float(m.abs().max()) for _, m in moves if m.numel()), default=0.0)
+        farthest = max((float(move.abs().max()) for _, move in moves if len(move)), default=0.0)
         shorter = min(1.0, longest / farthest) if farthest > 0 else 1.0
-        for slot, move in moves:
-            slot.param.sub_(self._turned(move, slot, back=True), alpha=shorter)
+        for same, move in moves:
+            for slot, part in zip(same, move.split([s.param.numel() for s in same]), strict=True):
+                own = part.view(slot.param.shape)
+                slot.param.sub_(self._turned(own, slot, back=True), alpha=shorter)
 
     def _turned(self, x: Tensor, slot: _Slot, back: bool = False) -> Tensor:
         """Into the coordinates of the moments, or back: here the parameters' own."""
@@ -372,6 +382,19 @@ class _Slot(NamedTuple):
     """The 16-bit parameter which ``param`` is a float32 copy of."""
     state: dict[str, Any]
     """All of the parameter's state."""
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([x.flatten() for x in tensors])
+
+
+def _by_step(slots: list[_Slot], group: dict[str, Any]) -> dict[float, list[_Slot]]:
+    """The gated slots whose noisy terms are known, by their number of steps."""
+    found: dict[float, list[_Slot]] = {}
+    for slot in slots:
+        if "exp_avg_noisy" in slot.state and _is_gated(slot, group):
+            found.setdefault(slot.step.item(), []).append(slot)
+    return found
 
 
 def _decayed(slots: list[_Slot], group: dict[str, Any]) -> list[_Slot]:

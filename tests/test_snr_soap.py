@@ -164,7 +164,7 @@ OPTIONS = {
 
 def moments(optimizer):
     return [
-        (p, {key: state[key] for key in ("step", *SNRAdam._state_keys)})
+        (p, {key: state[key] for key in ("step", *SNRAdam._initial_keys)})
         for p, state in snapshot(optimizer)
     ]
 
