@@ -266,7 +266,8 @@ class SNRAdam(Optimizer):
         farthest = max((float(move.abs().max()) for _, move in moves if len(move)), default=0.0)
         shorter = min(1.0, longest / farthest) if farthest > 0 else 1.0
         for same, move in moves:
-            for slot, part in zip(same, move.split([s.param.numel() for s in same]), strict=True):
+            parts = torch.split(move, [slot.param.numel() for slot in same])
+            for slot, part in zip(same, parts, strict=True):
                 own = part.view(slot.param.shape)
                 slot.param.sub_(self._turned(own, slot, back=True), alpha=shorter)
 
