@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.harness import append_missing, read
-from benchmarks.paper import dpo
+from benchmarks.paper import dpo, grammar
 
 needs_trl = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("trl", "transformers")),
@@ -21,11 +21,11 @@ needs_trl = pytest.mark.skipif(
 
 def test_sentences_follow_the_rules() -> None:
     rng = random.Random(0)
-    kinds = {word: kind for kind, words in dpo.WORDS.items() for word in words}
-    assert len(kinds) == sum(map(len, dpo.WORDS.values()))  # no word is of two kinds
+    kinds = {word: kind for kind, words in grammar.WORDS.items() for word in words}
+    assert len(kinds) == sum(map(len, grammar.WORDS.values()))  # no word is of two kinds
     seen = set()
     for _ in range(200):
-        prompt, rest = dpo.sentence(rng)
+        prompt, rest = grammar.sentence(rng)
         form = [kinds[word][0] for word in prompt.split()]
         assert "".join(form) in ("dnv", "danv")
         assert rest.endswith(" .")
@@ -37,27 +37,27 @@ def test_sentences_follow_the_rules() -> None:
 
 def test_the_reward_is_the_mean_value_of_the_letters() -> None:
     values = {"a": 1.0, "b": -2.0}
-    assert dpo.reward(" Ab a. 7", values) == pytest.approx(0.0)
-    assert dpo.reward("aaab", values) == pytest.approx(0.25)
-    assert dpo.reward(" .", values) == 0.0
-    assert dpo.letter_values(1) == dpo.letter_values(1) != dpo.letter_values(2)
-    assert len(dpo.letter_values(0)) == 26
+    assert grammar.reward(" Ab a. 7", values) == pytest.approx(0.0)
+    assert grammar.reward("aaab", values) == pytest.approx(0.25)
+    assert grammar.reward(" .", values) == 0.0
+    assert grammar.letter_values(1) == grammar.letter_values(1) != grammar.letter_values(2)
+    assert len(grammar.letter_values(0)) == 26
 
 
 def test_exactly_the_share_is_swapped() -> None:
-    pairs = [dpo.Pair(f"p{i}", "good", "bad") for i in range(40)]
-    noisy = dpo.swap(pairs, 0.3, seed=0)
+    pairs = [grammar.Pair(f"p{i}", "good", "bad") for i in range(40)]
+    noisy = grammar.swap(pairs, 0.3, seed=0)
     changed = [new for new, old in zip(noisy, pairs, strict=True) if new != old]
     assert len(changed) == 12
     assert all((pair.chosen, pair.rejected) == ("bad", "good") for pair in changed)
     assert [pair.prompt for pair in noisy] == [pair.prompt for pair in pairs]
-    assert dpo.swap(pairs, 0.3, seed=0) == noisy != dpo.swap(pairs, 0.3, seed=1)
+    assert grammar.swap(pairs, 0.3, seed=0) == noisy != grammar.swap(pairs, 0.3, seed=1)
 
 
 def test_prompts_differ_and_are_new_for_each_seed() -> None:
-    found = dpo.prompts(0, 300)
+    found = grammar.prompts(0, 300)
     assert len(set(found)) == 300
-    assert found == dpo.prompts(0, 300) != dpo.prompts(1, 300)
+    assert found == grammar.prompts(0, 300) != grammar.prompts(1, 300)
 
 
 def test_jobs_begin_with_the_grid_of_the_first_seed() -> None:
@@ -94,6 +94,9 @@ def test_tables_and_figure_of_the_small_model(tmp_path, monkeypatch) -> None:
     assert len(tuned) == 4
     assert len(everything) == 2 + 4
     assert len({line.count("|") for line in tuned}) == 1
+    assert dpo.claim() == "not yet run"  # no row of one of the two
+    monkeypatch.setattr(dpo, "GATED", list(dpo.METHODS)[-1])
+    assert dpo.claim().startswith("accuracy 0.650 to 0.800, 1.00 times closer (")
     dpo.figure(tmp_path / "figures" / "dpo.png")
     assert (tmp_path / "figures" / "dpo.png").stat().st_size > 10_000
 
@@ -193,10 +196,10 @@ def test_accuracy_and_rewards_are_those_of_trl(job: dpo.Job, tmp_path: Path) -> 
 @needs_trl
 def test_pairs_are_in_the_order_of_the_reward_and_continue_their_prompts(job: dpo.Job) -> None:
     model, tokenizer = dpo.load(job.model)
-    pairs, values = dpo.preferences(model, tokenizer, 0, 30), dpo.letter_values(0)
+    pairs, values = dpo.preferences(model, tokenizer, 0, 30), grammar.letter_values(0)
     assert len({pair.prompt for pair in pairs}) == 30
     for pair in pairs:
-        assert dpo.reward(pair.chosen, values) > dpo.reward(pair.rejected, values)
+        assert grammar.reward(pair.chosen, values) > grammar.reward(pair.rejected, values)
         assert pair.chosen.startswith(" ") and "<" not in pair.chosen
-    words = {word for kind in dpo.WORDS.values() for word in kind} | {".", "<unknown>"}
+    words = {word for kind in grammar.WORDS.values() for word in kind} | {".", "<unknown>"}
     assert {word for pair in pairs for word in pair.chosen.split()} <= words
