@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks import convection, cost, images, memorization
 from benchmarks.harness import read
-from benchmarks.paper import grokking, phenomena
+from benchmarks.paper import dpo, grokking, phenomena
 
 Rows = list[dict[str, str]]
 PUBLISHED = "SNRAdam, published rule, soft"
@@ -256,7 +256,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "paper_benign_overfitting": benign_overfitting,
     "paper_double_descent": double_descent,
     "paper_spectral_bias": spectral_bias,
-    # "paper_dpo": dpo.table
+    "paper_dpo": dpo.table,
+    "paper_dpo_grid": dpo.grid,
 }
 
 
