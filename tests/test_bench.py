@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from joblib import parallel_config
 from sciml_snr.problems import get
 from typer.testing import CliRunner
 
@@ -19,6 +20,7 @@ from sciml_snr.bench import (
     missing,
     read,
     read_plan,
+    rows,
     run_job,
     smoothing,
     tables,
@@ -234,6 +236,20 @@ def test_a_backend_that_is_not_there_is_named(tmp_path, monkeypatch, backend: st
     expected = "There is no backend 'slurm'" if backend == "slurm" else 'the extra "cluster"'
     with pytest.raises(ValueError, match=expected):
         append_missing(tmp_path / "rows.csv", [job()], KEYS, run_job, backend=backend)
+
+
+def test_a_backend_that_gives_nothing_early_is_called_for_some_runs_at_a_time() -> None:
+    done, seen = [], []
+
+    def run(one: Job) -> dict:
+        seen.append(len(done))
+        return {"seed": one.seed}
+
+    with parallel_config("sequential"):
+        for row in rows._run(run, [job(seed=seed) for seed in range(6)], "ray"):
+            done.append(row["seed"])
+    assert done == list(range(6))
+    assert seen == [0, 0, 0, 0, 4, 4]  # the first four rows are out before the others are made
 
 
 def test_the_command_runs_a_file_and_goes_on(tmp_path, monkeypatch) -> None:
