@@ -17,10 +17,6 @@ PATH = RESULTS / "heat.csv"
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "Adam": ("adam", {}),
     "SNRAdam, label floor (default)": ("snr_adam", {}),
-    "SNRAdam, label floor, stein gate, z = 2": (
-        "snr_adam",
-        {"gate": "stein", "warmup_steps": 500, "z": 2.0},
-    ),
     "SNRSOAP, label floor (default)": ("snr_soap", {}),
 }
 LRS = (1e-3, 3e-3)

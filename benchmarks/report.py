@@ -31,7 +31,7 @@ from benchmarks import (
     zoo,
 )
 from benchmarks.convection import ITERATIONS, LONG, METHODS, PATH, least_squares
-from benchmarks.harness import THRESHOLDS, read
+from benchmarks.harness import RESULTS, THRESHOLDS, read
 from benchmarks.paper import report as paper
 
 ROOT = Path(__file__).parents[1]
@@ -179,6 +179,33 @@ def heat_inverse() -> str:
             cells = ["Adam, 10 % held out", str(lr), str(len(own))]
             cells += [_spread(own, "held_out_unknown_error"), _spread(own, "held_out_error")]
             lines.append("| " + " | ".join([*cells, _spread(own, "best_error")]) + " |")
+    return "\n".join(lines)
+
+
+GATE_ALONE = RESULTS / "gate_alone.csv"
+"""Made by the rule of commit 3d26372, which stopped exact terms where the gate was closed."""
+
+
+def gate_alone() -> str:
+    """Convection and heat by the gate alone, at lr 3e-3."""
+    lines = [
+        "| problem | iterations | optimizer, gate | seeds | final | best | memorized |",
+        "| --- " * 7 + "|",
+    ]
+    groups: dict[tuple[str, ...], Rows] = {}
+    for row in read(GATE_ALONE):
+        if row["lr"] == "0.003":
+            key = ("problem", "iterations", "optimizer", "snr_options")
+            groups.setdefault(tuple(row[name] for name in key), []).append(row)
+    for (problem, iterations, optimizer, options), rows in groups.items():
+        chosen = json.loads(options)
+        stein = chosen.get("gate", "snr" if optimizer == "snr_adam" else "stein") == "stein"
+        z = chosen.get("z", 3.0 if optimizer == "snr_adam" else 2.0)
+        name = f"{optimizer}, {'stein' if stein else 'snr'}, z = {z:g}"
+        cells = [problem, iterations, name, str(len(rows)), _spread(rows, "final_error")]
+        cells += [_spread(rows, "best_error")]
+        cells += [f"{100 * median(_column(rows, 'memorized')):.1f} %"]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -418,6 +445,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "convection_tuned": convection_tuned,
     "convection_held": convection_held,
     "convection_stops": convection_stops,
+    "gate_alone": gate_alone,
     "image_cells": image_cells,
     "image_sigma": image_sigma,
     "heat_inverse": heat_inverse,

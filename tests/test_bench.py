@@ -330,6 +330,13 @@ def test_gradient_evaluations_are_counted(
         assert equal is spent[-1] and found["final_error"] == course.rows[-1]["relative_l2"]
 
 
+@pytest.mark.parametrize("optimizer", ["snr_adam", "snr_soap"])
+def test_the_noisy_terms_gradient_beside_an_exact_equation_is_counted(optimizer: str) -> None:
+    course = Course(job("", optimizer, setting='{"problem": "heat"}', iterations=5))
+    course.run()
+    assert course.results("")["evaluations"] == 15
+
+
 def test_lbfgs_takes_over_for_what_is_left() -> None:
     course = Course(job("lbfgs", iterations=200))
     course.run()
