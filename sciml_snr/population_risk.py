@@ -14,7 +14,9 @@ with :math:`g_i, g'_i` a sample's gradients before and after the step. For
 :math:`\Delta = -\eta P \bar g` and to first order in the step this is the rule of Litman and Guo,
 arXiv:2605.01172: :math:`-\eta \sum_k P_k (\bar g_k^2 - \Sigma_k/(b-1))`. Momentum from earlier
 batches is no matter of this one: only the factor :math:`(1-\beta_1)/(1-\beta_1^t)` of today's
-gradient is in D, and the preconditioner's and the gate's own dependence on that gradient too.
+gradient is in D, and the preconditioner's and the gate's own dependence on that gradient too. Not
+in D is how SNRAdam lets exact terms move what its gate has closed: to first order that leaves the
+batch's noisy loss as it is, for whatever samples.
 
 *Fresh batches* (every sample seen once): each step's estimate is unbiased, up to a relative error
 of 1/b of what is subtracted; the errors of different steps are uncorrelated, so that their

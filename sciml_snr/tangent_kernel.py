@@ -164,7 +164,8 @@ def preconditioner_of(net: nn.Module, optimizer: Optimizer) -> Tensor:
     r"""The diagonal by which the optimizer's last step scaled each weight's gradient.
 
     Adam: :math:`1/(\sqrt{\hat v} + \epsilon)`; SNRAdam: q times that; weights without such a
-    state (SGD's, those not yet stepped): 1. Momentum is no part of it.
+    state (SGD's, those not yet stepped): 1. Momentum is no part of it, nor how SNRAdam lets exact
+    terms move what its gate has closed, which is no multiple of the noisy terms' gradient.
 
     Returns:
         (p,), in the order of ``net.named_parameters()``.
