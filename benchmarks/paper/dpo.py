@@ -413,7 +413,7 @@ def claim() -> str:
 
 
 def table() -> str:
-    """Every method at the rate with the highest median final accuracy, of those with most seeds."""
+    """Every method at the rate of the highest median final accuracy, of those with most seeds."""
     groups = _groups()
     chosen = {method: _tuned(groups, method) for method in METHODS}
     return _lines([(method, lr) for method, lr in chosen.items() if lr], groups)
@@ -481,7 +481,7 @@ def figure(path: Path = FIGURE) -> None:
     from matplotlib.figure import Figure
 
     groups = _groups()
-    drawing = Figure(figsize=(10, 3.8), layout="constrained")
+    drawing = Figure(figsize=(10, 4.2), layout="constrained")
     axes: Any = drawing.subplots(1, 2)
     for method, color in zip(METHODS, COLORS, strict=False):
         if lr := _tuned(groups, method):
@@ -495,7 +495,7 @@ def figure(path: Path = FIGURE) -> None:
                 )
     axes[0].set(xlabel="step", title="accuracy on held-out pairs, true preferences")
     axes[1].set(xlabel="step", title="drift: mean abs(implicit reward)", yscale="log")
-    axes[1].legend(frameon=False, fontsize="small")
+    drawing.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     path.parent.mkdir(parents=True, exist_ok=True)
     drawing.savefig(path, dpi=130)
 

@@ -28,6 +28,11 @@ def claims() -> str:
             _pinn(),
             "benchmarks.convection",
         ),
+        (
+            "preferences, 30 % swapped: accuracy 0.566 to 0.641, 3.05 times closer",
+            dpo.claim(),
+            "benchmarks.paper.dpo",
+        ),
         ("PINNs and neural fields do not memorize the noise", _memorized(), "benchmarks.images"),
         ("explains benign overfitting", _benign(), PHENOMENA),
         ("explains double descent", _descent(), PHENOMENA),
