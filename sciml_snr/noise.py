@@ -62,6 +62,9 @@ class NoisyTerm(NamedTuple):
     step; infinity where every step draws fresh ones."""
     loss: Loss = mse_loss
     """A mean over entries of a function of prediction minus target."""
+    equation: bool = False
+    """The residual of an equation with a measured source, beside measured values. As long as its
+    misfit R is above 1, a part 1 - 1/R of it counts among the exact terms."""
 
 
 class NoiseFloor(Mapping[Tensor, Tensor]):
@@ -211,11 +214,13 @@ class LabelNoise(NoiseFloor):
         Args:
             terms: the summands of the loss with noisy data. Their errors are independent, so that
                 their variances add up.
-            exact_terms: whether the loss has exact terms beside them. Costs one more backward pass
-                through the noisy ones, for :attr:`noisy_grads`.
+            exact_terms: whether the loss has exact terms beside them. Then, and where there are
+                equations among them beside data, it costs one more backward pass through the noisy
+                ones, for :attr:`noisy_grads`.
         """
         terms = list(terms)
-        self.noisy_grads = self._gradient(terms) if terms and exact_terms else {}
+        beside = exact_terms or len({term.equation for term in terms}) == 2
+        self.noisy_grads = self._gradient(terms) if terms and beside else {}
         if terms and self._is_due():
             with torch.enable_grad():
                 noise = sum(self._random_sign_sum(term) for term in terms)
@@ -264,9 +269,12 @@ class LabelNoise(NoiseFloor):
         return loss.detach()
 
     def _gradient(self, terms: list[NoisyTerm]) -> dict[Tensor, Tensor]:
-        """Of the terms' share of the loss."""
+        """Of the noisy part of the loss."""
         with torch.enable_grad():
-            loss = sum(t.weight * t.loss(t.residual, torch.zeros_like(t.residual)) for t in terms)
+            loss = sum(
+                t.weight * noisy_part(t) * t.loss(t.residual, torch.zeros_like(t.residual))
+                for t in terms
+            )
         assert isinstance(loss, Tensor)
         grads = torch.autograd.grad(loss, self.params, retain_graph=True, allow_unused=True)
         return {p: g for p, g in zip(self.params, grads, strict=True) if g is not None}
@@ -440,6 +448,15 @@ def _per_sample_gradients(outputs: Tensor, params: list[Tensor]) -> dict[Tensor,
         p: torch.zeros((len(outputs), *p.shape), dtype=p.dtype, device=p.device) if g is None else g
         for p, g in zip(params, rows, strict=True)
     }
+
+
+def noisy_part(term: NoisyTerm) -> Tensor | float:
+    """1, or 1/R for an equation whose misfit R is above 1: what else it is off by is no noise."""
+    if not term.equation:
+        return 1.0
+    residual = term.residual.detach()
+    sigma = torch.as_tensor(term.sigma, dtype=residual.dtype, device=residual.device)
+    return 1 / _misfit(residual, sigma.expand_as(residual)).clamp_min(1)
 
 
 def noise_scale(term: NoisyTerm, beta1: float) -> Tensor:

@@ -310,9 +310,9 @@ def test_the_row_knows_the_gate_that_the_defaults_are() -> None:
         ("sure", "adam", "", 2.0),
         ("", "SOAP", "", 1.0),
         ("", "snr_adam", '{"floor": "stream"}', 1.0),
-        ("", "snr_adam", "", 2.0),
-        ("", "snr_soap", "", 2.0),
-        ("", "snr_adam", '{"floor_every": 4}', 1.25),
+        ("", "snr_adam", "", 3.0),
+        ("", "snr_soap", "", 3.0),
+        ("", "snr_adam", '{"floor_every": 4}', 2.25),
     ],
 )
 def test_gradient_evaluations_are_counted(
@@ -323,7 +323,7 @@ def test_gradient_evaluations_are_counted(
     found = course.results("")
     assert found["evaluations"] == 20 * each
     spent = [row for row in course.rows if row["evaluations"] <= 20]
-    assert spent[-1]["iteration"] == 20 / each
+    assert spent[-1]["iteration"] == 20 // each
     equal = course.chosen(spent)
     assert found["error_at_equal_evaluations"] == equal["relative_l2"]
     if not variant:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from deepxde import losses as dde_losses
-from deepxde.icbc import PointSetBC, PointSetOperatorBC
+from deepxde.icbc import IC, DirichletBC, PointSetBC, PointSetOperatorBC
 from torch.nn.functional import mse_loss
 
 from ..noise import LabelNoise, Loss, NoisyTerm, check_loss, check_sigma
@@ -172,6 +172,9 @@ class ModelNoise:
             else len(self._by_term) < self._count
         )
         """Whether there are terms without an error, such as an equation's residual."""
+        places = [i if i < 0 else i - (self._count or 1) for i in self._by_term]
+        self.has_equations = len({self._is_equation(place) for place in places}) == 2
+        """Whether equations with an error (measured sources) stand beside measured values."""
         self._losses = loss if isinstance(loss, (list, tuple)) else [loss]
         if self._count is not None and len(self._losses) > 1:
             self._check_count(len(self._losses))
@@ -239,7 +242,17 @@ class ModelNoise:
             population = math.inf
         elif getattr(self.model.data, "train_y", None) is not None and not self._conditions:
             population = len(self.model.data.train_y)
-        return NoisyTerm(residual, sigma, float(weights[i]), population, self._loss(i))
+        equation = self._is_equation(from_end)
+        return NoisyTerm(residual, sigma, float(weights[i]), population, self._loss(i), equation)
+
+    def _is_equation(self, from_end: int) -> bool:
+        """Whether a term, counted from the last one, is no comparison of outputs with data."""
+        if not self._conditions:
+            return False  # supervised data, or nothing but equations
+        if from_end < -len(self._conditions):
+            return True
+        values = (PointSetBC.error, DirichletBC.error, IC.error)
+        return type(self._conditions[from_end]).error not in values
 
     def _is_resampled(self) -> bool:
         """Whether the equation's points have been drawn anew since the training began."""
