@@ -397,18 +397,22 @@ def jobs(lrs: Sequence[float] = LRS, model: str = "") -> Iterator[Job]:
 
 
 def claim() -> str:
-    """In one sentence: AdamW and the gate at its threshold of z, each at its tuned rate."""
+    """In one sentence: AdamW and the gate with a threshold z, at tuned rates and at the same."""
     groups = _groups()
-    cells = [(method, _tuned(groups, method)) for method in (ADAMW, GATED)]
-    if not all(lr for _, lr in cells):
+    both = [(method, _tuned(groups, method)) for method in (ADAMW, GATED)]
+    shared = [lr for method, lr in groups if method == ADAMW and (GATED, lr) in groups]
+    if not shared:
         return "not yet run"
-    accuracy, drift = (
-        [median(_column(groups[cell], f"final_{name}")) for cell in cells]
-        for name in ("accuracy", "drift")
-    )
+
+    def at(cell: tuple[str, str], name: str) -> float:
+        return median(_column(groups[cell], f"final_{name}"))
+
+    accuracy, drift = ([f"{at(cell, name):.3f}" for cell in both] for name in ("accuracy", "drift"))
+    closer = [at((ADAMW, lr), "drift") / at((GATED, lr), "drift") for lr in shared]
     return (
-        f"accuracy {accuracy[0]:.3f} to {accuracy[1]:.3f}, {drift[0] / drift[1]:.2f} times closer "
-        f"({GATED}; {len(groups[cells[1]])} seeds)"
+        f"tuned AdamW and {GATED}: accuracy {' and '.join(accuracy)}, drift {' and '.join(drift)}; "
+        f"at the same rate {min(closer):.1f} to {max(closer):.1f} times closer "
+        f"({len(groups[both[1]])} seeds)"
     )
 
 
