@@ -82,7 +82,7 @@ def test_tables_and_figure_of_the_small_model(tmp_path, monkeypatch) -> None:
             ("AdamW", "0.0003", 0, "", 0.5),
             ("AdamW", "0.0003", 1, "", 0.55),
             ("AdamW", "0.003", 0, "another model", 1.0),
-            (list(dpo.METHODS)[-1], "0.01", 0, "", 0.8),
+            (list(dpo.METHODS)[-1], "0.001", 0, "", 0.8),
         ):
             own = {"final_accuracy": accuracy, "best_accuracy": accuracy + 0.01}
             key = {"method": method, "lr": lr, "seed": seed, "model": model}
@@ -90,13 +90,14 @@ def test_tables_and_figure_of_the_small_model(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(dpo, "PATH", path)
     tuned, everything = dpo.table().splitlines(), dpo.grid().splitlines()
     assert tuned[2].startswith("| AdamW | 0.001 | 2 | 0.650 (0.600 to 0.700) | 0.660 ")
-    assert tuned[3].startswith(f"| {list(dpo.METHODS)[-1]} | 0.01 | 1 | 0.800 | 0.810 | 2.000 |")
+    assert tuned[3].startswith(f"| {list(dpo.METHODS)[-1]} | 0.001 | 1 | 0.800 | 0.810 | 2.000 |")
     assert len(tuned) == 4
     assert len(everything) == 2 + 4
     assert len({line.count("|") for line in tuned}) == 1
     assert dpo.claim() == "not yet run"  # no row of one of the two
     monkeypatch.setattr(dpo, "GATED", list(dpo.METHODS)[-1])
-    assert dpo.claim().startswith("accuracy 0.650 to 0.800, 1.00 times closer (")
+    assert "accuracy 0.650 and 0.800, drift 2.000 and 2.000; at the same rate" in dpo.claim()
+    assert dpo.claim().endswith("1.0 to 1.0 times closer (1 seeds)")
     dpo.figure(tmp_path / "figures" / "dpo.png")
     assert (tmp_path / "figures" / "dpo.png").stat().st_size > 10_000
 
