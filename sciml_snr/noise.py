@@ -63,8 +63,9 @@ class NoisyTerm(NamedTuple):
     loss: Loss = mse_loss
     """A mean over entries of a function of prediction minus target."""
     equation: bool = False
-    """The residual of an equation with a measured source, beside measured values. As long as its
-    misfit R is above 1, a part 1 - 1/R of it counts among the exact terms."""
+    """The residual of an equation or operator with a measured right-hand side. As long as its
+    misfit R is above 1, a part 1 - 1/R of it counts among the exact terms: with a sigma that is too
+    small by a factor f, noise is fitted until R is 1, down to f^2 of what there is."""
 
 
 class NoiseFloor(Mapping[Tensor, Tensor]):
@@ -219,13 +220,16 @@ class LabelNoise(NoiseFloor):
                 ones, for :attr:`noisy_grads`.
         """
         terms = list(terms)
-        beside = exact_terms or len({term.equation for term in terms}) == 2
-        self.noisy_grads = self._gradient(terms) if terms and beside else {}
+        self.noisy_grads = {}
         if terms and self._is_due():
             with torch.enable_grad():
                 noise = sum(self._random_sign_sum(term) for term in terms)
             assert isinstance(noise, Tensor)
             self._draw(noise)
+        noisy = [term for term in terms if torch.as_tensor(term.sigma).any()]
+        exact_terms = exact_terms or len(noisy) < len(terms)
+        if noisy and (exact_terms or len({term.equation for term in noisy}) == 2):
+            self.noisy_grads = self._gradient(noisy)
 
     def backward(
         self,
@@ -237,6 +241,9 @@ class LabelNoise(NoiseFloor):
         population: float | None = None,
     ) -> Tensor:
         """Update the floor, and backpropagate ``loss(prediction, target) + extra``.
+
+        Once a step: with ``extra``, the gradients that the step sees must be this call's own, not
+        accumulated over calls nor rescaled.
 
         Args:
             prediction: (n, m), attached to the graph.
@@ -456,7 +463,8 @@ def noisy_part(term: NoisyTerm) -> Tensor | float:
         return 1.0
     residual = term.residual.detach()
     sigma = torch.as_tensor(term.sigma, dtype=residual.dtype, device=residual.device)
-    return 1 / _misfit(residual, sigma.expand_as(residual)).clamp_min(1)
+    part = 1 / _misfit(residual, sigma.expand_as(residual)).clamp_min(1)
+    return part.nan_to_num(nan=0.0)  # an R that overflows
 
 
 def noise_scale(term: NoisyTerm, beta1: float) -> Tensor:

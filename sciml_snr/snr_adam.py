@@ -17,15 +17,17 @@ terms, along the surface on which the noisy terms' loss stays what it is:
 .. math::
     w &\leftarrow w - \eta (1 - q) D (\hat m_x - c\, \hat m_d), \qquad
     D = 1 / (\sqrt{\hat v} + \epsilon) \\
-    c &= \langle \hat m_d, (1-q) D \hat m_x \rangle / \langle \hat m_d, (1-q) D \hat m_d \rangle
+    c &= \langle \hat m_d, \eta (1-q) D \hat m_x \rangle /
+         \langle \hat m_d, \eta (1-q) D \hat m_d \rangle
 
 Without this a closed gate stops the equation, too, which near its balance with the data pulls less
 than the data's noise does; the exact terms alone (c = 0) would pull the fit off the data. They may
 not lower the noisy loss either: that is for the open entries. If only what raises it were taken
 away, what lowers it by chance would stay, and the noise would be memorized after all. (Only that is
 taken away in T. Yu et al., *Gradient Surgery for Multi-Task Learning*, arXiv:2001.06782, whose
-projection this is, in the optimizer's metric and over all parameters at once.) As a whole the move
-is made so short that no entry goes farther than Adam's step can.
+projection this is, in the optimizer's metric and over all parameters at once.) As a whole this move
+is made so short that no entry goes farther in it than in Adam's longest step. Adam's L2 term counts
+among the exact terms.
 """
 
 from __future__ import annotations
@@ -212,8 +214,8 @@ class SNRAdam(Optimizer):
         stepped = [(slots, g) for g in self.param_groups for slots in self._slots(g, floor)]
         for slots, group in stepped:
             self._update(_decayed(slots, group), group)
+        self._average_noisy(noisy_grads)
         if noisy_grads:
-            self._average_noisy(noisy_grads)
             self._follow_exact_terms(stepped)
         for slots, _ in stepped:
             for slot in slots:
@@ -229,24 +231,31 @@ class SNRAdam(Optimizer):
             beta1, sign = group["betas"][0], -1 if group["maximize"] else 1
             averages, grads = [], []
             for p in group["params"]:
-                if p not in noisy_grads or not self.state.get(p):
+                state = self.state.get(p)
+                if p.grad is None or not state:
                     continue
-                state = self.state[p]
-                grads.append(sign * noisy_grads[p].to(state["exp_avg"].dtype))
+                if not noisy_grads:  # all of the loss is noisy now: begin anew when it is not
+                    state.pop("exp_avg_noisy", None)
+                    continue
+                if p in noisy_grads:
+                    grad = sign * noisy_grads[p].to(state["exp_avg"].dtype)
+                else:
+                    grad = torch.zeros_like(state["exp_avg"])
                 if "exp_avg_noisy" not in state:  # as if the gradient had always been this one
                     started = 1 - beta1 ** (state["step"].item() - 1)
-                    state["exp_avg_noisy"] = grads[-1] * started
+                    state["exp_avg_noisy"] = grad * started
                 averages.append(state["exp_avg_noisy"])
+                grads.append(grad)
             if averages:
                 torch._foreach_lerp_(averages, grads, 1 - beta1)
 
     def _follow_exact_terms(self, stepped: list[tuple[list[_Slot], dict[str, Any]]]) -> None:
         """Move what the gate has closed; see the module's docstring."""
-        closed: list[tuple[list[_Slot], Tensor, Tensor, Tensor]] = []
-        longest = math.inf  # of Adam's steps, at most: Kingma and Ba (2015), section 2.1
+        closed: list[tuple[list[_Slot], Tensor, Tensor, Tensor, float]] = []
         for slots, group in stepped:
             (beta1, beta2), lr = group["betas"], float(group["lr"])
-            longest = min(longest, lr * max(1.0, (1 - beta1) / (1 - beta2) ** 0.5))
+            # Adam's longest step: Kingma and Ba (2015), section 2.1.
+            longest = lr * max(1.0, (1 - beta1) / (1 - beta2) ** 0.5)
             for step, same in _by_step(slots, group).items():
                 mean = _flat(slot.exp_avg for slot in same)
                 noisy = _flat(
@@ -257,14 +266,17 @@ class SNRAdam(Optimizer):
                 mean_sq, floor = zip(*(_mean_sq_and_floor(s, group) for s in same), strict=True)
                 shut = 1 - _gate(_flat(mean_sq), _flat(floor), group)
                 scale = shut.div_(denom).mul_(lr / (1 - beta1**step))
-                closed.append((same, scale, mean - noisy, noisy))
-        across = sum(float((scale * exact).dot(noisy)) for _, scale, exact, noisy in closed)
-        along = sum(float((scale * noisy).dot(noisy)) for _, scale, _, noisy in closed)
+                closed.append((same, scale, mean - noisy, noisy, longest))
+        across = sum(float((scale * exact).dot(noisy)) for _, scale, exact, noisy, _ in closed)
+        along = sum(float((scale * noisy).dot(noisy)) for _, scale, _, noisy, _ in closed)
         c = across / along if along > 0 else 0.0
-        moves = [(same, scale * (exact - c * noisy)) for same, scale, exact, noisy in closed]
+        moves = [(same, scale * (exact - c * noisy)) for same, scale, exact, noisy, _ in closed]
         # Where exact and noisy terms cancel, v is small against both.
-        farthest = max((float(move.abs().max()) for _, move in moves if len(move)), default=0.0)
-        shorter = min(1.0, longest / farthest) if farthest > 0 else 1.0
+        shorter = 1.0
+        for (_, move), (*_, longest) in zip(moves, closed, strict=True):
+            farthest = float(move.abs().max()) if len(move) else 0.0
+            if farthest > longest:
+                shorter = min(shorter, longest / farthest)
         for same, move in moves:
             parts = torch.split(move, [slot.param.numel() for slot in same])
             for slot, part in zip(same, parts, strict=True):

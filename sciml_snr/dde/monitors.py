@@ -201,7 +201,8 @@ class PopulationRiskMonitor(_UntilBest):
             raise ValueError("PopulationRiskMonitor: the model has no measurements.")
         self._recorder = RecordingLosses.of(self.model.data)
         self._noise = None if self.fresh else ModelNoise(self.model, self.sigma)
-        if self.patience is not None and self._noise is not None and self._noise.has_exact_terms:
+        noise = self._noise
+        if self.patience is not None and noise and (noise.has_exact_terms or noise.has_equations):
             warnings.warn(
                 "PopulationRiskMonitor stops far too early where an equation holds fixed data "
                 "back. Use MemorizationMonitor(patience=...); or fresh=True, if no measurement is "

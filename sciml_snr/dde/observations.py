@@ -71,6 +71,12 @@ def as_sigma(sigma: Any, points: int, components: int) -> torch.Tensor:
     return found
 
 
+def _as_tensor(sigma: Any) -> torch.Tensor:
+    """A sigma of any kind, in double precision."""
+    given = sigma if isinstance(sigma, torch.Tensor) else np.asarray(sigma)
+    return torch.as_tensor(given, dtype=torch.float64)
+
+
 class RecordingLosses:
     """A DeepXDE data object's ``losses_train`` that remembers the residual of every term.
 
@@ -164,7 +170,7 @@ class ModelNoise:
                 shape = (1,) if targets is None else np.shape(targets)
                 self._by_term[0] = as_sigma(sigma, shape[0], shape[-1])
         for s in self._by_term.values():
-            check_sigma(torch.as_tensor(np.asarray(s), dtype=torch.float64))
+            check_sigma(_as_tensor(s))
         equations = getattr(getattr(data, "pde", None), "pde", getattr(data, "pde", None))
         self.has_exact_terms = (
             equations is not None or len(self._by_term) < len(self._conditions)

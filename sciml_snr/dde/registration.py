@@ -71,7 +71,8 @@ def set_SNR_options(
         gate (str): "soft", "hard", "snr", "stein", or "none" for plain Adam. The defaults of gate,
             alpha, lambd, z and warmup_steps go with the floor: :data:`sciml_snr.gate.STREAM_GATE`
             (published rule), :data:`sciml_snr.gate.LABEL_GATE` where all of the loss is noisy,
-            :data:`sciml_snr.gate.EXACT_GATES` where not.
+            :data:`sciml_snr.gate.EXACT_GATES` where not (thresholds chosen for "stein": another
+            gate wants another z).
         alpha (float or str): Threshold of the gate; "fresh" = 1, or "finite" = b / (n - b).
         lambd (float): Weight of the noise floor in the soft and snr gates.
         z (float): Threshold in standard errors of the mean gradient, in place of alpha.
