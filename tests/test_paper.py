@@ -95,6 +95,7 @@ def test_grokking_does_only_what_is_missing(tmp_path, monkeypatch) -> None:
         runs = [replace(ADAMW, steps=steps)]
         append_missing(path, runs, grokking.KEYS, grokking.train, jobs=1)
     assert [row["steps_taken"] for row in read(path)] == ["2", "4"]
+    assert len(list(tmp_path.glob("*.pt"))) == 1  # and no checkpoint among those of real runs
 
 
 def scanned(lr: float, goal: str, accuracy: float, **changes: object) -> dict[str, str]:

@@ -249,12 +249,13 @@ class Training:
         self.step, self.seconds = state["step"], state["seconds"]
 
 
-def train(run: Run, folder: Path = CHECKPOINTS) -> dict[str, Any]:
+def train(run: Run, folder: Path | None = None) -> dict[str, Any]:
     """One run on one thread, from its checkpoint where there is one.
 
     A run with a larger budget goes on from the checkpoint of a shorter one.
     """
     torch.set_num_threads(1)
+    folder = folder or CHECKPOINTS
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{run.method}-{run.lr:g}-{run.weight_decay:g}-{run.seed}"
     checkpoint = folder / (name.replace("/", "over").replace(" ", "_") + ".pt")
