@@ -33,6 +33,11 @@ def rows() -> list[tables.Row]:
     return tables.of_plan(read(PATH), plan().jobs())
 
 
+def compared() -> list[tables.Row]:
+    """Those of them that can be compared."""
+    return tables.comparable(rows(), plan().jobs())
+
+
 def problems() -> str:
     """What is solved."""
     lines = []
@@ -67,18 +72,18 @@ def progress() -> str:
 
 
 def overall() -> str:
-    done = rows()
+    done = compared()
     return _table(tables.OVERALL, tables.overall_cells(done) if _has_adam(done) else [])
 
 
 def cells() -> str:
-    done = rows()
+    done = compared()
     return _table(tables.CELLS, tables.problem_cells(done) if _has_adam(done) else [])
 
 
 def figures() -> str:
     """Links to the figures, once there is something to draw."""
-    if not _has_adam(rows()):
+    if not _has_adam(compared()):
         return "There are no rows yet."
     return (
         "![Performance profiles](figures/bench_profiles.png)\n\n"
@@ -88,7 +93,7 @@ def figures() -> str:
 
 def draw() -> None:
     """Make the figures, once there is something to draw."""
-    if _has_adam(done := rows()):
+    if _has_adam(done := compared()):
         tables.draw(done, FIGURES)
 
 

@@ -580,3 +580,14 @@ def test_rows_of_other_settings_do_not_count(tmp_path) -> None:
     other = job(seed=0, iterations=99)
     rows = [{key: str(getattr(one, key)) for key in KEYS} for one in (jobs[1], other, jobs[0])]
     assert [row["seed"] for row in tables.of_plan(rows, jobs)] == ["0", "1"]
+
+
+def test_seeds_that_not_all_methods_have_whole_are_not_compared() -> None:
+    jobs = [job(method=m, lr=lr, seed=s) for s in (0, 1) for m in "abc" for lr in (1e-3, 1e-2)]
+    rows = [{key: str(getattr(one, key)) for key in KEYS} for one in jobs]
+    assert tables.comparable(rows, jobs) == rows
+    # b has half of its rates at seed 1; c has half of them at seed 0 and nothing else
+    kept = [r for r in rows if not (r["method"] == "b" and r["seed"] == "1" and r["lr"] == "0.01")]
+    kept = [r for r in kept if r["method"] != "c" or (r["seed"], r["lr"]) == ("0", "0.001")]
+    found = {(r["method"], r["lr"], r["seed"]) for r in tables.comparable(kept, jobs)}
+    assert found == {(m, lr, "0") for m in "ab" for lr in ("0.001", "0.01")}

@@ -74,6 +74,32 @@ def of_plan(rows: Iterable[Row], jobs: Iterable[Job]) -> list[Row]:
     return [by_key[key] for job in jobs if (key := key_of(job, KEYS)) in by_key]
 
 
+def comparable(rows: Iterable[Row], jobs: Iterable[Job]) -> list[Row]:
+    """The rows of seeds at which every method of a problem has all of its learning rates.
+
+    A stop may leave a seed that some methods have and others have not, or not at every rate. A
+    method without any whole seed is left out.
+    """
+    rows = list(rows)
+    wanted: dict[tuple[str, str, str], set[float]] = {}
+    for job in jobs:
+        wanted.setdefault((job.problem, job.method, str(job.seed)), set()).add(job.lr)
+    had: dict[tuple[str, str, str], set[float]] = {}
+    for row in rows:
+        key = (row["problem"], row["method"], row["seed"])
+        had.setdefault(key, set()).add(float(row["lr"]))
+    whole: dict[str, dict[str, set[str]]] = {}
+    for (problem, method, seed), lrs in had.items():
+        if lrs == wanted.get((problem, method, seed)):
+            whole.setdefault(problem, {}).setdefault(method, set()).add(seed)
+    shared = {problem: set.intersection(*by.values()) for problem, by in whole.items()}
+    return [
+        row
+        for row in rows
+        if row["method"] in whole.get(row["problem"], {}) and row["seed"] in shared[row["problem"]]
+    ]
+
+
 def number(text: str) -> float:
     """A number of a results file; infinite where there is none or it is not finite."""
     value = float(text or "nan")

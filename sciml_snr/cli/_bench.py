@@ -43,7 +43,7 @@ def bench(
         left = len(missing(out, every, KEYS))
         console.print(f"{len(every)} runs, of which {len(every) - left} are in {out} already.")
         append_missing(out, every, KEYS, run_job, jobs, backend)
-        rows = tables.of_plan(read(out), every)
+        rows = tables.comparable(tables.of_plan(read(out), every), every)
         if tables.reference(rows) is not None:
             table = Table(*tables.OVERALL, caption=tables.OVERALL_CAPTION, caption_justify="left")
             for cells in tables.overall_cells(rows):
