@@ -67,6 +67,10 @@ class NoisyTerm(NamedTuple):
     misfit R is above 1, a part 1 - 1/R of it counts among the exact terms: with a sigma that is too
     small by a factor f, noise is fitted until R is 1, down to f^2 of what there is."""
 
+    def weighted_loss(self) -> Tensor:
+        """What the term adds to the training loss."""
+        return self.weight * self.loss(self.residual, torch.zeros_like(self.residual))
+
 
 class NoiseFloor(Mapping[Tensor, Tensor]):
     """A running average of squared draws of the gradient's noise: parameter -> variance.
@@ -278,10 +282,7 @@ class LabelNoise(NoiseFloor):
     def _gradient(self, terms: list[NoisyTerm]) -> dict[Tensor, Tensor]:
         """Of the noisy part of the loss."""
         with torch.enable_grad():
-            loss = sum(
-                t.weight * noisy_part(t) * t.loss(t.residual, torch.zeros_like(t.residual))
-                for t in terms
-            )
+            loss = sum(noisy_part(term) * term.weighted_loss() for term in terms)
         assert isinstance(loss, Tensor)
         grads = torch.autograd.grad(loss, self.params, retain_graph=True, allow_unused=True)
         return {p: g for p, g in zip(self.params, grads, strict=True) if g is not None}

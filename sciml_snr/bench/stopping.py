@@ -16,6 +16,7 @@ from deepxde.callbacks import Callback
 from deepxde.icbc import PointSetBC
 
 from ..dde import MemorizationMonitor, NoisyPointSetBC
+from ..dde.monitors import fit_of
 from ..memorization import as_array
 from ..problems import Problem
 
@@ -59,11 +60,8 @@ def misfit(model: Any, conditions: Sequence[Any]) -> float:
     r"""Mean of :math:`((f - y) / \sigma)^2` over the conditions; sigma = 1 where none is known."""
     squares = []
     for bc in conditions:
-        # Of outputs, or of what an operator makes of them: a measured source term.
-        fit = as_array(model.predict(bc.points, operator=getattr(bc, "operator", None)))
-        columns = bc.component if isinstance(bc.component, list) else [bc.component]
         sigma = as_array(getattr(bc, "sigma", 1.0))
-        squares.append(((fit[:, columns] - as_array(bc.values)) / sigma) ** 2)
+        squares.append(((fit_of(model, bc) - as_array(bc.values)) / sigma) ** 2)
     return float(np.concatenate([s.ravel() for s in squares]).mean())
 
 

@@ -50,9 +50,10 @@ def run_job(job: Job) -> dict[str, Any]:
 class Course(Recorder):
     """A recorder that counts gradient evaluations and knows which moment a method would choose.
 
-    A gradient evaluation is one backward pass from the loss, or from a noise floor's random signs,
-    through the network. ``seconds`` (of the clock, and of the processor, which a busy machine does
-    not change) are of training and of fits before it, not of measuring.
+    A gradient evaluation is one backward pass through the network: from the loss, from the noisy
+    terms alone, or from a noise floor's random signs. ``seconds`` (of the clock, and of the
+    processor, which a busy machine does not change) are of training and of fits before it, not of
+    measuring.
     """
 
     def __init__(self, job: Job) -> None:

@@ -257,6 +257,14 @@ def _point_sets(data: Any, wanted: Callable[[Any], bool]) -> dict[int, Any]:
     }
 
 
+def fit_of(model: Any, condition: Any) -> Any:
+    """What a measured condition compares with its values: (n, k), at its points."""
+    # Of outputs, or of what an operator makes of them: a measured source term.
+    fit = model.predict(condition.points, operator=getattr(condition, "operator", None))
+    component = condition.component
+    return as_array(fit)[:, component if isinstance(component, list) else [component]]
+
+
 class _Measured:
     """The measurements of a model, as one vector: conditions with values, or supervised targets."""
 
@@ -309,11 +317,7 @@ class _Measured:
             return as_array(self.model.predict(self.model.data.train_x)).ravel()
         parts = []
         for bc in self.conditions:
-            columns = bc.component if isinstance(bc.component, list) else [bc.component]
-            # Of outputs, or of what an operator makes of them: a measured source term.
-            operator = getattr(bc, "operator", None)
-            fit = self.model.predict(bc.points, operator=operator)
-            parts.append(as_array(fit)[:, columns].ravel())
+            parts.append(fit_of(self.model, bc).ravel())
         return np.concatenate(parts)
 
     @contextlib.contextmanager

@@ -228,7 +228,7 @@ def train(
 
 def total_loss(terms: Iterable[NoisyTerm], extra: Tensor | None) -> Tensor:
     """The loss that a step goes down: weighted noisy terms, and the extra."""
-    parts = [t.weight * t.loss(t.residual, torch.zeros_like(t.residual)) for t in terms]
+    parts = [term.weighted_loss() for term in terms]
     return torch.stack(parts if extra is None else [*parts, extra]).sum()
 
 
