@@ -15,7 +15,7 @@ from pathlib import Path
 from sciml_snr.problems import PROBLEMS
 
 from benchmarks.harness import RESULTS, read
-from sciml_snr.bench import Plan, read_plan, tables
+from sciml_snr.bench import Job, Plan, read_plan, tables
 from sciml_snr.bench.plan import VARIANTS
 
 PLAN = Path(__file__).parent / "zoo.toml"
@@ -28,14 +28,19 @@ def plan() -> Plan:
     return read_plan(PLAN)
 
 
+def jobs() -> list[Job]:
+    """The runs, as far as the file says which rates are the best."""
+    return list(plan().jobs(read(PATH)))
+
+
 def rows() -> list[tables.Row]:
     """The rows of the file as it is today."""
-    return tables.of_plan(read(PATH), plan().jobs())
+    return tables.of_plan(read(PATH), jobs())
 
 
 def compared() -> list[tables.Row]:
     """Those of them that can be compared."""
-    return tables.comparable(rows(), plan().jobs())
+    return tables.comparable(rows(), jobs())
 
 
 def problems() -> str:
@@ -65,10 +70,15 @@ def methods() -> str:
 
 def progress() -> str:
     """How much of it has been run."""
-    every, done = list(plan().jobs()), rows()
+    done, tuning = rows(), set(map(str, plan().tuning_seeds))
+    every = sum(str(job.seed) in tuning for job in jobs())
+    tried = sum(row["seed"] in tuning for row in done)
+    others = len(plan().seeds) - len(tuning)
     lost = sum(1 for row in done if row["error"])
-    text = f"{len(done):,} of {len(every):,} runs have been made, {len({r['seed'] for r in done})} "
-    return text + f"of {len(plan().seeds)} seeds begun; {lost} runs diverged."
+    return (
+        f"{tried:,} of {every:,} runs on the tuning seed have been made, and "
+        f"{len(done) - tried:,} at the best rates on {others} others; {lost} runs diverged."
+    )
 
 
 def overall() -> str:

@@ -100,6 +100,33 @@ def test_a_plan_is_expanded_seed_by_seed_and_method_by_method(tmp_path) -> None:
     assert {j.options for j in jobs if j.method == "adam"} == {""}
 
 
+def test_rates_are_tried_on_the_tuning_seeds_and_the_others_have_the_best(tmp_path) -> None:
+    text = TOP.replace("seeds = [0, 1]", "seeds = [0, 1, 2, 3]\ntuning_seeds = [2, 1]")
+    plan = plan_of(tmp_path, text + PROBLEMS + METHODS + "[methods.adamw]\n[methods.snr_adam]\n")
+    errors = {  # final and best at the two rates and two seeds
+        "adam": {1e-3: [(4.0, 1.0), (2.0, 1.0)], 3e-3: [(1.0, 1.0), (4.0, 4.0)]},
+        "adamw": {1e-3: [(4.0, 1.0), (2.0, 1.0)], 3e-3: [(1.0, 1.0), (4.0, 4.0)]},
+    }
+    grid = list(plan.jobs())
+    assert [(j.seed, j.method) for j in grid[::2]] == [
+        (seed, method) for seed in (1, 2) for method in ("adam", "adamw", "snr_adam")
+    ]
+    rows = [
+        {key: str(getattr(j, key)) for key in KEYS} | {"final_error": str(f), "best_error": str(b)}
+        for j in grid
+        if j.method in errors
+        for f, b in [errors[j.method][j.lr][[2, 1].index(j.seed)]]
+    ]
+    later = [(j.seed, j.method, j.lr) for j in list(plan.jobs(rows))[len(grid) :]]
+    # Plain Adam also at the rate of its best moment; snr_adam has not been tried yet.
+    assert later == [
+        (seed, *rest)
+        for seed in (0, 3)
+        for rest in (("adam", 1e-3), ("adam", 3e-3), ("adamw", 3e-3))
+    ]
+    assert len(list(plan.jobs(rows[:-1]))) == len(grid) + 4
+
+
 def test_what_a_file_does_not_say_is_the_problems_own(tmp_path) -> None:
     plan = plan_of(tmp_path, "seeds = [3]\nlrs = [1e-3]\n" + PROBLEMS + METHODS)
     (only,) = plan.jobs()
@@ -144,6 +171,8 @@ WRONG = {
     "seeds = [-1]\n": "seeds has -1: not a number in range",
     "seeds = [true]\n": "seeds has True",
     "seeds = [0, 0]\n": "seeds has a number twice",
+    "tuning_seeds = []\n" + TOP: "tuning_seeds must be a list of at least one number",
+    "tuning_seeds = [0, 5]\n" + TOP: "tuning_seeds has 5, which is not among the seeds",
     TOP + METHODS: r"problems has no table: there must be at least one \[problems.NAME\]",
     TOP + PROBLEMS: r"methods has no table",
     TOP + "[problems]\npoisson = 3\n" + METHODS: "problems.poisson must be a table, got 3",
@@ -266,6 +295,11 @@ def test_the_command_runs_a_file_and_goes_on(tmp_path, monkeypatch) -> None:
     second = CliRunner().invoke(app, call)
     assert "4 runs, of which 4 are in rows.csv already" in second.output
     assert Path("rows.csv").read_bytes() == before
+    Path("plan.toml").write_text("tuning_seeds = [1]\n" + text)
+    tuned = CliRunner().invoke(app, ["bench", "plan.toml", "--out", "tuned.csv", "--jobs", "1"])
+    assert "2 runs, of which 0 are in tuned.csv already" in tuned.output
+    assert len(read(Path("tuned.csv"))) in (3, 4)  # and seed 0, at the best rate or two
+    assert {row["seed"] for row in read(Path("tuned.csv"))} == {"0", "1"}
     Path("plan.toml").write_text(text.replace("1e-3", "-1e-3"))
     third = CliRunner().invoke(app, call)
     assert third.exit_code == 2 and "plan.toml: lrs has -0.001" in third.output + third.stderr
@@ -566,6 +600,7 @@ def test_a_diverged_method_is_infinite_and_a_rate_with_fewer_seeds_does_not_coun
     assert tables.overall(lost)[-1].to_final == math.inf
     extra = dict(rows[0], lr="0.3", final_error="0.001")
     assert tables.tuned([*rows, extra])["a"]["adam"].lr == 0.2
+    assert not tables.tuned([*rows, extra])["a"]["adam"].at_edge  # it was tried, on one seed
     with pytest.raises(ValueError, match="no row of a method with the optimizer"):
         tables.overall([row for row in rows if row["method"] == "ours"])
 

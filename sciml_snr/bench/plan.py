@@ -3,6 +3,7 @@
 .. code-block:: toml
 
     seeds = [0, 1, 2]
+    tuning_seeds = [0]            # left out: all of them
     lrs = [1e-3, 3e-3]            # of methods that do not name their own
     iterations = 2000             # of problems that do not name their own
     width = 32                    # neurons of hidden layers, likewise; left out: the problem's
@@ -21,7 +22,8 @@
     options = { floor = "stream", gate = "hard" }
     lrs = [1e-2]
 
-Everything is checked before anything runs.
+All learning rates are tried on the tuning seeds, and only the best of them on the others (of plain
+Adam also the one of its best moment). Everything is checked before anything runs.
 """
 
 from __future__ import annotations
@@ -30,9 +32,10 @@ import inspect
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 if sys.version_info >= (3, 11):
@@ -43,6 +46,7 @@ else:
 from ..problems import PROBLEMS, Problem
 from ..run import OPTIMIZERS, RunConfig
 from .rivals import RIVALS, check_packaged
+from .rows import key_of
 from .smoothing import check_one_output, remade
 from .stopping import SHARE, check_sigma_known, conditions_of
 
@@ -61,6 +65,9 @@ KEYS = (
     *("optimizer", "options", "variant"),
 )
 """What tells a row from another, and its first columns."""
+
+Row = Mapping[str, str]
+"""A row of a results file."""
 
 
 @dataclass(frozen=True)
@@ -112,19 +119,51 @@ class Plan:
     """A checked file."""
 
     seeds: tuple[int, ...]
+    tuning_seeds: tuple[int, ...]
+    """Those at which every learning rate is tried."""
     cases: dict[str, Case]
     methods: dict[str, Method]
     skipped: dict[tuple[str, str], str]
     """(problem, method) -> why there is no such run."""
 
-    def jobs(self) -> Iterator[Job]:
-        """Seed by seed, then method by method, so that a stop leaves whole comparisons."""
-        for seed in self.seeds:
+    def jobs(self, rows: Iterable[Row] = ()) -> Iterator[Job]:
+        """Seed by seed, then method by method, so that a stop leaves whole comparisons.
+
+        Args:
+            rows: those made so far. Seeds that are not for tuning follow where, of a problem and a
+                method, all rows of the tuning seeds are among them.
+        """
+        by_key = {tuple(row[key] for key in KEYS): row for row in rows}
+        for seed in sorted(self.seeds, key=lambda seed: seed not in self.tuning_seeds):
             for name, method in self.methods.items():
                 for label, case in self.cases.items():
                     if (label, name) not in self.skipped:
-                        for lr in method.lrs:
+                        lrs = method.lrs
+                        if seed not in self.tuning_seeds:
+                            lrs = self._best_rates(label, name, by_key)
+                        for lr in lrs:
                             yield self._job(label, case, name, method, lr, seed)
+
+    def _best_rates(
+        self, label: str, name: str, by_key: Mapping[tuple[str, ...], Row]
+    ) -> tuple[float, ...]:
+        """Of the lowest median final error on the tuning seeds and, as the oracle needs of plain
+        Adam, of the lowest median error at the best moment; none where a row is missing."""
+        case, method = self.cases[label], self.methods[name]
+        columns = ["final_error"]
+        if method.optimizer == "adam" and not method.variant:
+            columns.append("best_error")
+        medians: dict[str, dict[float, float]] = {column: {} for column in columns}
+        for lr in method.lrs:
+            jobs = [self._job(label, case, name, method, lr, seed) for seed in self.tuning_seeds]
+            rows = [by_key.get(key_of(job, KEYS)) for job in jobs]
+            for column in columns:
+                found = [number(row[column]) for row in rows if row is not None]
+                if len(found) < len(jobs):
+                    return ()
+                medians[column][lr] = median(found)
+        best = {min(of, key=lambda lr: of[lr]) for of in medians.values()}
+        return tuple(sorted(best))
 
     @staticmethod
     def _job(label: str, case: Case, name: str, method: Method, lr: float, seed: int) -> Job:
@@ -144,6 +183,12 @@ class Plan:
         )
 
 
+def number(text: str) -> float:
+    """A number of a results file; infinite where there is none or it is not finite."""
+    value = float(text or "nan")
+    return value if math.isfinite(value) else math.inf
+
+
 def read_plan(path: str | Path) -> Plan:
     """Read and check a file; every problem is built once.
 
@@ -159,8 +204,13 @@ def read_plan(path: str | Path) -> Plan:
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not TOML: {error}") from None
     top = _Table(path, "", table)
-    top.allow("seeds", "lrs", "iterations", "width", "problems", "methods")
+    top.allow("seeds", "tuning_seeds", "lrs", "iterations", "width", "problems", "methods")
     seeds = tuple(int(s) for s in top.numbers("seeds", None, whole=True, least=0))
+    tuning = seeds
+    if "tuning_seeds" in top.values:
+        tuning = tuple(int(s) for s in top.numbers("tuning_seeds", None, whole=True, least=0))
+    if other := [seed for seed in tuning if seed not in seeds]:
+        raise top.wrong("tuning_seeds", f"has {other[0]}, which is not among the seeds.")
     cases = {name: _case(t, top, name) for name, t in top.tables("problems")}
     methods = {name: _method(t, top, name) for name, t in top.tables("methods")}
     built = {name: _tried(path, name, case, seeds[0]) for name, case in cases.items()}
@@ -170,7 +220,7 @@ def read_plan(path: str | Path) -> Plan:
         for label, problem in built.items()
         if (reason := impossible(method, problem))
     }
-    return Plan(seeds, cases, methods, skipped)
+    return Plan(seeds, tuning, cases, methods, skipped)
 
 
 def impossible(method: Method, problem: Problem) -> str | None:

@@ -16,10 +16,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from .plan import KEYS, Job
+from .plan import KEYS, Job, Row, number
 from .rows import key_of
 
-Row = Mapping[str, str]
 NEAR = 1.05
 """Within 5 % of the best."""
 
@@ -100,12 +99,6 @@ def comparable(rows: Iterable[Row], jobs: Iterable[Job]) -> list[Row]:
     ]
 
 
-def number(text: str) -> float:
-    """A number of a results file; infinite where there is none or it is not finite."""
-    value = float(text or "nan")
-    return value if math.isfinite(value) else math.inf
-
-
 def tuned(rows: Iterable[Row]) -> dict[str, dict[str, Tuned]]:
     """problem -> method -> the method at its best learning rate; in the order of the rows."""
     grids: dict[str, dict[str, dict[float, list[Row]]]] = {}
@@ -122,7 +115,7 @@ def _best(grid: Mapping[float, Sequence[Row]]) -> Tuned:
     most = max(map(len, grid.values()))
     whole = {lr: own for lr, own in sorted(grid.items()) if len(own) == most}
     lr = min(whole, key=lambda lr: median(number(row["final_error"]) for row in whole[lr]))
-    return Tuned(lr, len(whole) > 1 and lr in (min(whole), max(whole)), whole[lr])
+    return Tuned(lr, len(grid) > 1 and lr in (min(grid), max(grid)), whole[lr])
 
 
 def reference(rows: Iterable[Row], variant: str = "") -> str | None:

@@ -31,18 +31,20 @@ def bench(
 
     The file's format: docs/benchmarks.md.
     """
-    from ..bench import KEYS, append_missing, missing, read, read_plan, run_job, tables
+    from ..bench import KEYS, Job, append_missing, missing, read, read_plan, run_job, tables
     from ..bench.rows import check_file
 
     with plain_errors():
         plan = read_plan(file)
         check_file(out, KEYS)
-        every = list(plan.jobs())
         for (problem, method), reason in plan.skipped.items():
             to_stderr(f"Skipped: {method} on {problem}, because {reason}.")
-        left = len(missing(out, every, KEYS))
-        console.print(f"{len(every)} runs, of which {len(every) - left} are in {out} already.")
-        append_missing(out, every, KEYS, run_job, jobs, backend)
+        every: list[Job] = []
+        while len(found := list(plan.jobs(read(out)))) > len(every):
+            every = found  # and more, once the learning rates have been tried
+            left = len(missing(out, every, KEYS))
+            console.print(f"{len(every)} runs, of which {len(every) - left} are in {out} already.")
+            append_missing(out, every, KEYS, run_job, jobs, backend)
         rows = tables.comparable(tables.of_plan(read(out), every), every)
         if tables.reference(rows) is not None:
             table = Table(*tables.OVERALL, caption=tables.OVERALL_CAPTION, caption_justify="left")
