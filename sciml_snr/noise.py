@@ -62,10 +62,6 @@ class NoisyTerm(NamedTuple):
     step; infinity where every step draws fresh ones."""
     loss: Loss = mse_loss
     """A mean over entries of a function of prediction minus target."""
-    equation: bool = False
-    """The residual of an equation or operator with a measured right-hand side. As long as its
-    misfit R is above 1, a part 1 - 1/R of it counts among the exact terms: with a sigma that is too
-    small by a factor f, noise is fitted until R is 1, down to f^2 of what there is."""
 
     def weighted_loss(self) -> Tensor:
         """What the term adds to the training loss."""
@@ -219,9 +215,11 @@ class LabelNoise(NoiseFloor):
         Args:
             terms: the summands of the loss with noisy data. Their errors are independent, so that
                 their variances add up.
-            exact_terms: whether the loss has exact terms beside them. Then, and where there are
-                equations among them beside data, it costs one more backward pass through the noisy
-                ones, for :attr:`noisy_grads`.
+            exact_terms: whether the loss has exact terms beside them, or an equation is among them
+                beside data. Then it costs one more backward pass through the noisy ones, for
+                :attr:`noisy_grads`. Of several, one whose misfit R is above 1 then counts as noisy
+                by a part of 1/R only: what else it is off by is no noise. (With a sigma that is too
+                small by a factor f, noise is so fitted until R is 1, down to f^2 of what there is.)
         """
         terms = list(terms)
         self.noisy_grads = {}
@@ -231,8 +229,7 @@ class LabelNoise(NoiseFloor):
             assert isinstance(noise, Tensor)
             self._draw(noise)
         noisy = [term for term in terms if torch.as_tensor(term.sigma).any()]
-        exact_terms = exact_terms or len(noisy) < len(terms)
-        if noisy and (exact_terms or len({term.equation for term in noisy}) == 2):
+        if noisy and (exact_terms or len(noisy) < len(terms)):
             self.noisy_grads = self._gradient(noisy)
 
     def backward(
@@ -282,7 +279,8 @@ class LabelNoise(NoiseFloor):
     def _gradient(self, terms: list[NoisyTerm]) -> dict[Tensor, Tensor]:
         """Of the noisy part of the loss."""
         with torch.enable_grad():
-            loss = sum(noisy_part(term) * term.weighted_loss() for term in terms)
+            parts = [noisy_part(term) for term in terms] if len(terms) > 1 else [1.0]
+            loss = sum(part * term.weighted_loss() for part, term in zip(parts, terms, strict=True))
         assert isinstance(loss, Tensor)
         grads = torch.autograd.grad(loss, self.params, retain_graph=True, allow_unused=True)
         return {p: g for p, g in zip(self.params, grads, strict=True) if g is not None}
@@ -458,10 +456,8 @@ def _per_sample_gradients(outputs: Tensor, params: list[Tensor]) -> dict[Tensor,
     }
 
 
-def noisy_part(term: NoisyTerm) -> Tensor | float:
-    """1, or 1/R for an equation whose misfit R is above 1: what else it is off by is no noise."""
-    if not term.equation:
-        return 1.0
+def noisy_part(term: NoisyTerm) -> Tensor:
+    """1, or 1/R for a misfit R above 1: what else the term is off by is no noise."""
     residual = term.residual.detach()
     sigma = torch.as_tensor(term.sigma, dtype=residual.dtype, device=residual.device)
     part = 1 / _misfit(residual, sigma.expand_as(residual)).clamp_min(1)

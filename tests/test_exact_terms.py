@@ -349,28 +349,33 @@ def test_a_parameter_that_leaves_the_noisy_terms_forgets_them():
     torch.testing.assert_close(optimizer.state[p]["exp_avg_noisy"], 0.9 * before)
 
 
-def test_an_equation_is_exact_by_what_its_error_does_not_explain():
+def test_of_several_terms_one_is_exact_by_what_its_error_does_not_explain():
     net, x, y, z = linear_problem()
     params = list(net.parameters())
     for sigma in (1e-3, 0.5, 1e6):
         floor = LabelNoise(params, sigma=1.0)
-        values = NoisyTerm(net(x) - y, 1.0)
-        source = NoisyTerm(net(z), sigma, weight=2.0, equation=True)
+        values = NoisyTerm(net(x) - y, 0.2)
+        source = NoisyTerm(net(z), sigma, weight=2.0)
         floor.update([values, source])
-        off = (net(z) ** 2).mean()
-        part = min(1.0, sigma**2 / off.item())
-        loss = (values.residual**2).mean() + 2 * part * off
-        expected = torch.autograd.grad(loss, params)
+        assert not floor.noisy_grads  # nothing to stand beside
+        floor.update([values, source], exact_terms=True)
+        off = [(values.residual**2).mean(), (source.residual**2).mean()]
+        parts = [min(1.0, s**2 / r.item()) for s, r in zip((0.2, sigma), off, strict=True)]
+        assert parts[0] < 1
+        expected = torch.autograd.grad(
+            parts[0] * off[0] + 2 * parts[1] * off[1], params, retain_graph=True
+        )
         torch.testing.assert_close([floor.noisy_grads[p] for p in params], list(expected))
-    floor.update([source])
-    assert not floor.noisy_grads  # nothing to stand beside
+    floor.update([values], exact_terms=True)  # of one, the parts would cancel
+    expected = torch.autograd.grad((values.residual**2).mean(), params)
+    torch.testing.assert_close([floor.noisy_grads[p] for p in params], list(expected))
 
 
-def test_an_equations_sigma_of_a_wrong_length_is_refused_with_a_reason():
+def test_a_sigma_of_a_wrong_length_is_refused_with_a_reason():
     net, x, y, z = linear_problem()
-    terms = [NoisyTerm(net(x) - y, 1.0), NoisyTerm(net(z), torch.ones(7, 1), equation=True)]
+    terms = [NoisyTerm(net(x) - y, 1.0), NoisyTerm(net(z), torch.ones(7, 1))]
     with pytest.raises(ValueError, match="does not broadcast"):
-        LabelNoise(net.parameters(), sigma=1.0).update(terms)
+        LabelNoise(net.parameters(), sigma=1.0).update(terms, exact_terms=True)
 
 
 def test_data_without_an_error_are_exact():

@@ -202,7 +202,7 @@ class PopulationRiskMonitor(_UntilBest):
         self._recorder = RecordingLosses.of(self.model.data)
         self._noise = None if self.fresh else ModelNoise(self.model, self.sigma)
         noise = self._noise
-        if self.patience is not None and noise and (noise.has_exact_terms or noise.has_equations):
+        if self.patience is not None and noise and noise.has_exact_terms:
             warnings.warn(
                 "PopulationRiskMonitor stops far too early where an equation holds fixed data "
                 "back. Use MemorizationMonitor(patience=...); or fresh=True, if no measurement is "

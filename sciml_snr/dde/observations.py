@@ -172,15 +172,15 @@ class ModelNoise:
         for s in self._by_term.values():
             check_sigma(_as_tensor(s))
         equations = getattr(getattr(data, "pde", None), "pde", getattr(data, "pde", None))
-        self.has_exact_terms = (
-            equations is not None or len(self._by_term) < len(self._conditions)
+        all_noisy = (
+            equations is None and len(self._by_term) == len(self._conditions)
             if self._count is None
-            else len(self._by_term) < self._count
+            else len(self._by_term) == self._count
         )
-        """Whether there are terms without an error, such as an equation's residual."""
         places = [i if i < 0 else i - (self._count or 1) for i in self._by_term]
-        self.has_equations = len({self._is_equation(place) for place in places}) == 2
-        """Whether equations with an error (measured sources) stand beside measured values."""
+        self.has_exact_terms = not all_noisy or len({self._is_equation(i) for i in places}) == 2
+        """Whether measured values stand beside terms without an error, such as an equation's
+        residual, or beside equations with one (a measured source)."""
         self._losses = loss if isinstance(loss, (list, tuple)) else [loss]
         if self._count is not None and len(self._losses) > 1:
             self._check_count(len(self._losses))
@@ -248,8 +248,7 @@ class ModelNoise:
             population = math.inf
         elif getattr(self.model.data, "train_y", None) is not None and not self._conditions:
             population = len(self.model.data.train_y)
-        equation = self._is_equation(from_end)
-        return NoisyTerm(residual, sigma, float(weights[i]), population, self._loss(i), equation)
+        return NoisyTerm(residual, sigma, float(weights[i]), population, self._loss(i))
 
     def _is_equation(self, from_end: int) -> bool:
         """Whether a term, counted from the last one, is no comparison of outputs with data."""

@@ -194,8 +194,7 @@ def _build(
     if noise is None:
         defaults = STREAM_GATE
     else:
-        beside = noise.has_exact_terms or noise.has_equations
-        defaults = EXACT_GATES[name] if beside else LABEL_GATE
+        defaults = EXACT_GATES[name] if noise.has_exact_terms else LABEL_GATE
     if options["alpha"] is not None:  # a threshold of the user's goes before the default one
         defaults = {**defaults, "z": None}
     options |= {k: v for k, v in defaults.items() if options[k] is None}
