@@ -17,7 +17,7 @@ the authors' package.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -85,6 +85,12 @@ EXACT_GATES: dict[str, dict[str, Any]] = {
 ones. They carry on where the gate is closed and hold the noise back, so that it may open sooner;
 sooner still in the parameters' own coordinates, each of which mixes many directions and sees any
 one of them through the noise of the others."""
+
+
+def with_options(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults under the options that are given (not None); alpha goes before a default z."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return {**defaults, **({"z": None} if "alpha" in given else {}), **given}
 
 
 def resolve_alpha(

@@ -279,8 +279,10 @@ class LabelNoise(NoiseFloor):
     def _gradient(self, terms: list[NoisyTerm]) -> dict[Tensor, Tensor]:
         """Of the noisy part of the loss."""
         with torch.enable_grad():
-            parts = [noisy_part(term) for term in terms] if len(terms) > 1 else [1.0]
-            loss = sum(part * term.weighted_loss() for part, term in zip(parts, terms, strict=True))
+            alone = len(terms) == 1
+            loss = sum(
+                term.weighted_loss() * (1.0 if alone else noisy_part(term)) for term in terms
+            )
         assert isinstance(loss, Tensor)
         grads = torch.autograd.grad(loss, self.params, retain_graph=True, allow_unused=True)
         return {p: g for p, g in zip(self.params, grads, strict=True) if g is not None}

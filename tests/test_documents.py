@@ -8,7 +8,7 @@ from sciml_snr.problems import PROBLEMS
 
 from benchmarks import report
 from benchmarks.convection import METHODS
-from sciml_snr.dde.registration import EXACT_GATES
+from sciml_snr.gate import EXACT_GATES, with_options
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -22,7 +22,7 @@ def test_tables_are_those_of_the_results() -> None:
 def test_the_method_called_default_is_the_default() -> None:
     optimizer, options = METHODS["SNRAdam, label floor (default)"]
     default = EXACT_GATES[optimizer]
-    chosen = {**default, "z": None if "alpha" in options else default["z"], **options}
+    chosen = with_options(default, options)
     assert chosen.pop("floor") == "label"
     assert in_errors(chosen) == in_errors(default)
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.optim import Optimizer
 
-from ..gate import EXACT_GATES, LABEL_GATE, STREAM_GATE
+from ..gate import EXACT_GATES, LABEL_GATE, STREAM_GATE, with_options
 from ..noise import check_sigma
 from ..snr_adam import SNRAdam, validate_options
 from ..snr_soap import SNRSOAP, validate_basis_options
@@ -195,9 +195,7 @@ def _build(
         defaults = STREAM_GATE
     else:
         defaults = EXACT_GATES[name] if noise.has_exact_terms else LABEL_GATE
-    if options["alpha"] is not None:  # a threshold of the user's goes before the default one
-        defaults = {**defaults, "z": None}
-    options |= {k: v for k, v in defaults.items() if options[k] is None}
+    options |= with_options(defaults, {name: options[name] for name in defaults})
     groups = _named(list(params))
     if len(groups) == 2 and isinstance(groups[1], dict) and not gate_external:
         groups[1] = {**groups[1], "gate": "none"}

@@ -29,7 +29,7 @@ from .._runs import (
     seeded,
     set_rng_state,
 )
-from ..gate import LABEL_GATE
+from ..gate import LABEL_GATE, with_options
 from ..memorization import share_from_misfit
 from ..noise import LabelNoise, NoisyTerm
 from ..population_risk import PopulationRisk
@@ -177,11 +177,9 @@ def build_optimizer(network: nn.Module, options: FitOptions) -> tuple[Optimizer,
         raise ValueError("The network has no trainable parameters.")
     if options.optimizer == "adam":
         return torch.optim.Adam(params, lr=options.lr), None
-    gate = dict(LABEL_GATE)
-    if "alpha" in options.gate:  # a threshold of the user's goes before the default one
-        gate["z"] = None
+    gate = with_options(LABEL_GATE, options.gate)
     cls = SNRSOAP if options.optimizer == "snr_soap" else SNRAdam
-    optimizer = cls(params, lr=options.lr, foreach=True, **{**gate, **options.gate})
+    optimizer = cls(params, lr=options.lr, foreach=True, **gate)
     beta1 = optimizer.defaults["betas"][0]
     return optimizer, LabelNoise(params, every=options.floor_every, beta1=beta1)
 

@@ -44,6 +44,7 @@ from scipy.sparse import coo_array, csgraph
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
+from ..gate import with_options
 from ..memorization import Memorization, Twins
 from ..noise import NoisyTerm
 from .archive import (
@@ -614,7 +615,7 @@ def fit_sdf(
             steps=STEPS if steps is None else steps,
             batch_size=batch_size,
             floor_every=floor_every,
-            gate=_gate(optimizer, gate or {}),
+            gate=with_options(DEFAULT_GATES.get(optimizer, {}), gate or {}),
             seed=seed,
             device=device,
         )
@@ -682,13 +683,6 @@ def _checked_sigma(sigma: float) -> float:
     if not 0 <= sigma < math.inf:
         raise ValueError(f"sigma must be finite and >= 0, got {sigma}.")
     return float(sigma)
-
-
-def _gate(optimizer: str, gate: dict[str, Any]) -> dict[str, Any]:
-    found = dict(DEFAULT_GATES.get(optimizer, {}))
-    if "alpha" in gate:  # a threshold of the user's goes before the default one
-        found.pop("z", None)
-    return {**found, **gate}
 
 
 def _choose(network: nn.Module | str, options: dict[str, Any] | None) -> NetworkChoice:
