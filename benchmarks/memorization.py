@@ -23,6 +23,7 @@ import torch
 from sciml_snr.problems import Convection
 from torch import Tensor
 
+from benchmarks import text
 from benchmarks.harness import RESULTS, append_missing, read
 from benchmarks.images import METHODS as IMAGE_METHODS
 from benchmarks.images import crop
@@ -226,11 +227,7 @@ def draws() -> list[Draw]:
 
 def shares() -> str:
     """The twin's share against the true one over noise draws."""
-    lines = [
-        "| case | method | draws | twin: df / n | true share | difference / its standard error | "
-        "true one in the 95 % interval | correlation over the run |",
-        "| --- " * 8 + "|",
-    ]
+    lines = []
     for (case, method), rows in _groups(fresh=False).items():
         found, true = _column(rows, "share"), _column(rows, "true_share")
         curves = [
@@ -238,11 +235,13 @@ def shares() -> str:
             for name in ("shares", "true_shares")
         ]
         inside = int(sum(_column(rows, "in_interval")))
-        cells = [f"{100 * x.mean():.1f} %" for x in (found, true)]
+        cells = [text.percent(x.mean(), 1) for x in (found, true)]
         cells += [f"{_in_errors(found - true):+.1f}", f"{inside} of {len(rows)}"]
         cells += [f"{np.corrcoef(*curves)[0, 1]:.3f}"]
-        lines.append(f"| {case} | {method} | {len(rows)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([case, method, str(len(rows)), *cells])
+    titles = "case|method|draws|twin: df / n|true share|difference / its standard error|"
+    titles += "true one in the 95 % interval|correlation over the run"
+    return text.table(titles, lines)
 
 
 def stops() -> str:
@@ -253,7 +252,7 @@ def stops() -> str:
         "samples": "leave-one-out, samples",
         "true": "no stop",
     }
-    lines = [f"| case | method | seeds | {' | '.join(rules.values())} |", "| --- " * 7 + "|"]
+    lines = []
     for (case, method), rows in _groups(fresh=False).items():
         rows = [row for row in rows if int(row["seed"]) < 10]
         cells = []
@@ -266,37 +265,33 @@ def stops() -> str:
                 if own
                 else ""
             )
-        lines.append(f"| {case} | {method} | {len(rows)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([case, method, str(len(rows)), *cells])
+    return text.table(("case", "method", "seeds", *rules.values()), lines)
 
 
 def fresh_batches() -> str:
     """Leave-one-out against the held-out risk where every sample is seen once."""
-    lines = [
-        "| optimizer | runs | held-out risk, change | leave-one-out | the batches' own view | "
-        "difference / its standard error | scatter / stated standard error |",
-        "| --- " * 7 + "|",
-    ]
+    lines = []
     for (_, method), rows in _groups(fresh=True).items():
         names = ("true_change", "change", "training_change")
         true, found, own = (_column(rows, name) for name in names)
         cells = [f"{x.mean():+.3f}" for x in (true, found, own)]
         scatter = (found - true).std(ddof=1) / _column(rows, "change_se").mean()
         cells += [f"{_in_errors(found - true):+.1f}", f"{scatter:.2f}"]
-        lines.append(f"| {method} | {len(rows)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([method, str(len(rows)), *cells])
+    titles = "optimizer|runs|held-out risk, change|leave-one-out|the batches' own view|"
+    titles += "difference / its standard error|scatter / stated standard error"
+    return text.table(titles, lines)
 
 
-def _groups(fresh: bool) -> dict[tuple[str, str], list[dict[str, str]]]:
-    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
-    for row in read(PATH):
-        if row["case"].startswith("fresh") == fresh:
-            groups.setdefault((row["case"], row["method"]), []).append(row)
-    return groups
+def _groups(fresh: bool) -> dict[tuple[str, ...], text.Rows]:
+    """(case, method) -> its rows."""
+    rows = [row for row in read(PATH) if row["case"].startswith("fresh") == fresh]
+    return text.groups(rows, "case", "method")
 
 
-def _column(rows: list[dict[str, str]], name: str) -> Any:
-    return np.array([float(row[name]) for row in rows])
+def _column(rows: text.Rows, name: str) -> Any:
+    return np.array(text.column(rows, name))
 
 
 def _in_errors(differences: Any) -> float:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sciml_snr.problems import PROBLEMS
 
+from benchmarks import text
 from benchmarks.harness import RESULTS, read
 from sciml_snr.bench import Job, Plan, read_plan, tables
 from sciml_snr.bench.plan import VARIANTS
@@ -51,8 +52,8 @@ def problems() -> str:
         settings = ", ".join(f"{key} {value}" for key, value in case.options.items())
         unknown = ", ".join(cls.unknown_names)
         lines.append([name, cls.equation, unknown, settings, str(case.iterations), str(case.width)])
-    titles = ("problem", "equation and data", "unknown", "not its defaults", "iterations", "width")
-    return _table(titles, lines)
+    titles = "problem|equation and data|unknown|not its defaults|iterations|width"
+    return text.table(titles, lines)
 
 
 def methods() -> str:
@@ -64,8 +65,7 @@ def methods() -> str:
         lrs = ", ".join(f"{lr:g}" for lr in method.lrs)
         without = [problem for problem, other in plan().skipped if other == name]
         lines.append([name, method.optimizer, options, how, lrs, ", ".join(without)])
-    titles = ("method", "optimizer", "options", "", "learning rates", "not on")
-    return _table(titles, lines)
+    return text.table("method|optimizer|options||learning rates|not on", lines)
 
 
 def progress() -> str:
@@ -83,12 +83,12 @@ def progress() -> str:
 
 def overall() -> str:
     done = compared()
-    return _table(tables.OVERALL, tables.overall_cells(done) if _has_adam(done) else [])
+    return text.table(tables.OVERALL, tables.overall_cells(done) if _has_adam(done) else [])
 
 
 def cells() -> str:
     done = compared()
-    return _table(tables.CELLS, tables.problem_cells(done) if _has_adam(done) else [])
+    return text.table(tables.CELLS, tables.problem_cells(done) if _has_adam(done) else [])
 
 
 def figures() -> str:
@@ -109,8 +109,3 @@ def draw() -> None:
 
 def _has_adam(done: Sequence[tables.Row]) -> bool:
     return tables.reference(done) is not None
-
-
-def _table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    every = [titles, ["---"] * len(titles), *lines]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in every)

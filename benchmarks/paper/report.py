@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from statistics import mean, median
-from typing import Any
 
-from benchmarks import convection, cost, images, memorization
+from benchmarks import convection, cost, images, memorization, text
 from benchmarks.harness import read
 from benchmarks.paper import dpo, grokking, phenomena
 
-Rows = list[dict[str, str]]
 PUBLISHED = "SNRAdam, published rule, soft"
 LABEL = "SNRAdam, label floor (default)"
 GROK, PHENOMENA = "benchmarks.paper.grokking", "benchmarks.paper.phenomena"
@@ -19,7 +16,7 @@ GROK, PHENOMENA = "benchmarks.paper.grokking", "benchmarks.paper.phenomena"
 
 def claims() -> str:
     """The abstract's claims that have a number or a run, beside what was measured here."""
-    lines = _head("the paper|measured here|by")
+    lines = []
     for claim, measured, module in (
         ("grokking 4.9 times earlier: 95 % held out at 5,950 steps, not 29,450", _grokking(), GROK),
         (
@@ -44,8 +41,8 @@ def claims() -> str:
         ),
         ("one state vector more than Adam, at no extra cost", _cost(), "benchmarks.cost"),
     ):
-        lines.append(_line([claim, measured, f"`python -m {module}`"]))
-    return "\n".join(lines)
+        lines.append([claim, measured, f"`python -m {module}`"])
+    return text.table("the paper|measured here|by", lines)
 
 
 def _grokking() -> str:
@@ -61,7 +58,7 @@ def _grokking() -> str:
 
 def _pinn() -> str:
     adamw, ours = (
-        median(_steps(_fastest(method), "iterations_to_0.4")) for method in ("AdamW", PUBLISHED)
+        median(text.steps(_fastest(method), "iterations_to_0.4")) for method in ("AdamW", PUBLISHED)
     )
     return f"full batch: {ours:.0f} against {adamw:.0f} iterations, {adamw / ours:.1f} times fewer"
 
@@ -128,55 +125,46 @@ def _cost() -> str:
 
 def pinn() -> str:
     """Convection: every method at the rate that is first at an error of 0.4."""
-    head = "method|lr|seeds|iterations to 0.4, median (range)|AdamW's / its|memorized at the end"
-    lines = _head(head)
+    lines = []
     first = {method: _fastest(method) for method in ("AdamW", PUBLISHED, LABEL)}
-    adamw = median(_steps(first["AdamW"], "iterations_to_0.4"))
+    adamw = median(text.steps(first["AdamW"], "iterations_to_0.4"))
     for method, rows in first.items():
-        steps = _steps(rows, "iterations_to_0.4")
+        steps = text.steps(rows, "iterations_to_0.4")
         shares = [100 * float(row["memorized"]) for row in rows]
         cells = [method, rows[0]["lr"], str(len(rows)), _count(steps)]
         cells += [f"{adamw / median(steps):.2f}", f"{_spread(shares)} %"]
-        lines.append(_line(cells))
-    return "\n".join(lines)
+        lines.append(cells)
+    titles = "method|lr|seeds|iterations to 0.4, median (range)|AdamW's / its|memorized at the end"
+    return text.table(titles, lines)
 
 
-def _fastest(method: str) -> Rows:
+def _fastest(method: str) -> text.Rows:
     """The rows of the learning rate with the lowest median, of those with the most seeds."""
-    optimizer, options = convection.METHODS[method]
-    by_rate: dict[str, Rows] = {}
-    for row in read(convection.PATH):
-        same = row["optimizer"] == optimizer and json.loads(row["snr_options"]) == options
-        if same and row["iterations"] == str(convection.ITERATIONS):
-            by_rate.setdefault(row["lr"], []).append(row)
-    most = max(map(len, by_rate.values()))
-    whole = [rows for rows in by_rate.values() if len(rows) == most]
-    return min(whole, key=lambda rows: median(_steps(rows, "iterations_to_0.4")))
+    rows = text.rows_of(convection.METHODS[method], read(convection.PATH))
+    rows = [row for row in rows if row["iterations"] == str(convection.ITERATIONS)]
+    whole = text.whole(text.groups(rows, "lr").values())
+    return min(whole, key=lambda rows: median(text.steps(rows, "iterations_to_0.4")))
 
 
 def grokking_grid() -> str:
     """Every run of the scan on seed 0."""
-    lines = _head(
-        "method|lr|weight decay|steps to fit the batch|steps to 95 % held out|"
-        "held out when it stopped|ms per step"
-    )
+    lines = []
     rows = [row for row in read(grokking.PATH) if row["steps"] == str(grokking.SCAN)]
     for method in grokking.METHODS:
         own = [row for row in rows if row["method"] == method and row["seed"] == "0"]
         for row in sorted(own, key=lambda row: (float(row["lr"]), float(row["weight_decay"]))):
             cells = [method, row["lr"], row["weight_decay"], row["steps_to_fit"] or "never"]
             cells += [row["steps_to_goal"] or "not yet"]
-            cells += [f"{100 * float(row['held_out_accuracy']):.0f} % at {row['steps_taken']}"]
-            lines.append(_line([*cells, f"{float(row['cpu_milliseconds']):.0f}"]))
-    return "\n".join(lines)
+            accuracy = text.percent(float(row["held_out_accuracy"]))
+            cells += [f"{accuracy} at {row['steps_taken']}"]
+            lines.append([*cells, f"{float(row['cpu_milliseconds']):.0f}"])
+    titles = "method|lr|weight decay|steps to fit the batch|steps to 95 % held out|"
+    return text.table(titles + "held out when it stopped|ms per step", lines)
 
 
 def grokking_best() -> str:
     """Every method at the best of its scan, over the seeds."""
-    lines = _head(
-        "method|cells tried|lr|weight decay|seeds|steps to 95 % held out, median (range)|"
-        "AdamW's / its"
-    )
+    lines = []
     rows = read(grokking.PATH)
     adamw: float | None = None
     for method in grokking.METHODS:
@@ -185,17 +173,18 @@ def grokking_best() -> str:
             continue
         own = grokking.rows_at(rows, method, cell)
         tried = {(r["lr"], r["weight_decay"]) for r in rows if r["method"] == method}
-        steps = _steps(own, "steps_to_goal")
+        steps = text.steps(own, "steps_to_goal")
         adamw = median(steps) if method == "AdamW" else adamw
         ratio = "" if adamw is None or median(steps) == float("inf") else adamw / median(steps)
         cells = [method, str(len(tried)), f"{cell[0]:g}", f"{cell[1]:g}", str(len(own))]
         cells += [_goal(own), f"{ratio:.2f}" if ratio else ""]
-        lines.append(_line(cells))
-    return "\n".join(lines)
+        lines.append(cells)
+    titles = "method|cells tried|lr|weight decay|seeds|steps to 95 % held out, median (range)|"
+    return text.table(titles + "AdamW's / its", lines)
 
 
-def _goal(rows: Rows) -> str:
-    steps = _steps(rows, "steps_to_goal")
+def _goal(rows: text.Rows) -> str:
+    steps = text.steps(rows, "steps_to_goal")
     late = [int(row["steps_taken"]) for row in rows if not row["steps_to_goal"]]
     if len(late) == len(steps):
         return f"not within {max(late)} steps"
@@ -204,10 +193,7 @@ def _goal(rows: Rows) -> str:
 
 def benign_overfitting() -> str:
     """Before the noise is fitted and after."""
-    lines = _head(
-        "weak inputs|step|training error|risk|from the signal|from the noise|"
-        "noise in the channel|noise memorized"
-    )
+    lines = []
     for width in phenomena.WIDTHS["benign overfitting"]:
         found = phenomena.medians("benign overfitting", width)
         # Where 95 % of the signal's error of 1 are gone, and at the end.
@@ -215,42 +201,37 @@ def benign_overfitting() -> str:
         for i in (learned, -1):
             cells = [str(width - 5), str(round(found["moments"][i]))]
             cells += [f"{found[name][i]:.3f}" for name in phenomena.ERRORS]
-            cells += [_percent(found[name][i]) for name in ("noise_channel", "memorized")]
-            lines.append(_line(cells))
-    return "\n".join(lines)
+            cells += [text.percent(found[name][i]) for name in ("noise_channel", "memorized")]
+            lines.append(cells)
+    titles = "weak inputs|step|training error|risk|from the signal|from the noise|"
+    return text.table(titles + "noise in the channel|noise memorized", lines)
 
 
 def double_descent() -> str:
     """By width; the number of labels is 40."""
-    lines = _head(
-        "width|training error|risk|from the signal|from the noise|noise in the channel|"
-        "risk after 100 steps"
-    )
+    lines = []
     for width in phenomena.WIDTHS["double descent"]:
         found = phenomena.medians("double descent", width)
         cells = [str(width), *(f"{found[name][1]:.3f}" for name in phenomena.ERRORS)]
-        lines.append(
-            _line([*cells, _percent(found["noise_channel"][1]), f"{found['risk'][0]:.3f}"])
-        )
-    return "\n".join(lines)
+        cells += [text.percent(found["noise_channel"][1]), f"{found['risk'][0]:.3f}"]
+        lines.append(cells)
+    titles = "width|training error|risk|from the signal|from the noise|noise in the channel|"
+    return text.table(titles + "risk after 100 steps", lines)
 
 
 def spectral_bias() -> str:
     """Along the run."""
-    waves = "|".join(f"sin {k} x" if k > 1 else "sin x" for k in phenomena.FREQUENCIES)
-    lines = _head(
-        f"step|{waves}|noise memorized|signal in the channel|noise in the channel|risk|kernel drift"
-    )
+    lines = []
     (width,) = phenomena.WIDTHS["spectral bias"]
     found = phenomena.medians("spectral bias", width)
     for i in range(0, len(found["moments"]), 3):
-        cells = [str(round(found["moments"][i])), *(_percent(c) for c in found["coefficients"][i])]
-        cells += [
-            _percent(found[name][i]) for name in ("memorized", "signal_channel", "noise_channel")
-        ]
-        cells += [f"{found[name][i]:.2f}" for name in ("risk", "kernel_drift")]
-        lines.append(_line(cells))
-    return "\n".join(lines)
+        shares = [*found["coefficients"][i]]
+        shares += [found[name][i] for name in ("memorized", "signal_channel", "noise_channel")]
+        cells = [str(round(found["moments"][i])), *map(text.percent, shares)]
+        lines.append([*cells, *(f"{found[name][i]:.2f}" for name in ("risk", "kernel_drift"))])
+    waves = "|".join(f"sin {k} x" if k > 1 else "sin x" for k in phenomena.FREQUENCIES)
+    titles = f"step|{waves}|noise memorized|signal in the channel|noise in the channel|"
+    return text.table(titles + "risk|kernel drift", lines)
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -266,32 +247,11 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
-def _head(names: str) -> list[str]:
-    titles = names.split("|")
-    return [_line(titles), "| --- " * len(titles) + "|"]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _steps(rows: Rows, name: str) -> list[float]:
-    """What was never reached counts as infinite."""
-    return [float(row[name] or "inf") for row in rows]
-
-
 def _count(steps: Sequence[float]) -> str:
-    def text(x: float) -> str:
-        return "never" if x == float("inf") else f"{x:.0f}"
-
     if len(steps) == 1 or min(steps) == max(steps):
-        return text(steps[0])
-    return f"{text(median(steps))} ({text(min(steps))} to {text(max(steps))})"
+        return text.count(steps[0])
+    return f"{text.count(median(steps))} ({text.count(min(steps))} to {text.count(max(steps))})"
 
 
 def _spread(values: Sequence[float]) -> str:
     return f"{median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
-
-
-def _percent(share: Any) -> str:
-    return f"{100 * share:.0f} %"
