@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import RESULTS, resolved
+from benchmarks import text
+from benchmarks.harness import RESULTS, read, resolved
 from sciml_snr._runs import append_row
 from sciml_snr.run import RunConfig, compile_model
 
@@ -57,6 +58,15 @@ def measure(problem_name: str, rounds: int, iterations: int = 100) -> list[dict[
         }
         for name, ratio in ratios.items()
     ]
+
+
+def table() -> str:
+    """Time per iteration."""
+    lines = []
+    for row in read(PATH):
+        numbers = (f"{float(row['milliseconds']):.1f}", f"{float(row['times_adam']):.2f}")
+        lines.append([row["problem"], row["method"], *numbers])
+    return text.table("problem|method|ms|times adam", lines)
 
 
 if __name__ == "__main__":

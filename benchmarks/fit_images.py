@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,8 @@ from skimage.restoration import (
 )
 from torch import nn
 
-from benchmarks.harness import RESULTS, append_missing
+from benchmarks import text
+from benchmarks.harness import RESULTS, append_missing, read
 from sciml_snr._runs import append_row
 from sciml_snr.inr import FitOptions, images, train
 from sciml_snr.inr import fit as loop
@@ -300,6 +302,97 @@ def costs(repeats: int = 3) -> None:
             command = [sys.executable, "-m", "benchmarks.fit_images", "--cost", method]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             append_row(COST, {"repeat": repeat, **json.loads(done.stdout.splitlines()[-1])})
+
+
+def cells() -> str:
+    """PSNR and SSIM by image and noise, medians over draws: ours, Adam, and what users take."""
+    return _table([(i, n, 0.0) for n in NOISES for i in CORNERS], list(DENOISERS))
+
+
+def gaps() -> str:
+    """The same with most pixels missing."""
+    return _table([(image, 25, GAPS) for image in CORNERS], list(INPAINTERS))
+
+
+def _table(which: list[tuple[str, int, float]], classics: list[str]) -> str:
+    adam = ("Adam, oracle", "Adam, final")
+    lines = []
+    for image, noise, missing in which:
+        if found := _medians(image, noise, missing, classics):
+            line = [image, str(noise), f"{found['draws'][0]:.0f}", f"{found['rates'][0]:.0f}"]
+            line += [text.percent(found["memorized"][0])]
+            scored = [found[name] for name in (*adam, "ours", *classics)]
+            lines.append([*line, *(f"{psnr:.2f} / {ssim:.2f}" for psnr, ssim in scored)])
+    titles = ("image", "noise", "draws", "Adam's rates", "memorized", *adam, "fit_image, final")
+    return text.table((*titles, *classics), lines)
+
+
+def differences() -> str:
+    """fit_image's final PSNR less that of others, over all cells."""
+    lines = []
+    for missing, classics in ((0.0, DENOISERS), (GAPS, INPAINTERS)):
+        which = [(image, noise) for image in CORNERS for noise in NOISES]
+        found = [s for cell in which if (s := _medians(*cell, missing, list(classics)))]
+        for name in ("Adam, oracle", "Adam, final", *classics):
+            ours = [s["ours"][0] - s[name][0] for s in found]
+            if ours and name != "noisy":
+                kind = "70 % missing: " if missing else ""
+                numbers = (sum(ours) / len(ours), min(ours), max(ours))
+                lines.append([kind + name, str(len(ours)), *(f"{x:+.2f}" for x in numbers)])
+    return text.table("fit_image, final PSNR, less|cells|mean|least|most", lines)
+
+
+def _medians(
+    image: str, noise: int, gaps: float, classics: list[str]
+) -> dict[str, tuple[float, ...]]:
+    """Name -> medians over the draws that all methods have; empty where there is none."""
+    rows = [
+        row
+        for row in read(PATH)
+        if (row["image"], row["noise"], row["gaps"]) == (image, str(noise), str(gaps))
+    ]
+    draws: list[dict[str, tuple[float, ...]]] = []
+    for seed in sorted({row["seed"] for row in rows}):
+        own = [row for row in rows if row["seed"] == seed]
+        by_method = {row["method"]: row for row in own}
+        adam = {float(row["lr"]): row for row in own if row["method"] == "Adam"}
+        if FINAL_LR not in adam or not {"ours", *classics} <= by_method.keys():
+            continue
+        best = max(adam.values(), key=lambda row: float(row["best_psnr"]))
+        final = adam[FINAL_LR]
+        ours = by_method["ours"]
+        draw = {
+            "Adam, oracle": (float(best["best_psnr"]), float(best["best_ssim"])),
+            "Adam, final": (float(final["psnr"]), float(final["ssim"])),
+            "memorized": (float(ours["memorized"]),),
+            "rates": (float(len(adam)),),
+        }
+        for name in ("ours", *classics):
+            draw[name] = (float(by_method[name]["psnr"]), float(by_method[name]["ssim"]))
+        draws.append(draw)
+    if not draws:
+        return {}
+    found = {
+        name: tuple(median(draw[name][i] for draw in draws) for i in range(len(values)))
+        for name, values in draws[0].items()
+    }
+    return {**found, "draws": (float(len(draws)),)}
+
+
+def cost_table() -> str:
+    """Time per step and peak memory on a 512 x 512 RGB image, medians over repeats."""
+    by_method = text.groups(read(COST), "method")
+    found = {
+        method: [median(text.column(own, name)) for name in ("milliseconds", "megabytes")]
+        for (method,), own in by_method.items()
+    }
+    lines = []
+    for method, (ms, mb) in found.items() if "plain" in found else ():
+        name = "plain loop, Adam" if method == "plain" else f"fit_image, {method}"
+        plain = found["plain"]
+        cells = [f"{ms:.0f}", f"{ms / plain[0]:.2f}", f"{mb:.0f}", f"{mb / plain[1]:.2f}"]
+        lines.append([name, *cells])
+    return text.table("method|ms per step|times plain|MB at most|times plain", lines)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import math
 import sys
 import time
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ import torch
 import trimesh
 from torch import nn
 
-from benchmarks.harness import RESULTS, append_missing
+from benchmarks import text
+from benchmarks.harness import RESULTS, append_missing, read
 from sciml_snr import SigmaEstimate
 from sciml_snr.inr import (
     Cloud,
@@ -249,6 +251,59 @@ def runs() -> list[Run]:
             if poisson:
                 found += [Run(*cell, POISSON, depth, 0) for depth in DEPTHS]
         found += [Run(*c, method, lr) for c in cells for method, lrs in LATER.items() for lr in lrs]
+    return found
+
+
+def table() -> str:
+    """Chamfer distance and normal consistency by shape and noise, medians over draws."""
+    rates = [f"{lr:g}" for lr in LRS["Adam"]]
+    lines = []
+    for noise in reversed(NOISES):
+        for shape in SHAPES:
+            draws = [d for draw in range(5) if (d := _found(shape, noise, draw))]
+            if not draws:
+                continue
+            cells = [shape, f"{noise:g} %", str(len(draws)), _pair(draws, "oracle")]
+            cells += [" / ".join(f"{median(d[lr][0] for d in draws):.3f}" for lr in rates)]
+            cells += [_pair(draws, "SNRAdam")]
+            for other in ("oracle", "final"):
+                ratio = median(d["SNRAdam"][0] / d[other][0] for d in draws)
+                cells.append(f"{ratio:.2f}")
+            for method in ("SNRSOAP", POISSON):
+                cells.append(_pair(draws, method) if all(method in d for d in draws) else "")
+            lines.append(cells)
+    titles = f"shape|noise|draws|Adam, oracle|Adam, final at lr {' / '.join(rates)}|SNRAdam, final|"
+    titles += "/ Adam's oracle|/ Adam's best final|SNRSOAP, final|screened Poisson, best depth"
+    return text.table(titles, lines)
+
+
+def _pair(draws: list[dict[str, tuple[float, float]]], name: str) -> str:
+    chamfer, normals = (median(d[name][i] for d in draws) for i in range(2))
+    return f"{chamfer:.3f} / {normals:.3f}"
+
+
+def _found(shape: str, noise: float, draw: int) -> dict[str, tuple[float, float]]:
+    """Name -> Chamfer distance and normal consistency; empty where Adam or ours is missing."""
+    cell = {"shape": shape, "noise": str(noise), "draw": str(draw)}
+    rows = [row for row in read(PATH) if cell.items() <= row.items()]
+
+    def of(method: str, when: str) -> dict[str, tuple[float, float]]:
+        return {
+            f"{float(r['lr']):g}": (
+                float(r[f"{when}_chamfer"]),
+                float(r[f"{when}_normal_consistency"]),
+            )
+            for r in rows
+            if r["method"] == method
+        }
+
+    adam, ours = of("Adam", "final"), of("SNRAdam", "final")
+    if len(adam) < len(LRS["Adam"]) or not ours:
+        return {}
+    found = {**adam, "oracle": min(of("Adam", "best").values()), "final": min(adam.values())}
+    for method in ("SNRAdam", "SNRSOAP", POISSON):
+        if by_rate := of(method, "final"):
+            found[method] = min(by_rate.values())
     return found
 
 

@@ -7,10 +7,12 @@ appends to benchmarks/results/heat.csv; Adam with 10 % held out is in benchmarks
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Any
 
-from benchmarks.harness import RESULTS, run_all
+from benchmarks import stopping, text
+from benchmarks.harness import RESULTS, read, run_all
 from sciml_snr.run import RunConfig
 
 PATH = RESULTS / "heat.csv"
@@ -32,6 +34,24 @@ def configs() -> list[RunConfig]:
         for optimizer, options in METHODS.values()
         for lr in LRS
     ]
+
+
+def table() -> str:
+    """Errors of the unknown diffusivity and of the field."""
+    lines = []
+    rows = [row for row in read(PATH) if float(row["lr"]) in LRS]
+    for (method, lr), own in text.by_method(rows, METHODS).items():
+        errors = [abs(json.loads(r["unknowns"])["diffusivity"] / 0.1 - 1) for r in own]
+        cells = [method, lr, str(len(own)), text.spread(errors)]
+        lines.append([*cells, *(text.spread_of(own, f"{at}_error") for at in ("final", "best"))])
+    stops = [r for r in read(stopping.PATH) if r["problem"] == "heat" and r["held_out_error"]]
+    for rate in LRS:
+        own = [r for r in stops if float(r["lr"]) == rate]
+        if own:
+            names = ("held_out_unknown_error", "held_out_error", "best_error")
+            cells = ["Adam, 10 % held out", str(rate), str(len(own))]
+            lines.append([*cells, *(text.spread_of(own, name) for name in names)])
+    return text.table("method|lr|seeds|diffusivity error|field, final|field, best", lines)
 
 
 if __name__ == "__main__":

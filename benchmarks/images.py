@@ -22,7 +22,8 @@ import skimage.data
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import RESULTS, append_missing
+from benchmarks import text
+from benchmarks.harness import RESULTS, append_missing, read
 from sciml_snr import SNRSOAP, LabelNoise, SNRAdam, estimate_sigma_image
 from sciml_snr.gate import LABEL_GATE
 from sciml_snr.memorization import memorized_share
@@ -205,6 +206,50 @@ def runs() -> list[Run]:
                         for sigma in ("estimated", "0.7", "1.4")
                     ]
     return found
+
+
+def cells() -> str:
+    """PSNR by image and noise: Adam's oracle, its stopping rules, and what ours ends with."""
+    rows = [row for row in read(PATH) if row["sigma"] == "1"]
+    ours = [method for method in METHODS if "label" in method]
+    lines = []
+    for noise in NOISES:
+        for image in CORNERS:
+            cell = [r for r in rows if (r["image"], r["noise"]) == (image, str(noise))]
+            adam = [r for r in cell if r["method"] == "Adam"]
+            twin = [r for r in adam if r["sure_psnr"]]
+            held = [r for r in cell if r["held_out_psnr"]]
+            if not twin or not held:
+                continue
+            best = max(adam, key=lambda r: float(r["best_psnr"]))
+            found = [image, str(noise), f"{float(best['best_psnr']):.2f} (lr {best['lr']})"]
+            found += [f"{float(max(r['discrepancy_psnr'] for r in adam)):.2f}"]
+            found += [f"{float(twin[0]['sure_psnr']):.2f}"]
+            found += [f"{float(held[0]['held_out_psnr']):.2f}"]
+            for method in ours:
+                own = [r for r in cell if r["method"] == method]
+                found += [_cell(own[0]) if own else ""]
+            lines.append(found)
+    titles = ["image", "noise", "Adam's oracle", "discrepancy", "SURE, twin", "10 % held out"]
+    titles += [f"{method}: final (best), memorized" for method in ours]
+    return text.table(titles, lines)
+
+
+def sigmas() -> str:
+    """What a wrong or estimated sigma, or the published rule, does to one cell."""
+    lines = []
+    for row in read(PATH):
+        cell = (row["image"], row["noise"], row["seed"])
+        if cell == ("camera", "25", "0") and "Adam," not in row["method"].replace("SNRAdam", ""):
+            told = {"1": "true"}.get(row["sigma"], row["sigma"])
+            told += "" if row["sigma"] == "1" else f": {float(row['told_sigma']):.1f}"
+            lines.append([f"{row['method']}, lr {row['lr']}", told, _cell(row)])
+    return text.table("method|sigma told|final (best) PSNR, memorized", lines)
+
+
+def _cell(row: dict[str, str]) -> str:
+    final, best = float(row["final_psnr"]), float(row["best_psnr"])
+    return f"{final:.2f} ({best:.2f}), {text.percent(float(row['memorized']))}"
 
 
 if __name__ == "__main__":

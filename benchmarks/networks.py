@@ -18,7 +18,8 @@ import numpy as np
 import skimage.data
 import torch
 
-from benchmarks.harness import RESULTS, append_missing
+from benchmarks import text
+from benchmarks.harness import RESULTS, append_missing, read
 from benchmarks.images import CORNERS, SIZE
 from sciml_snr.inr import fit_image
 from sciml_snr.memorization import memorized_share
@@ -89,6 +90,22 @@ RUNS = [
     *(Run("fourier", 3, scale, lr=1e-3) for scale in (1, 2, 4)),
     *(Run("wire", 2, omega, lr=1e-3) for omega in (5, 10)),
 ]
+
+
+def table() -> str:
+    """What networks of several sizes and frequencies reach on one crop."""
+    lines = []
+    for one in RUNS:
+        key = {name: str(getattr(one, name)) for name in KEYS}
+        for row in read(PATH):
+            if key.items() <= row.items():
+                cells = [key[n] for n in ("noise", "network", "layers", "width", "frequency", "lr")]
+                cells += [f"{float(row[name]):.2f}" for name in ("final_psnr", "half_psnr")]
+                cells += [f"{float(row['best_psnr']):.2f} ({row['best_step']})"]
+                cells += [text.percent(float(row["memorized"]))]
+                lines.append([*cells, f"{float(row['cpu_milliseconds']):.0f}"])
+    titles = "noise|network|layers|width|frequency|lr|final|half way|best (at)|memorized|"
+    return text.table(titles + "ms per step", lines)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from benchmarks.harness import RESULTS, append_missing
+from benchmarks import text
+from benchmarks.harness import RESULTS, append_missing, read
 from benchmarks.prototype import GATES, Matrix, Params, Variant, problem_of
 from sciml_snr.memorization import memorized_share
 
@@ -164,6 +165,17 @@ def jobs() -> Iterator[Replicas]:
     image = Replicas("camera 25", 0, 1, 2.0, "box", lr=1e-4, iterations=1000)
     yield image
     yield replace(image, pooling="rank 1")
+
+
+def table() -> str:
+    """The floor from replicas of the run, by setting."""
+    lines = []
+    settings = ("problem", "replicas", "c", "pooling", "iterations")
+    for cells, rows in text.groups(read(PATH), *settings).items():
+        spreads = [text.spread_of(rows, name) for name in ("final", "best")]
+        lines.append([*cells, str(len(rows)), *spreads, text.memorized(rows)])
+    titles = "problem|replicas|z^2|pooled|iterations|seeds|final|best|memorized"
+    return text.table(titles, lines)
 
 
 if __name__ == "__main__":

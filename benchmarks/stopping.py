@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.harness import RESULTS, append_missing, resolved
+from benchmarks import text
+from benchmarks.harness import RESULTS, append_missing, read, resolved
 from sciml_snr.bench.stopping import Discrepancy, HeldOut, LowestRisk
 from sciml_snr.run import Recorder, RunConfig, compile_model
 
@@ -82,6 +83,22 @@ def jobs() -> list[Stopped]:
         )
         for rule in RULES
     ]
+
+
+def convection() -> str:
+    """AdamW with a stopping rule."""
+    lines = []
+    rows = [r for r in read(PATH) if r["problem"] == "convection"]
+    for rule in ("discrepancy", "sure", "held_out", "final"):
+        for lr in sorted({r["lr"] for r in rows}):
+            own = [r for r in rows if r["lr"] == lr and r[f"{rule}_error"]]
+            own = [r for r in own if rule != "final" or r["rule"] != "10 % held out"]
+            if own:
+                ratio = [float(r[f"{rule}_error"]) / float(r["best_error"]) for r in own]
+                name = rule.replace("_", " ") if rule != "sure" else "SURE, twin"
+                error = text.spread_of(own, f"{rule}_error")
+                lines.append([name, lr, str(len(own)), error, text.spread(ratio)])
+    return text.table("AdamW stopped by|lr|seeds|error|/ its own best", lines)
 
 
 if __name__ == "__main__":
