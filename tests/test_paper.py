@@ -100,13 +100,16 @@ def test_grokking_does_only_what_is_missing(tmp_path, monkeypatch) -> None:
 
 def scanned(lr: float, goal: str, accuracy: float, **changes: object) -> dict[str, str]:
     row = {"method": "AdamW", "lr": lr, "weight_decay": 1.0, "seed": 0, "steps": grokking.SCAN}
-    row |= {"steps_to_goal": goal, "held_out_accuracy": accuracy} | changes
+    row |= {"steps_to_goal": goal, "held_out_accuracy": accuracy, "curve": "[[50, 1.0, 0.0]]"}
+    row |= changes
     return {name: str(value) for name, value in row.items()}
 
 
 def test_grokking_takes_the_fastest_cell_else_the_most_accurate() -> None:
-    rows = [scanned(1e-3, "", 0.9), scanned(3e-3, "", 0.1)]
+    rows = [scanned(1e-3, "", 0.9, curve="[[50, 0.1, 0.9]]"), scanned(3e-3, "", 0.1)]
     assert grokking.best(rows, "AdamW") == (1e-3, 1.0)
+    lost = scanned(1e-2, "", 0.03, curve="[[50, 1.0, 0.0], [100, 0.7, 0.0]]")
+    assert grokking.best([lost, scanned(1e-3, "", 0.01)], "AdamW") == (1e-3, 1.0)
     rows += [scanned(1e-2, "4000", 0.95), scanned(1e-4, "10", 1.0, seed=1)]
     assert grokking.best(rows, "AdamW") == (1e-2, 1.0)
     assert grokking.best(rows, "other") is None

@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -336,13 +337,20 @@ def scan() -> list[Run]:
 
 
 def best(rows: Iterable[dict[str, str]], method: str) -> tuple[float, float] | None:
-    """Learning rate and weight decay of the scan's fastest run, else of its most accurate."""
+    """Learning rate and weight decay of the scan's fastest run, else of its most accurate.
+
+    A run that has neither begun to generalize (5 %) nor fits its batches at the end (90 %, the
+    mean of the last looks) comes last: its decay has taken what it had learnt.
+    """
     own = [r for r in rows if (r["method"], r["steps"], r["seed"]) == (method, str(SCAN), "0")]
     if not own:
         return None
 
-    def rank(row: dict[str, str]) -> tuple[float, float]:
-        return float(row["steps_to_goal"] or "inf"), -float(row["held_out_accuracy"])
+    def rank(row: dict[str, str]) -> tuple[float, bool, float]:
+        held_out = float(row["held_out_accuracy"])
+        fitted = fmean(fit for _, fit, _ in json.loads(row["curve"])[-5:])
+        lost = held_out < 0.05 and fitted < 0.9
+        return float(row["steps_to_goal"] or "inf"), lost, -held_out
 
     found = min(own, key=rank)
     return float(found["lr"]), float(found["weight_decay"])
