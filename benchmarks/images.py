@@ -223,7 +223,7 @@ def cells() -> str:
                 continue
             best = max(adam, key=lambda r: float(r["best_psnr"]))
             found = [image, str(noise), f"{float(best['best_psnr']):.2f} (lr {best['lr']})"]
-            found += [f"{float(max(r['discrepancy_psnr'] for r in adam)):.2f}"]
+            found += [f"{max(float(r['discrepancy_psnr']) for r in adam):.2f}"]
             found += [f"{float(twin[0]['sure_psnr']):.2f}"]
             found += [f"{float(held[0]['held_out_psnr']):.2f}"]
             for method in ours:

@@ -9,6 +9,8 @@ from pathlib import Path
 from sciml_snr.problems import PROBLEMS, Problem
 from sciml_snr.problems.measured_source import MeasuredSource
 
+from benchmarks.text import table
+
 # Sphinx's roles, in the Markdown that GitHub shows.
 ROLES = (
     (r":math:`(.+?)`", r"$`\1`$"),
@@ -19,7 +21,7 @@ ROLES = (
 
 def overview() -> str:
     """One line per problem."""
-    lines = ["| problem | equation | measured | sigma | unknown |", "| --- " * 5 + "|"]
+    lines = []
     for cls in PROBLEMS.values():
         problem = cls()
         unknown = [f"{name} = {value:.4g}" for name, value in problem.truth().items()]
@@ -28,15 +30,15 @@ def overview() -> str:
         measured = f"{', '.join(cls.measured)} at {len(problem.observations)} points"
         if isinstance(problem, MeasuredSource):
             measured += f", f at {len(problem.source_observations)}"
-        cells = [
+        line = [
             f"[{cls.name}]({_source(cls)})",
             f"`{cls.equation}`".replace("|", r"\|"),
             measured,
             "?" if sigma is None else f"{sigma.max():.3g}",
             ", ".join(unknown) or "-",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(line)
+    return table("problem|equation|measured|sigma|unknown", lines)
 
 
 def details() -> str:

@@ -58,6 +58,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "memorization_stops": memorization.stops,
     "memorization_fresh": memorization.fresh_batches,
     "zoo_progress": zoo.progress,
+    "reaction_rates": zoo.rates,
     "zoo_overall": zoo.overall,
     "zoo_cells": zoo.cells,
     "zoo_figures": zoo.figures,

@@ -1,8 +1,9 @@
-"""The zoo's comparison, as docs/benchmarks.md shows it.
+"""The zoo's comparison, and one published problem over 20 seeds, as docs/benchmarks.md shows them.
 
     sciml-snr bench benchmarks/zoo.toml --out benchmarks/results/zoo.csv
+    sciml-snr bench benchmarks/goals.toml --out benchmarks/results/goals.csv
 
-makes the rows; `python -m benchmarks.report` the tables and figures.
+make the rows; `python -m benchmarks.report` the tables and figures.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from statistics import median
 
 from sciml_snr.problems import PROBLEMS
 
@@ -21,6 +23,7 @@ from sciml_snr.bench.plan import VARIANTS
 
 PLAN = Path(__file__).parent / "zoo.toml"
 PATH = RESULTS / "zoo.csv"
+GOALS = RESULTS / "goals.csv"
 FIGURES = Path(__file__).parents[1] / "docs/figures"
 
 
@@ -105,6 +108,25 @@ def draw() -> None:
     """Make the figures, once there is something to draw."""
     if _has_adam(done := compared()):
         tables.draw(done, FIGURES)
+
+
+def rates() -> str:
+    """Errors of the reaction rate k, over the seeds that all methods have."""
+    found: dict[str, dict[str, tables.Row]] = {}
+    for row in read(GOALS):
+        found.setdefault(row["method"], {})[row["seed"]] = row
+    shared = set.intersection(*(set(own) for own in found.values())) if found else set()
+    lines = []
+    for method, own in found.items():
+        done = [own[seed] for seed in shared]
+        errors = [float(json.loads(row["unknown_errors"])["k"]) for row in done]
+        fields = [float(row["final_error"]) for row in done]
+        times = [float(row["cpu_seconds"]) for row in done]
+        within = sum(error <= 0.05 for error in errors)
+        cells = [method, str(len(done)), text.spread(errors), f"{within} of {len(done)}"]
+        lines.append([*cells, text.spread(fields), f"{median(times):.0f}"])
+    titles = "method|seeds|error of k, median (range)|within 5 %|error of u|CPU seconds"
+    return text.table(titles, lines)
 
 
 def _has_adam(done: Sequence[tables.Row]) -> bool:

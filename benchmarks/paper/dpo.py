@@ -41,6 +41,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks import text
 from benchmarks.harness import RESULTS, append_missing, read
 from benchmarks.paper.grammar import WORDS, Pair, letter_values, prompts, reward, sentence, swap
 from sciml_snr import SNRAdam
@@ -232,7 +233,7 @@ def continuations(
             pad_token_id=tokenizer.pad_token_id,
         )[:, tokens["input_ids"].shape[1] :]
         found += tokenizer.batch_decode(written, skip_special_tokens=True)
-    return [" " + text.strip() for text in found]
+    return [" " + one.strip() for one in found]
 
 
 def preferences(model: Any, tokenizer: Any, seed: int, count: int) -> list[Pair]:
@@ -383,8 +384,8 @@ def run(job: Job) -> dict[str, Any]:
 
 def gain(written: Sequence[str], held: Sequence[Pair], values: dict[str, float]) -> float:
     """Mean true reward of the policy's texts, in standard deviations above the reference's."""
-    theirs = [reward(text, values) for pair in held for text in (pair.chosen, pair.rejected)]
-    own = [reward(text, values) for text in written]
+    theirs = [reward(one, values) for pair in held for one in (pair.chosen, pair.rejected)]
+    own = [reward(one, values) for one in written]
     return (mean(own) - mean(theirs)) / pstdev(theirs)
 
 
@@ -405,7 +406,7 @@ def claim() -> str:
         return "not yet run"
 
     def at(cell: tuple[str, str], name: str) -> float:
-        return median(_column(groups[cell], f"final_{name}"))
+        return median(text.column(groups[cell], f"final_{name}"))
 
     accuracy, drift = ([f"{at(cell, name):.3f}" for cell in both] for name in ("accuracy", "drift"))
     closer = [at((ADAMW, lr), "drift") / at((GATED, lr), "drift") for lr in shared]
@@ -428,10 +429,10 @@ def grid() -> str:
     return _lines(_groups(), _groups())
 
 
-Groups = dict[tuple[str, str], list[dict[str, str]]]
+Groups = dict[tuple[str, ...], text.Rows]
 
 
-def _lines(which: Iterable[tuple[str, str]], groups: Groups) -> str:
+def _lines(which: Iterable[tuple[str, ...]], groups: Groups) -> str:
     columns = {
         "accuracy, median (range)": "final_accuracy",
         "best on the way": "best_accuracy",
@@ -440,15 +441,12 @@ def _lines(which: Iterable[tuple[str, str]], groups: Groups) -> str:
         "true reward gained, sd": "gain",
         "swapped pairs learned": "swapped_learned",
     }
-    lines = [
-        f"| method | lr | seeds | {' | '.join(columns)} |",
-        "| --- " * (3 + len(columns)) + "|",
-    ]
-    for method, lr in which:
-        rows = groups[method, lr]
-        cells = [_spread(rows, name) for name in columns.values()]
-        lines.append("| " + " | ".join([method, lr, str(len(rows)), *cells]) + " |")
-    return "\n".join(lines)
+    lines = []
+    for cell in which:
+        rows = groups[cell]
+        cells = [text.spread_of(rows, name) for name in columns.values()]
+        lines.append([*cell, str(len(rows)), *cells])
+    return text.table(["method", "lr", "seeds", *columns], lines)
 
 
 def _groups() -> Groups:
@@ -456,28 +454,15 @@ def _groups() -> Groups:
     rows = [row for row in read(PATH) if not row["model"]]
     order = list(METHODS)
     rows.sort(key=lambda row: (order.index(row["method"]), float(row["lr"]), int(row["seed"])))
-    groups: Groups = {}
-    for row in rows:
-        groups.setdefault((row["method"], row["lr"]), []).append(row)
-    return groups
+    return text.groups(rows, "method", "lr")
 
 
 def _tuned(groups: Groups, method: str) -> str:
-    own = {lr: rows for (name, lr), rows in groups.items() if name == method}
-    most = max(map(len, own.values()), default=0)
-    own = {lr: rows for lr, rows in own.items() if len(rows) == most}
-    return max(own, key=lambda lr: median(_column(own[lr], "final_accuracy")), default="")
-
-
-def _column(rows: Iterable[dict[str, str]], name: str) -> list[float]:
-    return [float(row[name]) for row in rows]
-
-
-def _spread(rows: list[dict[str, str]], name: str) -> str:
-    values = _column(rows, name)
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    return f"{median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+    own = [rows for (name, _), rows in groups.items() if name == method]
+    if not own:
+        return ""
+    best = max(text.whole(own), key=lambda rows: median(text.column(rows, "final_accuracy")))
+    return best[0]["lr"]
 
 
 def figure(path: Path = FIGURE) -> None:
