@@ -98,6 +98,9 @@ def set_SNR_options(
         gate_external (bool): Gate the ``external_trainable_variables`` too. They are few, carry
             all the data's information on an unknown coefficient, and are not gated by default.
             The label floor of a coefficient that only the equation holds is 0: its gate is open.
+            Beside a label floor their second moment has a decay rate of 0.99 at most: the equation
+            comes to hold so well under a closed gate that what it says of them fades away, and the
+            memory of its first gradients would stop them.
         basis (str): For ``"snr_soap"``: the eigenbasis of the covariances of the "gradient", of the
             "floor", or of "both".
         shampoo_beta (float): For ``"snr_soap"``: decay rate of these covariances.
@@ -199,6 +202,9 @@ def _build(
     groups = _named(list(params))
     if len(groups) == 2 and isinstance(groups[1], dict) and not gate_external:
         groups[1] = {**groups[1], "gate": "none"}
+        if noise is not None and noise.has_exact_terms and options["gate"] != "none":
+            beta1, beta2 = options["betas"]
+            groups[1]["betas"] = (beta1, min(beta2, EXTERNAL_BETA2))
     options |= {
         "lr": learning_rate,
         "weight_decay": weight_decay,
@@ -218,6 +224,9 @@ def _build(
         _hint_later(optimizer, _compiling[-1][0])
     return optimizer
 
+
+EXTERNAL_BETA2 = 0.99
+"""Largest decay rate of the second moment of unknown coefficients, beside a label floor."""
 
 HINT_AFTER = 100
 """Steps on one and the same batch before the hint."""

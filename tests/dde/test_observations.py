@@ -576,6 +576,26 @@ def test_external_variables_are_not_gated_and_have_no_floor():
 
 
 @BY_NAME
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, (0.9, 0.99)),
+        ({"betas": (0.8, 0.95)}, (0.8, 0.95)),
+        ({"gate_external": True}, (0.9, 0.999)),
+        ({"floor": "stream"}, (0.9, 0.999)),
+        ({"gate": "none"}, (0.9, 0.999)),
+    ],
+    ids=["default", "given", "gated", "no label floor", "Adam"],
+)
+def test_external_variables_forget_their_first_gradients_sooner(name, options, expected):
+    choose(**options)
+    c = dde.Variable(2.0)
+    m = trained(model(noisy(), coefficient=c), name, external_trainable_variables=c)
+    assert m.opt.param_groups[0]["betas"] == options.get("betas", (0.9, 0.999))
+    assert m.opt.param_groups[1]["betas"] == expected
+
+
+@BY_NAME
 def test_external_variables_are_gated_on_demand(name):
     """With floor 0: the measurements do not tell of the coefficient but through the network."""
     m, c = inverse(gate_external=True, name=name)
