@@ -117,6 +117,14 @@ def test_grokking_takes_the_fastest_cell_else_the_most_accurate() -> None:
     assert grokking.rows_at([*rows, longer], "AdamW", (1e-2, 1.0)) == [longer]
 
 
+def test_grokking_finals_are_those_that_no_longer_run_has_made(monkeypatch) -> None:
+    rows = [scanned(1e-3, "", 0.9), scanned(1e-3, "", 0.9, seed=1, steps=2 * grokking.FULL)]
+    monkeypatch.setattr(grokking, "read", lambda _: rows)
+    assert grokking.finals() == [
+        grokking.Run("AdamW", 1e-3, 1.0, seed, grokking.FULL) for seed in (0, 2)
+    ]
+
+
 def test_grokking_tries_as_many_cells_for_every_method() -> None:
     runs = grokking.scan()
     assert len(set(runs)) == len(runs)

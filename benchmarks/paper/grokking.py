@@ -78,7 +78,7 @@ CELLS: dict[str, tuple[tuple[float, float], ...]] = {
 }
 """Learning rates and weight decays that are tried, as many for every method. The gate shrinks the
 steps and not the decay, so that SNRAdam wants smaller decays."""
-SCAN, FULL = 5000, 30_000
+SCAN, FULL = 5000, 20_000
 """Steps of a run of the scan over the cells, and of one at the best of them."""
 SEEDS = range(3)
 
@@ -357,9 +357,16 @@ def best(rows: Iterable[dict[str, str]], method: str) -> tuple[float, float] | N
 
 
 def finals() -> list[Run]:
-    """Every method at the best of its scan so far, on all seeds."""
-    found = {method: best(read(PATH), method) for method in CELLS}
-    return [Run(m, *cell, seed, FULL) for seed in SEEDS for m, cell in found.items() if cell]
+    """Every method at the best of its scan, on all seeds; a longer run that is there will do."""
+    rows = read(PATH)
+    found = []
+    for seed in SEEDS:
+        for method in CELLS:
+            if cell := best(rows, method):
+                own = [r for r in rows_at(rows, method, cell) if r["seed"] == str(seed)]
+                if not any(int(row["steps"]) > FULL for row in own):
+                    found.append(Run(method, *cell, seed, FULL))
+    return found
 
 
 def main(jobs: int | None = None) -> None:

@@ -187,8 +187,8 @@ def _goal(rows: text.Rows) -> str:
     steps = text.steps(rows, "steps_to_goal")
     late = [int(row["steps_taken"]) for row in rows if not row["steps_to_goal"]]
     if len(late) == len(steps):
-        return f"not within {max(late)} steps"
-    return _count(steps) + (f", {len(late)} not within {max(late)}" if late else "")
+        return f"not within {min(late)} steps"
+    return _count(steps) + (f", {len(late)} not within {min(late)}" if late else "")
 
 
 def benign_overfitting() -> str:
