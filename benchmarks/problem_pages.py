@@ -9,7 +9,7 @@ from pathlib import Path
 from sciml_snr.problems import PROBLEMS, Problem
 from sciml_snr.problems.measured_source import MeasuredSource
 
-from benchmarks.text import table
+from benchmarks import text as words
 
 # Sphinx's roles, in the Markdown that GitHub shows.
 ROLES = (
@@ -38,7 +38,7 @@ def overview() -> str:
             ", ".join(unknown) or "-",
         ]
         lines.append(line)
-    return table("problem|equation|measured|sigma|unknown", lines)
+    return words.table("problem|equation|measured|sigma|unknown", lines)
 
 
 def details() -> str:

@@ -9,6 +9,7 @@ make the rows; `python -m benchmarks.report` the tables and figures.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -20,9 +21,11 @@ from benchmarks import text
 from benchmarks.harness import RESULTS, read
 from sciml_snr.bench import Job, Plan, read_plan, tables
 from sciml_snr.bench.plan import VARIANTS
+from sciml_snr.bench.rows import Row, number
 
 PLAN = Path(__file__).parent / "zoo.toml"
 PATH = RESULTS / "zoo.csv"
+GOALS_PLAN = PLAN.with_name("goals.toml")
 GOALS = RESULTS / "goals.csv"
 FIGURES = Path(__file__).parents[1] / "docs/figures"
 
@@ -37,12 +40,12 @@ def jobs() -> list[Job]:
     return list(plan().jobs(read(PATH)))
 
 
-def rows() -> list[tables.Row]:
+def rows() -> list[Row]:
     """The rows of the file as it is today."""
     return tables.of_plan(read(PATH), jobs())
 
 
-def compared() -> list[tables.Row]:
+def compared() -> list[Row]:
     """Those of them that can be compared."""
     return tables.comparable(rows(), jobs())
 
@@ -76,11 +79,11 @@ def progress() -> str:
     done, tuning = rows(), set(map(str, plan().tuning_seeds))
     every = sum(str(job.seed) in tuning for job in jobs())
     tried = sum(row["seed"] in tuning for row in done)
-    others = len(plan().seeds) - len(tuning)
+    others = len({row["seed"] for row in done} - tuning)
     lost = sum(1 for row in done if row["error"])
     return (
-        f"{tried:,} of {every:,} runs on the tuning seed have been made, and "
-        f"{len(done) - tried:,} at the best rates on {others} others; {lost} runs diverged."
+        f"{tried:,} of {every:,} runs on seed 0 have been made, and "
+        f"{len(done) - tried:,} at the best rates on {others} other seeds; {lost} runs diverged."
     )
 
 
@@ -112,16 +115,15 @@ def draw() -> None:
 
 def rates() -> str:
     """Errors of the reaction rate k, over the seeds that all methods have."""
-    found: dict[str, dict[str, tables.Row]] = {}
-    for row in read(GOALS):
-        found.setdefault(row["method"], {})[row["seed"]] = row
-    shared = set.intersection(*(set(own) for own in found.values())) if found else set()
+    jobs = list(read_plan(GOALS_PLAN).jobs())
+    found: dict[str, list[Row]] = {}
+    for row in tables.comparable(tables.of_plan(read(GOALS), jobs), jobs):
+        found.setdefault(row["method"], []).append(row)
     lines = []
-    for method, own in found.items():
-        done = [own[seed] for seed in shared]
-        errors = [float(json.loads(row["unknown_errors"])["k"]) for row in done]
-        fields = [float(row["final_error"]) for row in done]
-        times = [float(row["cpu_seconds"]) for row in done]
+    for method, done in found.items():
+        errors = [json.loads(row["unknown_errors"]).get("k", math.inf) for row in done]
+        fields = [number(row["final_error"]) for row in done]
+        times = [number(row["cpu_seconds"]) for row in done]
         within = sum(error <= 0.05 for error in errors)
         cells = [method, str(len(done)), text.spread(errors), f"{within} of {len(done)}"]
         lines.append([*cells, text.spread(fields), f"{median(times):.0f}"])
@@ -129,5 +131,5 @@ def rates() -> str:
     return text.table(titles, lines)
 
 
-def _has_adam(done: Sequence[tables.Row]) -> bool:
+def _has_adam(done: Sequence[Row]) -> bool:
     return tables.reference(done) is not None

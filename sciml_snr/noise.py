@@ -460,9 +460,7 @@ def _per_sample_gradients(outputs: Tensor, params: list[Tensor]) -> dict[Tensor,
 
 def noisy_part(term: NoisyTerm) -> Tensor:
     """1, or 1/R for a misfit R above 1: what else the term is off by is no noise."""
-    residual = term.residual.detach()
-    sigma = torch.as_tensor(term.sigma, dtype=residual.dtype, device=residual.device)
-    part = 1 / _misfit(residual, sigma.expand_as(residual)).clamp_min(1)
+    part = 1 / _misfit(*_residual_and_sigma(term)).clamp_min(1)
     return part.nan_to_num(nan=0.0)  # an R that overflows
 
 
@@ -474,19 +472,25 @@ def noise_scale(term: NoisyTerm, beta1: float) -> Tensor:
     """
     if term.population is not None and not term.population > 0:
         raise ValueError(f"population must be a positive number, got {term.population}.")
+    residual, wide = _residual_and_sigma(term)
+    share = 1.0 if term.population is None else min(1.0, len(residual) / term.population)
+    averaged = share + (1 - share) * (1 - beta1) / (1 + beta1)
+    lowered = (averaged / _misfit(residual, wide).clamp_min(1)).sqrt()
+    sigma = torch.as_tensor(term.sigma, dtype=residual.dtype, device=residual.device)
+    return term.weight / residual.numel() * lowered * score_deviation(term.loss, sigma)
+
+
+def _residual_and_sigma(term: NoisyTerm) -> tuple[Tensor, Tensor]:
+    """Both of one shape."""
     residual = term.residual.detach()
     sigma = torch.as_tensor(term.sigma, dtype=residual.dtype, device=residual.device)
     try:
-        wide = sigma.expand_as(residual)
+        return residual, sigma.expand_as(residual)
     except RuntimeError:
         raise ValueError(
             f"sigma {tuple(sigma.shape)} does not broadcast to the residual's "
             f"{tuple(residual.shape)}."
         ) from None
-    share = 1.0 if term.population is None else min(1.0, len(residual) / term.population)
-    averaged = share + (1 - share) * (1 - beta1) / (1 + beta1)
-    lowered = (averaged / _misfit(residual, wide).clamp_min(1)).sqrt()
-    return term.weight / residual.numel() * lowered * score_deviation(term.loss, sigma)
 
 
 def score_deviation(loss: Loss, sigma: Tensor) -> Tensor:

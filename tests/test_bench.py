@@ -297,7 +297,7 @@ def test_the_command_runs_a_file_and_goes_on(tmp_path, monkeypatch) -> None:
     assert Path("rows.csv").read_bytes() == before
     Path("plan.toml").write_text("tuning_seeds = [1]\n" + text)
     tuned = CliRunner().invoke(app, ["bench", "plan.toml", "--out", "tuned.csv", "--jobs", "1"])
-    assert "2 runs, of which 0 are in tuned.csv already" in tuned.output
+    assert "2 runs to try the learning rates, of which 0 are in tuned.csv" in tuned.output
     assert len(read(Path("tuned.csv"))) in (3, 4)  # and seed 0, at the best rate or two
     assert {row["seed"] for row in read(Path("tuned.csv"))} == {"0", "1"}
     Path("plan.toml").write_text(text.replace("1e-3", "-1e-3"))

@@ -376,6 +376,10 @@ def test_a_sigma_of_a_wrong_length_is_refused_with_a_reason():
     terms = [NoisyTerm(net(x) - y, 1.0), NoisyTerm(net(z), torch.ones(7, 1))]
     with pytest.raises(ValueError, match="does not broadcast"):
         LabelNoise(net.parameters(), sigma=1.0).update(terms, exact_terms=True)
+    floor = LabelNoise(net.parameters(), sigma=1.0, every=2)
+    floor.update(terms[:1], exact_terms=True)
+    with pytest.raises(ValueError, match="does not broadcast"):  # at a call that draws nothing
+        floor.update(terms, exact_terms=True)
 
 
 def test_data_without_an_error_are_exact():

@@ -46,7 +46,7 @@ else:
 from ..problems import PROBLEMS, Problem
 from ..run import OPTIMIZERS, RunConfig
 from .rivals import RIVALS, check_packaged
-from .rows import key_of
+from .rows import Row, by_key, key_of, number
 from .smoothing import check_one_output, remade
 from .stopping import SHARE, check_sigma_known, conditions_of
 
@@ -65,9 +65,6 @@ KEYS = (
     *("optimizer", "options", "variant"),
 )
 """What tells a row from another, and its first columns."""
-
-Row = Mapping[str, str]
-"""A row of a results file."""
 
 
 @dataclass(frozen=True)
@@ -133,19 +130,19 @@ class Plan:
             rows: those made so far. Seeds that are not for tuning follow where, of a problem and a
                 method, all rows of the tuning seeds are among them.
         """
-        by_key = {tuple(row[key] for key in KEYS): row for row in rows}
+        made = by_key(rows, KEYS)
         for seed in sorted(self.seeds, key=lambda seed: seed not in self.tuning_seeds):
             for name, method in self.methods.items():
                 for label, case in self.cases.items():
                     if (label, name) not in self.skipped:
                         lrs = method.lrs
                         if seed not in self.tuning_seeds:
-                            lrs = self._best_rates(label, name, by_key)
+                            lrs = self._best_rates(label, name, made)
                         for lr in lrs:
                             yield self._job(label, case, name, method, lr, seed)
 
     def _best_rates(
-        self, label: str, name: str, by_key: Mapping[tuple[str, ...], Row]
+        self, label: str, name: str, made: Mapping[tuple[str, ...], Row]
     ) -> tuple[float, ...]:
         """Of the lowest median final error on the tuning seeds and, as the oracle needs of plain
         Adam, of the lowest median error at the best moment; none where a row is missing."""
@@ -156,7 +153,7 @@ class Plan:
         medians: dict[str, dict[float, float]] = {column: {} for column in columns}
         for lr in method.lrs:
             jobs = [self._job(label, case, name, method, lr, seed) for seed in self.tuning_seeds]
-            rows = [by_key.get(key_of(job, KEYS)) for job in jobs]
+            rows = [made.get(key_of(job, KEYS)) for job in jobs]
             for column in columns:
                 found = [number(row[column]) for row in rows if row is not None]
                 if len(found) < len(jobs):
@@ -181,12 +178,6 @@ class Plan:
             options=options,
             variant=method.variant,
         )
-
-
-def number(text: str) -> float:
-    """A number of a results file; infinite where there is none or it is not finite."""
-    value = float(text or "nan")
-    return value if math.isfinite(value) else math.inf
 
 
 def read_plan(path: str | Path) -> Plan:

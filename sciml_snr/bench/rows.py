@@ -9,8 +9,9 @@ import contextlib
 import csv
 import importlib
 import json
+import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ from .._runs import append_row
 
 BACKENDS = ("loky", "ray", "dask")
 """joblib's: processes on this machine, or a cluster (they need the extra ``cluster``)."""
+
+Row = Mapping[str, str]
+"""A row of a results file."""
 
 HOURS = 10 * 3600.0
 """The time left is that of the mean run so far, not of the last ones."""
@@ -69,7 +73,7 @@ def append_missing(
 
 def missing(path: Path, configs: Iterable[Any], keys: Sequence[str]) -> list[Any]:
     """The configs that have no row in the file yet."""
-    done = {tuple(row[key] for key in keys) for row in read(path)}
+    done = by_key(read(path), keys)
     return [config for config in configs if key_of(config, keys) not in done]
 
 
@@ -96,6 +100,17 @@ def read(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def by_key(rows: Iterable[Row], keys: Sequence[str]) -> dict[tuple[str, ...], Row]:
+    """The rows by what tells one from another."""
+    return {tuple(row[key] for key in keys): row for row in rows}
+
+
+def number(text: str) -> float:
+    """A number of a results file; infinite where there is none or it is not finite."""
+    value = float(text or "nan")
+    return value if math.isfinite(value) else math.inf
 
 
 def key_of(config: Any, keys: Sequence[str]) -> tuple[str, ...]:

@@ -16,8 +16,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from .plan import KEYS, Job, Row, number
-from .rows import key_of
+from .plan import KEYS, Job
+from .rows import Row, by_key, key_of, number
 
 NEAR = 1.05
 """Within 5 % of the best."""
@@ -69,12 +69,12 @@ class Overall:
 
 def of_plan(rows: Iterable[Row], jobs: Iterable[Job]) -> list[Row]:
     """The rows of these runs, in their order."""
-    by_key = {tuple(row[key] for key in KEYS): row for row in rows}
-    return [by_key[key] for job in jobs if (key := key_of(job, KEYS)) in by_key]
+    made = by_key(rows, KEYS)
+    return [made[key] for job in jobs if (key := key_of(job, KEYS)) in made]
 
 
 def comparable(rows: Iterable[Row], jobs: Iterable[Job]) -> list[Row]:
-    """The rows of seeds at which every method of a problem has all of its learning rates.
+    """The rows of seeds at which every method of a problem has all runs that it is to have.
 
     A stop may leave a seed that some methods have and others have not, or not at every rate. A
     method without any whole seed is left out.

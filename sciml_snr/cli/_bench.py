@@ -43,7 +43,10 @@ def bench(
         while len(found := list(plan.jobs(read(out)))) > len(every):
             every = found  # and more, once the learning rates have been tried
             left = len(missing(out, every, KEYS))
-            console.print(f"{len(every)} runs, of which {len(every) - left} are in {out} already.")
+            what = " to try the learning rates" if set(plan.seeds) - {j.seed for j in every} else ""
+            console.print(
+                f"{len(every)} runs{what}, of which {len(every) - left} are in {out} already."
+            )
             append_missing(out, every, KEYS, run_job, jobs, backend)
         rows = tables.comparable(tables.of_plan(read(out), every), every)
         if tables.reference(rows) is not None:

@@ -172,13 +172,13 @@ class ModelNoise:
         for s in self._by_term.values():
             check_sigma(_as_tensor(s))
         equations = getattr(getattr(data, "pde", None), "pde", getattr(data, "pde", None))
-        all_noisy = (
-            equations is None and len(self._by_term) == len(self._conditions)
+        some_exact = (
+            equations is not None or len(self._by_term) < len(self._conditions)
             if self._count is None
-            else len(self._by_term) == self._count
+            else len(self._by_term) < self._count
         )
         places = [i if i < 0 else i - (self._count or 1) for i in self._by_term]
-        self.has_exact_terms = not all_noisy or len({self._is_equation(i) for i in places}) == 2
+        self.has_exact_terms = some_exact or len({self._is_equation(i) for i in places}) == 2
         """Whether measured values stand beside terms without an error, such as an equation's
         residual, or beside equations with one (a measured source)."""
         self._losses = loss if isinstance(loss, (list, tuple)) else [loss]

@@ -89,7 +89,7 @@ def set_SNR_options(
         floor_every (int): Refresh the label floor every so many steps.
         rho (float): Decay rate of the streaming gradient variance.
         warmup_steps (int): Steps before the gate acts.
-        betas (tuple): Adam's decay rates.
+        betas (tuple): Adam's decay rates (of unknown coefficients: see gate_external).
         eps (float): Adam's epsilon.
         gate_eps (float): Epsilon of the gate.
         batch_size (int): b, for ``alpha="finite"``.
@@ -98,9 +98,9 @@ def set_SNR_options(
         gate_external (bool): Gate the ``external_trainable_variables`` too. They are few, carry
             all the data's information on an unknown coefficient, and are not gated by default.
             The label floor of a coefficient that only the equation holds is 0: its gate is open.
-            Beside a label floor their second moment has a decay rate of 0.99 at most: the equation
-            comes to hold so well under a closed gate that what it says of them fades away, and the
-            memory of its first gradients would stop them.
+            Not gated, and with an equation beside a label floor, their second moment has a decay
+            rate of 0.99 at most: the equation comes to hold so well under a closed gate that what
+            it says of them fades, and the memory of its first gradients would stop them.
         basis (str): For ``"snr_soap"``: the eigenbasis of the covariances of the "gradient", of the
             "floor", or of "both".
         shampoo_beta (float): For ``"snr_soap"``: decay rate of these covariances.
@@ -198,7 +198,7 @@ def _build(
         defaults = STREAM_GATE
     else:
         defaults = EXACT_GATES[name] if noise.has_exact_terms else LABEL_GATE
-    options |= with_options(defaults, {name: options[name] for name in defaults})
+    options |= with_options(defaults, {key: options[key] for key in defaults})
     groups = _named(list(params))
     if len(groups) == 2 and isinstance(groups[1], dict) and not gate_external:
         groups[1] = {**groups[1], "gate": "none"}
@@ -226,7 +226,8 @@ def _build(
 
 
 EXTERNAL_BETA2 = 0.99
-"""Largest decay rate of the second moment of unknown coefficients, beside a label floor."""
+"""Largest decay rate of the second moment of unknown coefficients that an equation beside a label
+floor holds."""
 
 HINT_AFTER = 100
 """Steps on one and the same batch before the hint."""

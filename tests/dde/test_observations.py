@@ -855,6 +855,7 @@ def test_error_of_supervised_data(sigma, name):
     (found,) = expected_floors(m, name)
     own = sigma[0] if isinstance(sigma, list) else sigma
     assert_close(found, exact_variance(m, [(X, Y, own, 1)]))
+    assert gate(m) == LABEL_GATE and not m.opt.floor.noisy_grads  # nothing stands beside it
 
 
 def test_error_of_a_function():
