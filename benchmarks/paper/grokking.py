@@ -309,7 +309,7 @@ def figure(path: Path = FIGURE) -> None:
             label = ""
     ax.axhline(GOAL, color="0.7", linewidth=0.8)
     ax.set(xlabel="step", ylabel="accuracy: held out (thick), batch (thin)", ylim=(-0.02, 1.02))
-    ax.legend(frameon=False)
+    drawn.legend(frameon=False, loc="outside upper center")
     ax.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     drawn.savefig(path, dpi=130)
