@@ -47,7 +47,7 @@ def rows() -> list[Row]:
 
 def compared() -> list[Row]:
     """Those of them that can be compared."""
-    return tables.comparable(rows(), jobs())
+    return tables.comparable(read(PATH), jobs())
 
 
 def problems() -> str:
@@ -114,9 +114,8 @@ def draw() -> None:
 
 def rates() -> str:
     """Errors of the reaction rate k, over the seeds that all methods have."""
-    jobs = list(read_plan(GOALS_PLAN).jobs())
     found: dict[str, list[Row]] = {}
-    for row in tables.comparable(tables.of_plan(read(GOALS), jobs), jobs):
+    for row in tables.comparable(read(GOALS), read_plan(GOALS_PLAN).jobs()):
         found.setdefault(row["method"], []).append(row)
     lines = []
     for method, done in found.items():

@@ -472,25 +472,25 @@ def noise_scale(term: NoisyTerm, beta1: float) -> Tensor:
     """
     if term.population is not None and not term.population > 0:
         raise ValueError(f"population must be a positive number, got {term.population}.")
-    residual, wide = _residual_and_sigma(term)
+    residual, sigma = _residual_and_sigma(term)
     share = 1.0 if term.population is None else min(1.0, len(residual) / term.population)
     averaged = share + (1 - share) * (1 - beta1) / (1 + beta1)
-    lowered = (averaged / _misfit(residual, wide).clamp_min(1)).sqrt()
-    sigma = torch.as_tensor(term.sigma, dtype=residual.dtype, device=residual.device)
+    lowered = (averaged / _misfit(residual, sigma).clamp_min(1)).sqrt()
     return term.weight / residual.numel() * lowered * score_deviation(term.loss, sigma)
 
 
 def _residual_and_sigma(term: NoisyTerm) -> tuple[Tensor, Tensor]:
-    """Both of one shape."""
+    """Both detached, the second broadcastable to the first."""
     residual = term.residual.detach()
     sigma = torch.as_tensor(term.sigma, dtype=residual.dtype, device=residual.device)
     try:
-        return residual, sigma.expand_as(residual)
+        sigma.expand_as(residual)
     except RuntimeError:
         raise ValueError(
             f"sigma {tuple(sigma.shape)} does not broadcast to the residual's "
             f"{tuple(residual.shape)}."
         ) from None
+    return residual, sigma
 
 
 def score_deviation(loss: Loss, sigma: Tensor) -> Tensor:
@@ -553,6 +553,7 @@ def _misfit(residual: Tensor, sigma: Tensor) -> Tensor:
 
     NaN where it is infinite: such a step is no draw.
     """
+    sigma = sigma.expand_as(residual)
     noisy = sigma > 0
     misfit = ((residual / sigma) ** 2).where(noisy, 0).sum() / noisy.sum().clamp_min(1)
     return misfit.where(misfit.isfinite(), torch.nan)

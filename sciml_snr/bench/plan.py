@@ -150,17 +150,18 @@ class Plan:
         columns = ["final_error"]
         if method.optimizer == "adam" and not method.variant:
             columns.append("best_error")
-        medians: dict[str, dict[float, float]] = {column: {} for column in columns}
+        grid: dict[float, list[Row]] = {}
         for lr in method.lrs:
             jobs = [self._job(label, case, name, method, lr, seed) for seed in self.tuning_seeds]
-            rows = [made.get(key_of(job, KEYS)) for job in jobs]
-            for column in columns:
-                found = [number(row[column]) for row in rows if row is not None]
-                if len(found) < len(jobs):
-                    return ()
-                medians[column][lr] = median(found)
-        best = {min(of, key=lambda lr: of[lr]) for of in medians.values()}
-        return tuple(sorted(best))
+            keys = [key_of(job, KEYS) for job in jobs]
+            if not made.keys() >= set(keys):
+                return ()
+            grid[lr] = [made[key] for key in keys]
+
+        def lowest(column: str) -> float:
+            return min(grid, key=lambda lr: median(number(row[column]) for row in grid[lr]))
+
+        return tuple(sorted(set(map(lowest, columns))))
 
     @staticmethod
     def _job(label: str, case: Case, name: str, method: Method, lr: float, seed: int) -> Job:
@@ -196,10 +197,8 @@ def read_plan(path: str | Path) -> Plan:
         raise ValueError(f"{path} is not TOML: {error}") from None
     top = _Table(path, "", table)
     top.allow("seeds", "tuning_seeds", "lrs", "iterations", "width", "problems", "methods")
-    seeds = tuple(int(s) for s in top.numbers("seeds", None, whole=True, least=0))
-    tuning = seeds
-    if "tuning_seeds" in top.values:
-        tuning = tuple(int(s) for s in top.numbers("tuning_seeds", None, whole=True, least=0))
+    seeds = top.seeds("seeds")
+    tuning = top.seeds("tuning_seeds") if "tuning_seeds" in top.values else seeds
     if other := [seed for seed in tuning if seed not in seeds]:
         raise top.wrong("tuning_seeds", f"has {other[0]}, which is not among the seeds.")
     cases = {name: _case(t, top, name) for name, t in top.tables("problems")}
@@ -273,6 +272,9 @@ class _Table:
         if key in owner.values and not (_is_whole(found) and found >= 1):
             raise owner.wrong(key, f"must be a whole number >= 1, got {found!r}.")
         return int(found)
+
+    def seeds(self, key: str) -> tuple[int, ...]:
+        return tuple(map(int, self.numbers(key, None, whole=True, least=0)))
 
     def numbers(
         self, key: str, top: _Table | None, *, whole: bool = False, least: float = -math.inf

@@ -74,12 +74,13 @@ def of_plan(rows: Iterable[Row], jobs: Iterable[Job]) -> list[Row]:
 
 
 def comparable(rows: Iterable[Row], jobs: Iterable[Job]) -> list[Row]:
-    """The rows of seeds at which every method of a problem has all runs that it is to have.
+    """The rows of these runs, of seeds at which every method of a problem has all it is to have.
 
     A stop may leave a seed that some methods have and others have not, or not at every rate. A
     method without any whole seed is left out.
     """
-    rows = list(rows)
+    jobs = list(jobs)
+    rows = of_plan(rows, jobs)
     wanted: dict[tuple[str, str, str], set[float]] = {}
     for job in jobs:
         wanted.setdefault((job.problem, job.method, str(job.seed)), set()).add(job.lr)

@@ -48,7 +48,7 @@ def bench(
                 f"{len(every)} runs{what}, of which {len(every) - left} are in {out} already."
             )
             append_missing(out, every, KEYS, run_job, jobs, backend)
-        rows = tables.comparable(tables.of_plan(read(out), every), every)
+        rows = tables.comparable(read(out), every)
         if tables.reference(rows) is not None:
             table = Table(*tables.OVERALL, caption=tables.OVERALL_CAPTION, caption_justify="left")
             for cells in tables.overall_cells(rows):

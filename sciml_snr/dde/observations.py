@@ -71,10 +71,12 @@ def as_sigma(sigma: Any, points: int, components: int) -> torch.Tensor:
     return found
 
 
-def _as_tensor(sigma: Any) -> torch.Tensor:
-    """A sigma of any kind, in double precision."""
+def _as_tensor(
+    sigma: Any, dtype: torch.dtype = torch.float64, device: torch.device | None = None
+) -> torch.Tensor:
+    """A sigma of any kind."""
     given = sigma if isinstance(sigma, torch.Tensor) else np.asarray(sigma)
-    return torch.as_tensor(given, dtype=torch.float64)
+    return torch.as_tensor(given, dtype=dtype, device=device)
 
 
 class RecordingLosses:
@@ -228,11 +230,7 @@ class ModelNoise:
         self, residuals: Sequence[torch.Tensor], i: int, sigma: Any, weights: Sequence[float]
     ) -> NoisyTerm:
         residual = residuals[i]
-        sigma = torch.as_tensor(
-            np.asarray(sigma) if not isinstance(sigma, torch.Tensor) else sigma,
-            dtype=residual.dtype,
-            device=residual.device,
-        )
+        sigma = _as_tensor(sigma, residual.dtype, residual.device)
         if sigma.ndim == 1 and residual.ndim == 2:
             sigma = sigma.reshape(-1, 1)
         from_end = i - len(residuals)
