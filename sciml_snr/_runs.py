@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import inspect
+import json
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -55,6 +57,30 @@ def save_atomically(state: Any, path: Path) -> None:
     partial = path.with_name(path.name + ".partial")
     torch.save(state, partial)
     partial.replace(path)
+
+
+def check_resumed(
+    where: Path, asked: Mapping[str, Any], call: Callable[..., Any], saved: Mapping[str, Any]
+) -> None:
+    """Refuse to resume a run under settings that are not its own.
+
+    Args:
+        where: its folder.
+        asked: settings by name, as the caller has them; None or empty is no wish.
+        call: what takes (most of) them as arguments; its defaults are no wishes either.
+        saved: the run's, from JSON.
+
+    Raises:
+        ValueError: names the first that differs.
+    """
+    default = {name: p.default for name, p in inspect.signature(call).parameters.items()}
+    for name, value in asked.items():
+        unsaid = value in (None, {}, default.get(name))
+        if not unsaid and json.loads(json.dumps(value)) != saved.get(name):
+            raise ValueError(
+                f"The run in {where} has {name} = {saved.get(name)!r}, and would be resumed with "
+                f"that and not with {value!r}. Leave {name} out, or start another run elsewhere."
+            )
 
 
 def rng_state() -> dict[str, Any]:

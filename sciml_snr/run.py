@@ -33,6 +33,7 @@ from sciml_snr import problems
 from ._runs import (
     append_row,
     check_device,
+    check_resumed,
     first_interrupt,
     rewrite_rows,
     rng_state,
@@ -98,7 +99,7 @@ class RunConfig:
             pass  # refuses values out of range
         if self.device is not None:
             check_device(self.device)
-        data = None if self.data is None else str(Path(self.data).resolve())
+        data = None if self.data is None else _absolute(self.data)
         return replace(self, lr=lr, iterations=iterations, data=data)
 
     def build(self) -> problems.Problem:
@@ -150,11 +151,13 @@ def solve(
     Args:
         config: what to run.
         out: folder for the results; None keeps nothing.
-        resume: continue the run in ``out`` (with its own config) instead of starting one.
+        resume: continue the run in ``out`` instead of starting one: with its own config, of which
+            only ``iterations`` may be given anew.
         progress: draw a progress bar.
 
     Raises:
-        ValueError, FileNotFoundError: the config or the measurements cannot be used.
+        ValueError, FileNotFoundError: the config or the measurements cannot be used, or are not
+            those of the run to be resumed.
         FileExistsError: ``out`` already holds a run and ``resume`` is False.
     """
     from . import figures  # matplotlib only where pictures are drawn
@@ -164,8 +167,13 @@ def solve(
         if folder is None or not (folder / "checkpoint.pt").exists():
             raise FileNotFoundError(f"There is no run to resume in {out}: no checkpoint.pt there.")
         saved = json.loads((folder / "config.json").read_text())
-        if config.iterations is not None:  # a longer (or shorter) budget may be asked for
-            saved["iterations"] = config.iterations
+        asked = asdict(config)
+        iterations = asked.pop("iterations")
+        if config.data is not None:
+            asked["data"] = _absolute(config.data)
+        check_resumed(folder, asked, RunConfig, saved)
+        if iterations is not None:  # a longer (or shorter) budget may be asked for
+            saved["iterations"] = iterations
         config = RunConfig(**saved)
     elif folder is not None and (folder / "config.json").exists():
         raise FileExistsError(
@@ -190,6 +198,10 @@ def solve(
             (folder / "summary.json").write_text(json.dumps(asdict(summary), indent=2) + "\n")
             figures.run_figure(folder)
     return summary
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).resolve())
 
 
 def compile_model(config: RunConfig, problem: problems.Problem) -> dde.Model:

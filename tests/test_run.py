@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import deepxde as dde
@@ -165,6 +166,33 @@ def test_an_existing_run_is_not_overwritten(tmp_path) -> None:
 def test_nothing_to_resume(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match="no run to resume"):
         solve(CONVECTION, tmp_path, resume=True, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [
+        (dict(optimizer="adam"), "optimizer = 'snr_soap'"),
+        (dict(lr=1e-2), "lr = 0.002"),
+        (dict(seed=4), "seed = 3"),
+        (dict(data="mine.csv"), "data = None"),
+        (dict(snr_options={"betas": (0.9, 0.99)}), "snr_options = {'betas': \\[0.8, 0.9\\]}"),
+    ],
+    ids=str,
+)
+def test_a_run_is_not_resumed_as_another(tmp_path, other, what: str) -> None:
+    """What is said again, or not said, is no contradiction."""
+    said = dict(lr=2e-3, seed=3, snr_options={"betas": (0.8, 0.9)})
+    config = RunConfig("convection", "snr_soap", iterations=3, **said)
+    solve(config, tmp_path, progress=False)
+    before = (tmp_path / "config.json").read_text()
+    with pytest.raises(ValueError, match=f"has {what}.*would be resumed with that"):
+        solve(replace(config, **other), tmp_path, resume=True, progress=False)
+    assert (tmp_path / "config.json").read_text() == before
+    for same in (config, RunConfig("convection"), replace(config, lr=None, iterations=4)):
+        summary = solve(same, tmp_path, resume=True, progress=False)
+    assert (summary.optimizer, summary.iterations) == ("snr_soap", 4)
+    with pytest.raises(ValueError, match="has problem = 'convection'"):
+        solve(RunConfig("heat"), tmp_path, resume=True, progress=False)
 
 
 def test_own_data_reach_the_run(tmp_path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .._runs import seeded
+from .._runs import check_resumed, seeded
 from ..sigma import SigmaEstimate
 from .networks import NETWORKS
 
@@ -77,6 +77,24 @@ def open_folder(out: str | Path | None, resume: bool) -> Path | None:
             "(--out-run)."
         )
     return folder
+
+
+def check_asked(
+    where: Path,
+    config: Mapping[str, Any],
+    call: Callable[..., Any],
+    network: nn.Module | str | None,
+    network_options: Mapping[str, Any] | None,
+    asked: Mapping[str, Any],
+) -> None:
+    """:func:`sciml_snr._runs.check_resumed` for a fit with this ``config.json``.
+
+    Raises:
+        ValueError: the run is to be resumed under other settings than its own.
+    """
+    named = network if isinstance(network, str) else None
+    saved = {**config["network_options"], **config["options"], **config}
+    check_resumed(where, {**(network_options or {}), **asked, "network": named}, call, saved)
 
 
 def saved_choice(

@@ -25,6 +25,7 @@ from ..memorization import Memorization, Twins
 from ..noise import NoisyTerm
 from .archive import (
     NetworkChoice,
+    check_asked,
     load_fit,
     open_folder,
     restore_network,
@@ -482,7 +483,7 @@ def fit_image(
             as ``rmse``. It plays no part in the fit.
         out: folder for ``config.json``, ``metrics.csv``, ``checkpoint.pt``, ``summary.json``,
             ``figure.png`` and ``fit.npz`` (:meth:`ImageFit.load`).
-        resume: continue the fit in ``out``, with its own settings (but for ``steps``, if given).
+        resume: continue the fit in ``out``, with its own settings; only ``steps`` may be others.
         progress: draw a progress bar.
 
     Raises:
@@ -499,24 +500,33 @@ def fit_image(
     picture = take_apart(image, mask, channel_axis)
     clean = None if reference is None else _clean_values(reference, picture, channel_axis)
     inputs, outputs = len(picture.shape), picture.values.shape[1]
+    given = None if sigma is None else check_sigma(sigma, outputs)
+    asked: dict[str, Any] = dict(
+        optimizer=optimizer,
+        lr=lr,
+        batch_size=batch_size,
+        floor_every=floor_every,
+        gate=gate or {},
+        seed=seed,
+        device=device,
+        patience=patience,
+    )
     if resume:
         assert folder is not None
-        choice, told, options = _saved_config(folder, picture, network, steps)
+        asked["sigma"] = None if given is None else [sigma_to_json(s) for s in given]
+        config = json.loads((folder / "config.json").read_text())
+        if config["image"] != picture.fingerprint():
+            raise ValueError(f"The run in {folder} is of another image, or with another mask.")
+        check_asked(folder, config, fit_image, network, network_options, asked)
+        choice = saved_choice(config, network, folder)
+        told = tuple(map(sigma_from_json, config["sigma"]))
+        options = FitOptions(**config["options"])
+        options = options if steps is None else replace(options, steps=steps)
     else:
-        told = check_sigma(sigma, outputs) if sigma is not None else estimate_sigma(picture)
+        told = given or estimate_sigma(picture)
         choice = choose_network(network, network_options, picture, told)
-        default = default_training(choice, picture, optimizer)
-        options = FitOptions(
-            optimizer=optimizer,
-            lr=default["lr"] if lr is None else lr,
-            steps=default["steps"] if steps is None else steps,
-            batch_size=default["batch_size"] if batch_size is None else batch_size,
-            floor_every=floor_every,
-            gate=gate or {},
-            seed=seed,
-            device=device,
-            patience=patience,
-        )
+        chosen = {k: v for k, v in (asked | {"steps": steps}).items() if v is not None}
+        options = FitOptions(**default_training(choice, picture, optimizer) | chosen)
     model = choice.build(inputs, outputs, options.seed)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -590,20 +600,3 @@ def _save_config(
         "options": asdict(options),
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
-def _saved_config(
-    folder: Path, picture: Picture, network: nn.Module | str | None, steps: int | None
-) -> tuple[NetworkChoice, tuple[float, ...], FitOptions]:
-    """Network, sigma and options of the run in the folder.
-
-    Raises:
-        ValueError: that run is of another image, or its network is the user's own and not given.
-    """
-    config = json.loads((folder / "config.json").read_text())
-    if config["image"] != picture.fingerprint():
-        raise ValueError(f"The run in {folder} is of another image, or with another mask.")
-    options = FitOptions(**config["options"])
-    options = options if steps is None else replace(options, steps=steps)
-    sigma = tuple(map(sigma_from_json, config["sigma"]))
-    return saved_choice(config, network, folder), sigma, options

@@ -49,6 +49,7 @@ from ..memorization import Memorization, Twins
 from ..noise import NoisyTerm
 from .archive import (
     NetworkChoice,
+    check_asked,
     load_fit,
     open_folder,
     restore_network,
@@ -596,29 +597,34 @@ def fit_sdf(
     """
     folder = open_folder(out, resume)
     cloud = read_cloud(points, _given(normals), sample=sample, seed=seed)
+    asked: dict[str, Any] = dict(
+        optimizer=optimizer,
+        lr=lr,
+        batch_size=batch_size,
+        floor_every=floor_every,
+        gate=with_options(DEFAULT_GATES.get(optimizer, {}), gate) if gate else {},
+        seed=seed,
+        device=device,
+    )
     if resume:
         assert folder is not None
         config = json.loads((folder / "config.json").read_text())
         if config["points"] != _fingerprint(cloud):
             raise ValueError(f"The run in {folder} is of other points.")
+        asked["sigma"] = None if sigma is None else sigma_to_json(_checked_sigma(sigma))
+        asked["weights"] = None if weights is None else asdict(weights)
+        check_asked(folder, config, fit_sdf, network, network_options, asked)
         choice, told, weights, options = _from_config(config, network, folder)
-        options = replace(options, steps=steps or options.steps)
+        options = options if steps is None else replace(options, steps=steps)
         with_normals = config["normals"]
     else:
         choice = _choose(network, network_options)
         told = estimate_sigma_points(cloud.points) if sigma is None else _checked_sigma(sigma)
         weights = weights or Weights()
         with_normals = normals is not None and weights.normal > 0
-        options = FitOptions(
-            optimizer=optimizer,
-            lr=LEARNING_RATES.get(choice.name, 1e-4) if lr is None else lr,
-            steps=STEPS if steps is None else steps,
-            batch_size=batch_size,
-            floor_every=floor_every,
-            gate=with_options(DEFAULT_GATES.get(optimizer, {}), gate or {}),
-            seed=seed,
-            device=device,
-        )
+        asked["gate"] = with_options(DEFAULT_GATES.get(optimizer, {}), gate or {})
+        asked["lr"] = LEARNING_RATES.get(choice.name, 1e-4) if lr is None else lr
+        options = FitOptions(steps=STEPS if steps is None else steps, **asked)
     model = choice.build(cloud.points.shape[1], 1, options.seed)
     used = replace(cloud, normals=_normals(cloud) if with_normals else None)
     if folder is not None:

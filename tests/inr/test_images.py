@@ -355,6 +355,19 @@ def test_run_folder_interrupted_and_resumed(tmp_path, monkeypatch) -> None:
     assert longer.training.step == 40
     with pytest.raises(ValueError, match="another image"):
         fit_image(255 - image, out=folder, resume=True, progress=False)
+    settings |= dict(steps=40, network="siren", lr=fit.options.lr)
+    fit_image(image, out=folder, resume=True, **settings)
+    for other in (
+        dict(optimizer="adam"),
+        dict(lr=1e-2),
+        dict(gate={"z": 1.0}),
+        dict(seed=5),
+        dict(sigma=3.0),
+        dict(network="wire"),
+        dict(network_options={"hidden_layers": 3}),
+    ):
+        with pytest.raises(ValueError, match=f"has ({next(iter(other))}|hidden_layers) = "):
+            fit_image(image, out=folder, resume=True, **settings | other)
     with pytest.raises(FileExistsError, match="already holds a run"):
         fit_image(image, out=folder, **QUICK)
 

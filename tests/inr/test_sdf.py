@@ -337,6 +337,17 @@ def test_run_folder_and_resumption(tmp_path: Path, monkeypatch) -> None:
         ]
     longer = fit_sdf(points, normals, steps=30, out=tmp_path / "part", resume=True, progress=False)
     assert longer.training.step == 30
+    for other in (
+        dict(optimizer="adam"),
+        dict(lr=1e-2),
+        dict(gate={"z": 1.0}),
+        dict(batch_size=32),
+        dict(sigma=0.5),
+        dict(network="siren"),
+        dict(weights=Weights(eikonal=0.3)),
+    ):
+        with pytest.raises(ValueError, match=f"has {next(iter(other))} = "):
+            fit_sdf(points, normals, out=tmp_path / "part", resume=True, **run | other)
     with pytest.raises(FileExistsError, match="already holds a run"):
         fit_sdf(points, normals, out=tmp_path / "part", **run)
     with pytest.raises(ValueError, match="of other points"):
