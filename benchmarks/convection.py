@@ -28,6 +28,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "SNRAdam, label floor (default)": ("snr_adam", {"floor": "label", "gate": "stein", "z": 1.0}),
     "SNRSOAP, label floor (default)": ("snr_soap", {"floor": "label", "gate": "stein", "z": 1.5}),
     "SNRSOAP, label floor, z = 2": ("snr_soap", {"floor": "label", "gate": "stein", "z": 2.0}),
+    "SNRSOAP, label floor, quick": (
+        "snr_soap",
+        {"floor": "label", "gate": "stein", "z": 1.0, "betas": [0.95, 0.95]},
+    ),
     "SNRAdam, published rule, soft": ("snr_adam", {"floor": "stream", "gate": "soft"}),
     "SNRAdam, published rule, hard": ("snr_adam", {"floor": "stream", "gate": "hard"}),
     "SNRAdam, published rule, snr": ("snr_adam", {"floor": "stream", "gate": "snr"}),
@@ -41,6 +45,7 @@ ITERATIONS, LONG = 8000, 20_000
 SEEDS = range(5)
 LRS: dict[str, tuple[float, ...]] = {
     "SNRSOAP, label floor, z = 2": (3e-3,),
+    "SNRSOAP, label floor, quick": (3e-3,),
     "M-SVAG": (1e-2, 1e-1),
     **dict.fromkeys(("AdaBelief", "Grokfast AdamW", "Cautious AdamW", "SOAP"), (1e-3, 3e-3)),
 }
@@ -48,6 +53,7 @@ HELD = {
     "AdamW": 1e-3,
     "SNRAdam, label floor (default)": 3e-3,
     "SNRSOAP, label floor (default)": 3e-3,
+    "SNRSOAP, label floor, quick": 3e-3,
 }
 """Methods that also run long, at one learning rate."""
 
