@@ -225,6 +225,10 @@ class SNRAdam(Optimizer):
 
     def _average_noisy(self, noisy_grads: Mapping[Tensor, Tensor]) -> None:
         """The noisy terms' share of the first moment, in the parameters' own coordinates."""
+        if not noisy_grads:  # all of the loss is noisy now: begin anew when it is not
+            for state in self.state.values():
+                state.pop("exp_avg_noisy", None)
+            return
         for group in self.param_groups:
             if group["gate"] == "none":
                 continue
@@ -233,9 +237,6 @@ class SNRAdam(Optimizer):
             for p in group["params"]:
                 state = self.state.get(p)
                 if p.grad is None or not state:
-                    continue
-                if not noisy_grads:  # all of the loss is noisy now: begin anew when it is not
-                    state.pop("exp_avg_noisy", None)
                     continue
                 if p in noisy_grads:
                     grad = sign * noisy_grads[p].to(state["exp_avg"].dtype)
