@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,11 @@ CORNERS = {"camera": (96, 224), "coins": (100, 150), "astronaut": (60, 190)}
 NOISES = (15, 25, 50)
 TWIN_LR = 1e-4
 """Adam's learning rate with a twin run."""
+ADAM_LRS = (3e-5, 1e-4, 3e-4)
+OURS_LRS = (1e-4, 3e-4)
 KEYS = ("image", "noise", "seed", "method", "lr", "iterations", "sigma")
+STOPS = {"discrepancy": "discrepancy", "sure": "SURE, twin", "held_out": "10 % held out"}
+KEPT = ("final_psnr", "best_psnr", "memorized")
 
 
 @dataclass(frozen=True)
@@ -188,12 +193,12 @@ def runs() -> list[Run]:
         for noise in NOISES:
             for image in CORNERS:
                 cell = (image, noise, seed)
-                found += [Run(*cell, "Adam", lr, 500) for lr in (3e-5, 1e-4, 3e-4)]
+                found += [Run(*cell, "Adam", lr, 500) for lr in ADAM_LRS]
                 found += [Run(*cell, "Adam, 10 % held out", 1e-4, 300)]
                 found += [
                     Run(*cell, method, lr, 5000)
                     for method in ("SNRAdam, label floor", "SNRSOAP, label floor")
-                    for lr in (1e-4,)
+                    for lr in OURS_LRS
                 ]
                 if (image, noise, seed) == ("camera", 25, 0):
                     found += [
@@ -215,24 +220,45 @@ def cells() -> str:
     lines = []
     for noise in NOISES:
         for image in CORNERS:
-            cell = [r for r in rows if (r["image"], r["noise"]) == (image, str(noise))]
-            adam = [r for r in cell if r["method"] == "Adam"]
-            twin = [r for r in adam if r["sure_psnr"]]
-            held = [r for r in cell if r["held_out_psnr"]]
-            if not twin or not held:
+            draws: dict[str, list[dict[str, str]]] = {}
+            for row in rows:
+                if (row["image"], row["noise"]) == (image, str(noise)):
+                    draws.setdefault(row["seed"], []).append(row)
+            whole = [scores for draw in draws.values() if (scores := _scores(draw, ours))]
+            if not whole:
                 continue
-            best = max(adam, key=lambda r: float(r["best_psnr"]))
-            found = [image, str(noise), f"{float(best['best_psnr']):.2f} (lr {best['lr']})"]
-            found += [f"{max(float(r['discrepancy_psnr']) for r in adam):.2f}"]
-            found += [f"{float(twin[0]['sure_psnr']):.2f}"]
-            found += [f"{float(held[0]['held_out_psnr']):.2f}"]
+            middle = {name: median(scores[name] for scores in whole) for name in whole[0]}
+            found = [image, str(noise), str(len(whole))]
+            found += [f"{middle[name]:.2f}" for name in ("oracle", *STOPS)]
             for method in ours:
-                own = [r for r in cell if r["method"] == method]
-                found += [_cell(own[0]) if own else ""]
+                final, best, share = (middle[f"{method}, {what}"] for what in KEPT)
+                found += [_cell(final, best, share)]
             lines.append(found)
-    titles = ["image", "noise", "Adam's oracle", "discrepancy", "SURE, twin", "10 % held out"]
+    titles = ["image", "noise", "draws", "Adam's oracle", *STOPS.values()]
     titles += [f"{method}: final (best), memorized" for method in ours]
     return text.table(titles, lines)
+
+
+def _scores(draw: list[dict[str, str]], ours: list[str]) -> dict[str, float]:
+    """One noise draw of a cell, every method at its best rate; empty where one is missing."""
+    found = {}
+    adam = [row for row in draw if row["method"] == "Adam"]
+    if len(adam) < len(ADAM_LRS):
+        return {}
+    found["oracle"] = max(float(row["best_psnr"]) for row in adam)
+    for rule in STOPS:
+        rivals = [row for row in draw if row["method"].startswith("Adam")]
+        known = [float(row[f"{rule}_psnr"]) for row in rivals if row[f"{rule}_psnr"]]
+        if not known:
+            return {}
+        found[rule] = max(known)
+    for method in ours:
+        own = [row for row in draw if row["method"] == method]
+        if not own:
+            return {}
+        best = max(own, key=lambda row: float(row["final_psnr"]))
+        found |= {f"{method}, {what}": float(best[what]) for what in KEPT}
+    return found
 
 
 def sigmas() -> str:
@@ -243,13 +269,13 @@ def sigmas() -> str:
         if cell == ("camera", "25", "0") and "Adam," not in row["method"].replace("SNRAdam", ""):
             told = {"1": "true"}.get(row["sigma"], row["sigma"])
             told += "" if row["sigma"] == "1" else f": {float(row['told_sigma']):.1f}"
-            lines.append([f"{row['method']}, lr {row['lr']}", told, _cell(row)])
+            scores = (float(row[name]) for name in KEPT)
+            lines.append([f"{row['method']}, lr {row['lr']}", told, _cell(*scores)])
     return text.table("method|sigma told|final (best) PSNR, memorized", lines)
 
 
-def _cell(row: dict[str, str]) -> str:
-    final, best = float(row["final_psnr"]), float(row["best_psnr"])
-    return f"{final:.2f} ({best:.2f}), {text.percent(float(row['memorized']))}"
+def _cell(final: float, best: float, memorized: float) -> str:
+    return f"{final:.2f} ({best:.2f}), {text.percent(memorized)}"
 
 
 if __name__ == "__main__":
