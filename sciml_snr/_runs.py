@@ -59,28 +59,42 @@ def save_atomically(state: Any, path: Path) -> None:
     partial.replace(path)
 
 
+def defaults_of(call: Callable[..., Any]) -> dict[str, Any]:
+    """What a call's arguments are where they are not given."""
+    return {name: p.default for name, p in inspect.signature(call).parameters.items()}
+
+
 def check_resumed(
-    where: Path, asked: Mapping[str, Any], call: Callable[..., Any], saved: Mapping[str, Any]
+    where: Path, asked: Mapping[str, Any], default: Mapping[str, Any], saved: Mapping[str, Any]
 ) -> None:
     """Refuse to resume a run under settings that are not its own.
 
     Args:
         where: its folder.
         asked: settings by name, as the caller has them; None or empty is no wish.
-        call: what takes (most of) them as arguments; its defaults are no wishes either.
+        default: what they are where the caller says nothing; that is no wish either.
         saved: the run's, from JSON.
 
     Raises:
         ValueError: names the first that differs.
     """
-    default = {name: p.default for name, p in inspect.signature(call).parameters.items()}
     for name, value in asked.items():
+        own = saved.get(name)
         unsaid = value in (None, {}, default.get(name))
-        if not unsaid and json.loads(json.dumps(value)) != saved.get(name):
+        if not unsaid and as_json(value) != own:
             raise ValueError(
-                f"The run in {where} has {name} = {saved.get(name)!r}, and would be resumed with "
-                f"that and not with {value!r}. Leave {name} out, or start another run elsewhere."
+                f"The run in {where} has {name} = {'its default' if own is None else repr(own)} "
+                f"and not {value!r}. Resume it with its own, or start another run elsewhere."
             )
+
+
+def as_json(value: Any) -> Any:
+    """What is read again where the value is written to a JSON file: lists for tuples."""
+
+    def plain(x: Any) -> Any:
+        return x.item() if hasattr(x, "item") else str(x)
+
+    return json.loads(json.dumps(value, default=plain))
 
 
 def rng_state() -> dict[str, Any]:

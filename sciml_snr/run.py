@@ -32,8 +32,10 @@ from sciml_snr import problems
 
 from ._runs import (
     append_row,
+    as_json,
     check_device,
     check_resumed,
+    defaults_of,
     first_interrupt,
     rewrite_rows,
     rng_state,
@@ -151,8 +153,8 @@ def solve(
     Args:
         config: what to run.
         out: folder for the results; None keeps nothing.
-        resume: continue the run in ``out`` instead of starting one: with its own config, of which
-            only ``iterations`` may be given anew.
+        resume: continue the run in ``out`` instead of starting one: with its own config. Only
+            ``iterations`` may be given anew; what is as by default does not count as given.
         progress: draw a progress bar.
 
     Raises:
@@ -171,7 +173,7 @@ def solve(
         iterations = asked.pop("iterations")
         if config.data is not None:
             asked["data"] = _absolute(config.data)
-        check_resumed(folder, asked, RunConfig, saved)
+        check_resumed(folder, asked, defaults_of(RunConfig), saved)
         if iterations is not None:  # a longer (or shorter) budget may be asked for
             saved["iterations"] = iterations
         config = RunConfig(**saved)
@@ -524,7 +526,9 @@ def _run_one(config: RunConfig, folder: Path) -> Summary:
     torch.set_num_threads(1)
     finished = folder / "summary.json"
     started = folder / "checkpoint.pt"
-    if started.exists() and RunConfig(**json.loads((folder / "config.json").read_text())) != config:
+    if started.exists() and json.loads((folder / "config.json").read_text()) != as_json(
+        asdict(config)
+    ):
         raise FileExistsError(f"{folder} holds a run with other settings: choose another folder.")
     if finished.exists():
         summary = Summary(**json.loads(finished.read_text()))

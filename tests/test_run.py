@@ -174,7 +174,7 @@ def test_nothing_to_resume(tmp_path) -> None:
         (dict(optimizer="adam"), "optimizer = 'snr_soap'"),
         (dict(lr=1e-2), "lr = 0.002"),
         (dict(seed=4), "seed = 3"),
-        (dict(data="mine.csv"), "data = None"),
+        (dict(data="mine.csv"), "data = its default"),
         (dict(snr_options={"betas": (0.9, 0.99)}), "snr_options = {'betas': \\[0.8, 0.9\\]}"),
     ],
     ids=str,
@@ -185,7 +185,7 @@ def test_a_run_is_not_resumed_as_another(tmp_path, other, what: str) -> None:
     config = RunConfig("convection", "snr_soap", iterations=3, **said)
     solve(config, tmp_path, progress=False)
     before = (tmp_path / "config.json").read_text()
-    with pytest.raises(ValueError, match=f"has {what}.*would be resumed with that"):
+    with pytest.raises(ValueError, match=f"has {what} and not .* Resume it with its own"):
         solve(replace(config, **other), tmp_path, resume=True, progress=False)
     assert (tmp_path / "config.json").read_text() == before
     for same in (config, RunConfig("convection"), replace(config, lr=None, iterations=4)):
@@ -243,7 +243,11 @@ def test_adamw_has_torchs_weight_decay_and_spares_the_unknowns() -> None:
 
 def test_compare_and_repeat(tmp_path) -> None:
     """The second call finds all runs finished; the third refuses other settings."""
-    configs = [RunConfig("convection", o, iterations=20) for o in ("adamw", "snr_adam")]
+    options = {"betas": (0.8, 0.9)}  # a tuple is a list in JSON
+    configs = [
+        RunConfig("convection", "adamw", iterations=20),
+        RunConfig("convection", "snr_adam", iterations=20, snr_options=options),
+    ]
     first = compare(configs, tmp_path, progress=False)
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("checkpoint.pt")}
     assert compare(configs, tmp_path, progress=False) == first

@@ -67,7 +67,8 @@ def _memorized() -> str:
     shares = []
     for method in (PUBLISHED, "SNRAdam, label floor"):
         rows = [row for row in read(images.PATH) if row["method"] == method]
-        rows = [row for row in rows if row["noise"] == "25" and row["sigma"] == "1"]
+        setting = {"noise": "25", "sigma": "1", "lr": "0.0001"}
+        rows = [row for row in rows if setting.items() <= row.items()]
         shares.append(100 * median(float(row["memorized"]) for row in rows))
     pinns = [
         100 * median(float(row["memorized"]) for row in _fastest(method))

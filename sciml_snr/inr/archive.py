@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .._runs import check_resumed, seeded
+from .._runs import check_resumed, defaults_of, seeded
 from ..sigma import SigmaEstimate
 from .networks import NETWORKS
 
@@ -92,9 +92,13 @@ def check_asked(
     Raises:
         ValueError: the run is to be resumed under other settings than its own.
     """
-    named = network if isinstance(network, str) else None
-    saved = {**config["network_options"], **config["options"], **config}
-    check_resumed(where, {**(network_options or {}), **asked, "network": named}, call, saved)
+    named = "own" if isinstance(network, nn.Module) else network
+    asked = {**asked, "network": named}
+    check_resumed(where, asked, defaults_of(call), {**config["options"], **config})
+    if network_options:
+        build = NETWORKS.get(config["network"])
+        own = {**(defaults_of(build) if build else {}), **config["network_options"]}
+        check_resumed(where, network_options, {}, own)
 
 
 def saved_choice(

@@ -483,7 +483,8 @@ def fit_image(
             as ``rmse``. It plays no part in the fit.
         out: folder for ``config.json``, ``metrics.csv``, ``checkpoint.pt``, ``summary.json``,
             ``figure.png`` and ``fit.npz`` (:meth:`ImageFit.load`).
-        resume: continue the fit in ``out``, with its own settings; only ``steps`` may be others.
+        resume: continue the fit in ``out`` with its own settings. Only ``steps`` may be others;
+            what is as by default does not count as given.
         progress: draw a progress bar.
 
     Raises:
@@ -513,13 +514,13 @@ def fit_image(
     )
     if resume:
         assert folder is not None
-        asked["sigma"] = None if given is None else [sigma_to_json(s) for s in given]
         config = json.loads((folder / "config.json").read_text())
         if config["image"] != picture.fingerprint():
             raise ValueError(f"The run in {folder} is of another image, or with another mask.")
-        check_asked(folder, config, fit_image, network, network_options, asked)
-        choice = saved_choice(config, network, folder)
         told = tuple(map(sigma_from_json, config["sigma"]))
+        asked["sigma"], own = given, {**config, "sigma": list(map(float, told))}
+        check_asked(folder, own, fit_image, network, network_options, asked)
+        choice = saved_choice(config, network, folder)
         options = FitOptions(**config["options"])
         options = options if steps is None else replace(options, steps=steps)
     else:

@@ -583,7 +583,8 @@ def fit_sdf(
         lr, steps: the same; by default :data:`LEARNING_RATES` and :data:`STEPS`.
         out: folder for ``config.json``, ``metrics.csv``, ``checkpoint.pt``, ``summary.json``,
             ``figure.png`` and ``fit.npz`` (:meth:`SDFFit.load`).
-        resume: continue the fit in ``out``, with its own settings (but for ``steps``).
+        resume: continue the fit in ``out`` with its own settings. Only ``steps`` may be others;
+            what is as by default does not count as given.
         progress: draw a progress bar.
 
     Raises:
@@ -602,7 +603,7 @@ def fit_sdf(
         lr=lr,
         batch_size=batch_size,
         floor_every=floor_every,
-        gate=with_options(DEFAULT_GATES.get(optimizer, {}), gate) if gate else {},
+        gate=gate or {},
         seed=seed,
         device=device,
     )
@@ -610,10 +611,17 @@ def fit_sdf(
         assert folder is not None
         config = json.loads((folder / "config.json").read_text())
         if config["points"] != _fingerprint(cloud):
-            raise ValueError(f"The run in {folder} is of other points.")
-        asked["sigma"] = None if sigma is None else sigma_to_json(_checked_sigma(sigma))
+            raise ValueError(
+                f"The run in {folder} is of other points, or normals, or of another sample or seed."
+            )
+        asked["sigma"] = sigma
         asked["weights"] = None if weights is None else asdict(weights)
-        check_asked(folder, config, fit_sdf, network, network_options, asked)
+        asked["normals"] = False if normals is None else None
+        if gate:
+            default_gate = DEFAULT_GATES.get(config["options"]["optimizer"], {})
+            asked["gate"] = with_options(default_gate, gate)
+        own = {**config, "sigma": config["sigma"][0]}
+        check_asked(folder, own, fit_sdf, network, network_options, asked)
         choice, told, weights, options = _from_config(config, network, folder)
         options = options if steps is None else replace(options, steps=steps)
         with_normals = config["normals"]

@@ -356,7 +356,7 @@ def test_run_folder_interrupted_and_resumed(tmp_path, monkeypatch) -> None:
     with pytest.raises(ValueError, match="another image"):
         fit_image(255 - image, out=folder, resume=True, progress=False)
     settings |= dict(steps=40, network="siren", lr=fit.options.lr)
-    fit_image(image, out=folder, resume=True, **settings)
+    fit_image(image, out=folder, resume=True, **settings, sigma=[float(s) for s in fit.sigma])
     for other in (
         dict(optimizer="adam"),
         dict(lr=1e-2),
@@ -364,9 +364,13 @@ def test_run_folder_interrupted_and_resumed(tmp_path, monkeypatch) -> None:
         dict(seed=5),
         dict(sigma=3.0),
         dict(network="wire"),
+        dict(network=nn.Linear(2, 3)),
         dict(network_options={"hidden_layers": 3}),
+        dict(network_options={"hidden_omega_0": 29.0}),
+        dict(network_options={"seed": 4}),
     ):
-        with pytest.raises(ValueError, match=f"has ({next(iter(other))}|hidden_layers) = "):
+        name = next(iter(other.get("network_options", other)))
+        with pytest.raises(ValueError, match=f"has {name} = "):
             fit_image(image, out=folder, resume=True, **settings | other)
     with pytest.raises(FileExistsError, match="already holds a run"):
         fit_image(image, out=folder, **QUICK)

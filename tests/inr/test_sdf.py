@@ -344,10 +344,14 @@ def test_run_folder_and_resumption(tmp_path: Path, monkeypatch) -> None:
         dict(batch_size=32),
         dict(sigma=0.5),
         dict(network="siren"),
+        dict(network=torch.nn.Linear(2, 1)),
         dict(weights=Weights(eikonal=0.3)),
     ):
         with pytest.raises(ValueError, match=f"has {next(iter(other))} = "):
             fit_sdf(points, normals, out=tmp_path / "part", resume=True, **run | other)
+    for other_normals in (None, -normals):
+        with pytest.raises(ValueError, match=r"has normals = True|of other points, or normals"):
+            fit_sdf(points, other_normals, out=tmp_path / "part", resume=True, **run)
     with pytest.raises(FileExistsError, match="already holds a run"):
         fit_sdf(points, normals, out=tmp_path / "part", **run)
     with pytest.raises(ValueError, match="of other points"):
@@ -434,3 +438,11 @@ def test_refusals(tmp_path: Path, changes: dict, message: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         fit_sdf(**options)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_gate_given_again_is_completed_as_the_run_s_was(tmp_path: Path) -> None:
+    points, normals = circle(300, 0.03)
+    run = dict(network_options=SMALL, gate={"z": 1.5}, out=tmp_path / "run", progress=False)
+    fit_sdf(points, normals, optimizer="snr_soap", steps=2, **run)
+    resumed = fit_sdf(points, normals, steps=3, resume=True, **run)
+    assert (resumed.options.optimizer, resumed.training.step) == ("snr_soap", 3)
