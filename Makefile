@@ -24,6 +24,7 @@ check: .venv/.installed
 # Each appends what its results file does not have yet; from nothing, all of it takes about a day on two cores.
 bench: .venv/.installed-bench
 	$(BIN)/sciml-snr bench benchmarks/zoo.toml --out benchmarks/results/zoo.csv
+	$(BIN)/sciml-snr bench benchmarks/outliers.toml --out benchmarks/results/outliers.csv
 	$(BIN)/sciml-snr bench benchmarks/goals.toml --out benchmarks/results/goals.csv
 	$(BIN)/python -m benchmarks.convection
 	$(BIN)/python -m benchmarks.heat

@@ -61,6 +61,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "reaction_rates": zoo.rates,
     "zoo_overall": zoo.overall,
     "zoo_cells": zoo.cells,
+    "zoo_outliers": zoo.outliers,
     "zoo_figures": zoo.figures,
     "zoo_problems": zoo.problems,
     "zoo_methods": zoo.methods,

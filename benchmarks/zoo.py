@@ -1,6 +1,7 @@
-"""The zoo's comparison, and one published problem over 20 seeds, as docs/benchmarks.md shows them.
+"""The zoo's comparison, heavy tails, and one published problem over 20 seeds: docs/benchmarks.md.
 
     sciml-snr bench benchmarks/zoo.toml --out benchmarks/results/zoo.csv
+    sciml-snr bench benchmarks/outliers.toml --out benchmarks/results/outliers.csv
     sciml-snr bench benchmarks/goals.toml --out benchmarks/results/goals.csv
 
 make the rows; `python -m benchmarks.report` the tables and figures.
@@ -25,6 +26,8 @@ from sciml_snr.bench.rows import Row, number
 
 PLAN = Path(__file__).parent / "zoo.toml"
 PATH = RESULTS / "zoo.csv"
+OUTLIERS_PLAN = PLAN.with_name("outliers.toml")
+OUTLIERS = RESULTS / "outliers.csv"
 GOALS_PLAN = PLAN.with_name("goals.toml")
 GOALS = RESULTS / "goals.csv"
 FIGURES = Path(__file__).parents[1] / "docs/figures"
@@ -93,6 +96,13 @@ def overall() -> str:
 
 def cells() -> str:
     done = compared()
+    return text.table(tables.CELLS, tables.problem_cells(done) if _has_adam(done) else [])
+
+
+def outliers() -> str:
+    """The problems with heavy tails."""
+    done = read(OUTLIERS)
+    done = tables.comparable(done, read_plan(OUTLIERS_PLAN).jobs(done))
     return text.table(tables.CELLS, tables.problem_cells(done) if _has_adam(done) else [])
 
 

@@ -73,7 +73,7 @@ def fit_image(
         Path | None, typer.Option(help="Run folder [default: runs/IMAGE-OPTIMIZER-seedSEED].")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in the run folder, by its own settings.")
+        bool, typer.Option("--resume", help="Go on with the run in the run folder, as it was set.")
     ] = False,
 ) -> None:
     """Remove the noise from an image; Ctrl-C ends it early and leaves a usable result."""

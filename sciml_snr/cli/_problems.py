@@ -82,7 +82,7 @@ def solve(
     device: Device = None,
     snr_option: SnrOption = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in the run folder, by its own settings.")
+        bool, typer.Option("--resume", help="Go on with the run in the run folder, as it was set.")
     ] = False,
 ) -> None:
     """Train one problem; Ctrl-C ends it early and leaves a usable run."""

@@ -63,7 +63,7 @@ def fit_sdf(
         Path | None, typer.Option(help="Run folder [default: runs/POINTS-OPTIMIZER-seedSEED].")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in the run folder, by its own settings.")
+        bool, typer.Option("--resume", help="Go on with the run in the run folder, as it was set.")
     ] = False,
 ) -> None:
     """Make a clean surface of a noisy scan; Ctrl-C ends it early and leaves a usable result."""
