@@ -220,7 +220,7 @@ def overall_cells(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def _ratio(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.2f}"
+    return "" if math.isnan(value) else f"{value:.2f}" if value < 100 else f"{value:.1e}"
 
 
 CELLS = (
