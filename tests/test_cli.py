@@ -1,10 +1,13 @@
 """The command line, called as a user would."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import deepxde as dde
 import imageio.v3 as iio
 import numpy as np
 import pytest
@@ -34,6 +37,29 @@ def test_help_and_version() -> None:
         call(command, "--help")
     assert call("--version").strip()
     assert "[default: estimated]" in " ".join(call("fit-image", "--help").replace("│", "").split())
+
+
+def test_a_terminated_run_ends_like_one_by_ctrl_c(monkeypatch) -> None:
+    """A scheduler's SIGTERM leaves a complete folder."""
+    before = signal.getsignal(signal.SIGTERM)
+    train = dde.Model.train
+
+    class Terminated(dde.callbacks.Callback):
+        left = 6
+
+        def on_epoch_end(self) -> None:
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def terminated(self, *arguments, callbacks=(), **options):
+        return train(self, *arguments, callbacks=[*callbacks, Terminated()], **options)
+
+    monkeypatch.setattr(dde.Model, "train", terminated)
+    output = call("solve", "convection", "--iterations", "50", "--out", "here")
+    assert "Interrupted after 7 iterations" in output
+    assert json.loads(Path("here/summary.json").read_text())["interrupted"]
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_problems() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +52,10 @@ def _main(
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Errors that the user can mend, without a traceback."""
+    """Errors that the user can mend, without a traceback; SIGTERM (a scheduler's) as Ctrl-C."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main:
+        before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         yield
     except (ValueError, OSError, FloatingPointError) as error:
@@ -59,6 +64,9 @@ def plain_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         to_stderr("Interrupted. `compare` and `bench` go on when repeated, others with --resume.")
         raise typer.Exit(130) from None
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
 
 
 def to_stderr(text: str) -> None:
