@@ -26,6 +26,7 @@ bench: .venv/.installed-bench
 	$(BIN)/sciml-snr bench benchmarks/zoo.toml --out benchmarks/results/zoo.csv
 	$(BIN)/sciml-snr bench benchmarks/outliers.toml --out benchmarks/results/outliers.csv
 	$(BIN)/sciml-snr bench benchmarks/goals.toml --out benchmarks/results/goals.csv
+	$(BIN)/sciml-snr bench benchmarks/goals_burgers.toml --out benchmarks/results/goals_burgers.csv
 	$(BIN)/python -m benchmarks.convection
 	$(BIN)/python -m benchmarks.heat
 	$(BIN)/python -m benchmarks.images
