@@ -45,6 +45,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gate_alone": convection.gate_alone,
     "image_cells": images.cells,
     "image_sigma": images.sigmas,
+    "image_gates": images.gates,
     "heat_inverse": heat.table,
     "costs": cost.table,
     "replica_floor": replicas.table,

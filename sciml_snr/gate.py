@@ -65,6 +65,8 @@ STREAM_GATE: dict[str, Any] = {
     "lambd": 1.0,
     "z": None,
     "warmup_steps": 0,
+    "rise_steps": 0,
+    "discrepancy": False,
 }
 """The published gate, for the streaming floor."""
 
@@ -74,17 +76,30 @@ LABEL_GATE: dict[str, Any] = {
     "lambd": 1.0,
     "z": 2.0,
     "warmup_steps": 0,
+    "rise_steps": 300,
+    "discrepancy": True,
 }
 """The gate for the label floor, where all terms of the loss are noisy."""
 
+_EXACT_GATE = {**LABEL_GATE, "rise_steps": 0, "discrepancy": False}
 EXACT_GATES: dict[str, dict[str, Any]] = {
-    "snr_adam": {**LABEL_GATE, "z": 1.0},
-    "snr_soap": {**LABEL_GATE, "z": 1.5},
+    "snr_adam": {**_EXACT_GATE, "z": 1.0},
+    "snr_soap": {**_EXACT_GATE, "z": 1.5},
 }
 """The same by optimizer, where there are exact terms (equations, exact conditions) beside the noisy
 ones. They carry on where the gate is closed and hold the noise back, so that it may open sooner;
 sooner still in the parameters' own coordinates, each of which mixes many directions and sees any
 one of them through the noise of the others."""
+
+
+def rise(step: float, rise_steps: float) -> float:
+    """By how much the threshold alpha = z^2 has risen at a step: 1 + log(1 + step / rise_steps)/2.
+
+    Noise that is the same in every step is tested in every step, by a network that has moved, and
+    in time passes by chance. A normal deviate exceeds z with a probability of about exp(-z^2 / 2):
+    from z = 2 on, this lets it fall like 1 / (1 + step / rise_steps).
+    """
+    return 1 + math.log1p(step / rise_steps) / 2
 
 
 def with_options(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -103,6 +103,9 @@ class NoiseFloor(Mapping[Tensor, Tensor]):
         self.noisy_grads: dict[Tensor, Tensor] = {}
         """Gradient of the noisy terms in the last call, where the loss has exact terms beside them:
         the optimizers let those act where the gate is closed. Empty: all of the loss is noisy."""
+        self.excess: Tensor | float = 0.0
+        """Share of the last call's residuals that cannot be noise (:func:`excess`), for gates that
+        open by it; 0 of floors that do not know the data's error."""
         self._mean_sq = {p: state_like(p) for p in self.params}
         self._variance: dict[Tensor, Tensor] = {}
         self._calls = 0
@@ -229,6 +232,7 @@ class LabelNoise(NoiseFloor):
             assert isinstance(noise, Tensor)
             self._draw(noise)
         noisy = [term for term in terms if torch.as_tensor(term.sigma).any()]
+        self.excess = excess(noisy)
         if noisy and (exact_terms or len(noisy) < len(terms)):
             self.noisy_grads = self._gradient(noisy)
 
@@ -464,6 +468,27 @@ def noisy_part(term: NoisyTerm) -> Tensor:
     return part.nan_to_num(nan=0.0)  # an R that overflows
 
 
+def excess(terms: Iterable[NoisyTerm]) -> Tensor | float:
+    r"""Share of the residuals that is more than noise, by the misfit of all terms together.
+
+    .. math::
+        \max(0, 1 - (1 - \sqrt{2/N}) / R), \qquad R = \frac1N \sum_i (r_i / \sigma_i)^2
+
+    Errors alone have R = 1 with a standard deviation of sqrt(2/N), and a fit that is as good as it
+    can be takes some of them up: it ends below 1. Fitting no further than to R = 1 is the
+    discrepancy principle (V. A. Morozov, *Soviet Math. Dokl.* 7 (1966) 414); 1 - 1/R is the
+    shrinkage factor of James and Stein. Of the squared error only, 0 for other losses: who takes
+    one of them does not expect normal errors.
+    """
+    found = [(*_residual_and_sigma(term), term.loss) for term in terms]
+    if not found or any(loss is not mse_loss for *_, loss in found):
+        return 0.0
+    total = torch.stack([_misfit(r, sigma) * _count(r, sigma) for r, sigma, _ in found]).sum()
+    count = torch.stack([_count(r, sigma) for r, sigma, _ in found]).sum()
+    allowed = count - (2 * count).sqrt()
+    return (1 - allowed.clamp_min(0) / total).clamp(0, 1).nan_to_num(nan=0.0)
+
+
 def noise_scale(term: NoisyTerm, beta1: float) -> Tensor:
     """Standard deviation of the loss's derivative by each residual, broadcastable to them.
 
@@ -553,7 +578,11 @@ def _misfit(residual: Tensor, sigma: Tensor) -> Tensor:
 
     NaN where it is infinite: such a step is no draw.
     """
-    sigma = sigma.expand_as(residual)
-    noisy = sigma > 0
+    noisy = sigma.expand_as(residual) > 0
     misfit = ((residual / sigma) ** 2).where(noisy, 0).sum() / noisy.sum().clamp_min(1)
     return misfit.where(misfit.isfinite(), torch.nan)
+
+
+def _count(residual: Tensor, sigma: Tensor) -> Tensor:
+    """Number of data that carry an error."""
+    return (sigma.expand_as(residual) > 0).sum().to(residual.dtype)

@@ -313,8 +313,9 @@ def _shifted_gate(
     deviation = (grad - state["exp_avg"]) / beta1 if beta1 > 0 else -shift / 2  # g - m_prev
     s = state["exp_grad_var"] + (1 - group["rho"]) * (2 * deviation + shift) * shift
     floor = None if optimizer._floor is None else optimizer._floor.get(p)
-    slot = _Slot(p, None, m, state["exp_avg_sq"], s.clamp_min(0), state["step"], floor, None, state)
-    return _gate_of(slot, group)
+    excess = optimizer._excess_of(floor, group)
+    moments = (m, state["exp_avg_sq"], s.clamp_min(0), state["step"])
+    return _gate_of(_Slot(p, None, *moments, floor, excess, None, state), group)
 
 
 def accumulated(gradients: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from ._tensors import as_real, is_16_bit, norms_are_finite, state_like
-from .gate import GATES, resolve_alpha
+from .gate import GATES, resolve_alpha, rise
 from .noise import NoiseFloor
 
 Floor = Mapping[Tensor, Tensor]
@@ -90,6 +90,11 @@ class SNRAdam(Optimizer):
         warmup_steps: leave the gate open for a parameter's first so many steps. The streaming
             variance needs about 1 / (1 - rho) of them to mean something; at the very first it
             equals the squared mean gradient, and round-off decides for a hard gate with alpha 1.
+        rise_steps: steps in which the threshold alpha or z^2 rises by a third, and on from there
+            like their logarithm (:func:`sciml_snr.gate.rise`); 0: it is constant.
+        discrepancy: open all entries by what the floor's ``excess`` says, the share of the
+            residuals that cannot be noise, whatever a single entry shows of it (needs a
+            :class:`sciml_snr.LabelNoise`).
         batch_size, data_size: b and n for ``alpha="finite"``.
         decoupled_weight_decay: as in :class:`torch.optim.Adam`; here True by default.
         nonfinite: what to do at a NaN or infinite gradient: ``"raise"`` a FloatingPointError that
@@ -114,6 +119,7 @@ class SNRAdam(Optimizer):
     """
 
     _floor: Floor | None = None  # of the last step, for gate_stats(); not part of the state
+    _excess: Tensor | float = 0.0  # likewise
     _initial_keys = ("exp_avg", "exp_avg_sq", "exp_grad_var")
     _state_keys: tuple[str, ...] = (*_initial_keys, "exp_avg_noisy")
     """Floating-point tensors in a parameter's state, of its dtype or float32; the last one where
@@ -134,6 +140,8 @@ class SNRAdam(Optimizer):
         z: float | None = None,
         gate_eps: float = 1e-30,
         warmup_steps: int = 0,
+        rise_steps: int = 0,
+        discrepancy: bool = False,
         batch_size: int | None = None,
         data_size: int | None = None,
         decoupled_weight_decay: bool = True,
@@ -156,6 +164,8 @@ class SNRAdam(Optimizer):
             z=z,
             gate_eps=gate_eps,
             warmup_steps=warmup_steps,
+            rise_steps=rise_steps,
+            discrepancy=discrepancy,
             batch_size=batch_size,
             data_size=data_size,
             decoupled_weight_decay=decoupled_weight_decay,
@@ -210,6 +220,7 @@ class SNRAdam(Optimizer):
         if not self._check_inputs(floor):
             return loss
         noisy_grads = floor.noisy_grads if isinstance(floor, NoiseFloor) else {}
+        self._excess = floor.excess if isinstance(floor, NoiseFloor) else 0.0
         self._floor = floor = self._in_own_coordinates(floor)
         stepped = [(slots, g) for g in self.param_groups for slots in self._slots(g, floor)]
         for slots, group in stepped:
@@ -264,8 +275,7 @@ class SNRAdam(Optimizer):
                 )
                 denom = _flat(slot.exp_avg_sq for slot in same).sqrt_()
                 denom.div_((1 - beta2**step) ** 0.5).add_(group["eps"])
-                mean_sq, floor = zip(*(_mean_sq_and_floor(s, group) for s in same), strict=True)
-                shut = 1 - _gate(_flat(mean_sq), _flat(floor), group)
+                shut = 1 - _flat(_foreach_gates(same, group))
                 scale = shut.div_(denom).mul_(lr / (1 - beta1**step))
                 closed.append((same, scale, mean - noisy, noisy, longest))
         across = sum(float((scale * exact).dot(noisy)) for _, scale, exact, noisy, _ in closed)
@@ -338,11 +348,16 @@ class SNRAdam(Optimizer):
                 as_real(state["exp_grad_var"]),
                 state["step"],
                 None if variance is None else as_real(variance.to(param)),
+                self._excess_of(variance, group),
                 rounded,
                 state,
             )
             slots.setdefault((p.device, slot.param.dtype), []).append(slot)
         return slots.values()
+
+    def _excess_of(self, variance: Tensor | None, group: dict[str, Any]) -> Tensor | float:
+        """Share of the step that the gate leaves alone, of a parameter with this floor."""
+        return self._excess if group["discrepancy"] and variance is not None else 0.0
 
     def _init_state(self, p: Tensor, state: dict[str, Any]) -> None:
         state["step"] = torch.tensor(0.0, device="cpu")
@@ -392,6 +407,8 @@ class _Slot(NamedTuple):
     exp_grad_var: Tensor
     step: Tensor
     floor: Tensor | None
+    excess: Tensor | float
+    """Share of the step that the gate leaves alone."""
     rounded: Tensor | None
     """The 16-bit parameter which ``param`` is a float32 copy of."""
     state: dict[str, Any]
@@ -474,24 +491,25 @@ def _multi_tensor_snr_adam(slots: list[_Slot], group: dict[str, Any]) -> None:
 
 
 def _foreach_gated(slots: list[_Slot], group: dict[str, Any]) -> list[Tensor]:
-    """q m for every slot; the gate sees all gated elements as one flat tensor."""
+    """q m for every slot."""
     gated = [i for i, slot in enumerate(slots) if _is_gated(slot, group)]
     result = [slot.exp_avg for slot in slots]
     if gated:
-        mean_sq, floor = zip(*(_mean_sq_and_floor(slots[i], group) for i in gated), strict=True)
-        q = _gate(
-            torch.cat([x.flatten() for x in mean_sq]),
-            torch.cat([x.flatten() for x in floor]),
-            group,
-        )
-        parts = torch.split(q, [x.numel() for x in mean_sq])
-        moments = [result[i] for i in gated]
-        opened = torch._foreach_mul(
-            moments, [part.view_as(m) for part, m in zip(parts, moments, strict=True)]
-        )
+        gates = _foreach_gates([slots[i] for i in gated], group)
+        opened = torch._foreach_mul([result[i] for i in gated], gates)
         for i, product in zip(gated, opened, strict=True):
             result[i] = product
     return result
+
+
+def _foreach_gates(slots: list[_Slot], group: dict[str, Any]) -> list[Tensor]:
+    """q of gated slots; the gate sees all elements as one flat tensor."""
+    mean_sq, floor = zip(*(_mean_sq_and_floor(slot, group) for slot in slots), strict=True)
+    q = _gate(_flat(mean_sq), _flat(floor), group)
+    parts = torch.split(q, [x.numel() for x in mean_sq])
+    return [
+        _opened(part.view_as(slot.exp_avg), slot) for part, slot in zip(parts, slots, strict=True)
+    ]
 
 
 def _is_gated(slot: _Slot, group: dict[str, Any]) -> bool:
@@ -502,16 +520,26 @@ def _gate_of(slot: _Slot, group: dict[str, Any]) -> Tensor:
     """q of a slot whose moments are those of its current step."""
     if not _is_gated(slot, group):
         return torch.ones_like(slot.exp_avg)
-    return _gate(*_mean_sq_and_floor(slot, group), group)
+    return _opened(_gate(*_mean_sq_and_floor(slot, group), group), slot)
+
+
+def _opened(q: Tensor, slot: _Slot) -> Tensor:
+    """Open by the excess, whatever the entries show."""
+    return q + (1 - q) * slot.excess if isinstance(slot.excess, Tensor) else q
 
 
 def _mean_sq_and_floor(slot: _Slot, group: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """What the gate compares; the floor as high as its threshold has risen."""
     step = slot.step.item()
     mean_sq = (slot.exp_avg / (1 - group["betas"][0] ** step)).square_()
-    if slot.floor is not None:
-        return mean_sq, slot.floor
-    variance = slot.exp_grad_var / (1 - group["rho"] ** step)
-    return mean_sq, variance if group["z"] is None else variance * ((1 - group["betas"][0]) / 2)
+    variance = slot.floor
+    if variance is None:
+        variance = slot.exp_grad_var / (1 - group["rho"] ** step)
+        if group["z"] is not None:
+            variance = variance * ((1 - group["betas"][0]) / 2)
+    if group["rise_steps"]:
+        variance = variance * rise(step, group["rise_steps"])
+    return mean_sq, variance
 
 
 def _gate(mean_sq: Tensor, floor: Tensor, group: dict[str, Any]) -> Tensor:
@@ -601,8 +629,10 @@ def validate_options(options: Mapping[str, Any]) -> None:
     known = isinstance(gate, str) and gate in GATES
     require("gate", known, "one of " + ", ".join(map(repr, GATES)))
     require("nonfinite", options["nonfinite"] in ("raise", "skip"), "'raise' or 'skip'")
-    warmup = options["warmup_steps"]
-    require("warmup_steps", isinstance(warmup, int) and warmup >= 0, "an integer >= 0")
+    for name in ("warmup_steps", "rise_steps"):
+        steps = options[name]
+        require(name, isinstance(steps, int) and steps >= 0, "an integer >= 0")
+    require("discrepancy", isinstance(options["discrepancy"], bool), "True or False")
     for name in ("batch_size", "data_size"):
         size = options[name]
         ok = size is None or (isinstance(size, int) and size >= 1)

@@ -25,11 +25,13 @@ from sciml_snr import (
     LabelNoise,
     NoisyTerm,
     SamplingNoise,
+    SNRAdam,
     StreamNoise,
     exact_label_noise,
     exact_sampling_noise,
 )
-from sciml_snr.noise import score_deviation
+from sciml_snr.gate import LABEL_GATE
+from sciml_snr.noise import excess, score_deviation
 from tests.cases import assert_same_bits, batch, network
 
 DRAWS = 500
@@ -772,3 +774,96 @@ def test_an_empty_population_is_refused(population):
     w = torch.ones(3, 1, requires_grad=True)
     with pytest.raises(ValueError, match="population must be a positive number"):
         LabelNoise([w], sigma=1.0).backward(w, torch.zeros(3, 1), population=population)
+
+
+# What all residuals together say -----------------------------------------------------------
+
+
+def term(residual, sigma, **options) -> NoisyTerm:
+    return NoisyTerm(torch.as_tensor(residual, dtype=torch.float64), sigma, **options)
+
+
+def test_excess_by_hand():
+    # R = 4, N = 8: 1 - (1 - sqrt(2 / 8)) / 4
+    twice = term(0.2 * torch.ones(8, 1), 0.1)
+    assert float(excess([twice])) == pytest.approx(1 - 0.5 / 4)
+    # with N = 24 of R = 1: (8 * 4 + 24) / 32 = 7 / 4, sqrt(2 / 32) = 1 / 4
+    once = term(3 * torch.ones(12, 2), torch.full((12, 1), 3.0))
+    assert float(excess([twice, once])) == pytest.approx(1 - (3 / 4) / (7 / 4))
+    # data without an error do not count
+    sigma = torch.cat([torch.full((8, 1), 0.1), torch.zeros(5, 1)])
+    with_exact = term(torch.cat([0.2 * torch.ones(8, 1), 100 * torch.ones(5, 1)]), sigma)
+    assert float(excess([with_exact])) == pytest.approx(1 - 0.5 / 4)
+
+
+def test_excess_is_a_share():
+    assert float(excess([term(torch.zeros(8, 1), 0.1)])) == 0  # fitted exactly
+    assert float(excess([term(0.05 * torch.ones(8, 1), 0.1)])) == 0  # below half of what noise is
+    assert float(excess([term(torch.full((8, 1), 1e3), 1e-3)])) == pytest.approx(1)
+    assert excess([]) == 0
+    assert float(excess([term(torch.full((8, 1), math.nan), 0.1)])) == 0
+    assert float(excess([term(torch.full((2, 1), 0.1), 0.1)])) == 1  # two data allow for nothing
+
+
+def test_errors_alone_have_an_excess_of_about_a_standard_error():
+    """Mean over 2,000 draws of max(0, 1 - (1 - sqrt(2/N)) / R), R chi-squared / N, by quadrature.
+
+    The tolerance is four standard errors.
+    """
+    from scipy.stats import chi2
+
+    n, draws = 200, 2000
+    rng = torch.Generator().manual_seed(0)
+    noise = 0.3 * torch.randn(draws, n, 1, generator=rng, dtype=torch.float64)
+    found = torch.stack([torch.as_tensor(excess([term(e, 0.3)])) for e in noise])
+    allowed = 1 - math.sqrt(2 / n)
+    expected = chi2(n).expect(lambda x: max(0.0, 1 - allowed * n / x))
+    assert abs(float(found.mean()) - expected) < 4 * float(found.std()) / math.sqrt(draws)
+    assert 0.8 * math.sqrt(2 / n) < expected < 1.2 * math.sqrt(2 / n)
+
+
+def test_other_losses_have_no_excess():
+    far = torch.full((8, 1), 10.0)
+    assert excess([term(far, 0.1, loss=huber_loss)]) == 0
+    assert excess([term(far, 0.1), term(far, 0.1, loss=l1_loss)]) == 0
+
+
+def test_a_label_floor_keeps_the_excess_of_its_last_call():
+    net = network()
+    floor = LabelNoise(net.parameters(), sigma=0.1, every=10)
+    x, _ = batch(0)
+    for size in (2.0, 1.0):  # also where it makes no draw
+        prediction = net(x)
+        target = (prediction + 0.1 * size).detach()
+        floor.backward(prediction, target)
+        allowed = 1 - math.sqrt(2 / target.numel())
+        assert float(floor.excess) == pytest.approx(1 - allowed / size**2, rel=1e-4)
+        assert not torch.as_tensor(floor.excess).requires_grad
+
+
+def test_a_curve_is_fitted_to_within_its_error_and_no_further():
+    """64 values of a curve whose quick part shows in no single entry of the gradient."""
+
+    def fit(**options) -> tuple[float, float]:
+        torch.manual_seed(0)
+        x = torch.linspace(-1, 1, 64)[:, None]
+        clean = torch.sin(3 * x) + 0.5 * torch.sin(9 * x)
+        y = clean + 0.3 * torch.randn(x.shape)
+        net = nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh())
+        net.append(nn.Linear(32, 1))
+        optimizer = SNRAdam(net.parameters(), lr=1e-2, foreach=True, **{**LABEL_GATE, **options})
+        floor = LabelNoise(net.parameters(), sigma=0.3)
+        for _ in range(1500):
+            optimizer.zero_grad()
+            floor.backward(net(x), y)
+            optimizer.step(floor=floor)
+        with torch.no_grad():
+            error = (net(x) - clean).norm() / clean.norm()
+            return float(error), float(((net(x) - y) ** 2).mean() / 0.09)
+
+    error, misfit = fit()
+    constant, _ = fit(discrepancy=False)
+    _, without_gate = fit(gate="none")
+    assert error < 0.7 * constant
+    assert 0.7 < misfit < 1.1
+    assert without_gate < 0.7

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from sciml_snr.gate import GATES, resolve_alpha
+from sciml_snr.gate import GATES, LABEL_GATE, resolve_alpha, rise
 from tests.cases import GATED
 
 # (mean_sq, floor), alpha, lambda -> q of hard, soft, snr, stein, worked out by hand
@@ -147,3 +147,18 @@ def test_finite_alpha_asks_for_both_sizes(sizes):
 def test_finite_alpha_needs_a_batch_smaller_than_the_data(sizes):
     with pytest.raises(ValueError, match="1 <= batch_size < data_size"):
         resolve_alpha("finite", *sizes)
+
+
+# The threshold that rises
+
+
+@pytest.mark.parametrize("step", [0, 1, 300, 10_000])
+def test_what_passes_by_chance_falls_with_the_steps(step):
+    """exp(-z^2 / 2), the leading part of a normal deviate's tail, times 1 + step / 300."""
+    z_squared = LABEL_GATE["z"] ** 2 * rise(step, 300)
+    assert math.exp(-z_squared / 2) * (1 + step / 300) == pytest.approx(math.exp(-2))
+
+
+def test_rise_by_hand():
+    assert rise(0, 7) == 1
+    assert rise(7, 7) == pytest.approx(1.3466, abs=1e-4)  # by a third

@@ -10,10 +10,10 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
-from sciml_snr import SNRAdam
+from sciml_snr import NoiseFloor, SNRAdam
 from tests.cases import (
     FLOATS,
     GATED,
@@ -37,7 +37,9 @@ BOTH_PATHS = pytest.mark.parametrize("foreach", [False, True], ids=["single", "f
 # The rule --------------------------------------------------------------------------------------
 
 
-def algorithm_1(w, grads, *, lr, beta1, beta2, eps, wd, rho, gate, alpha, lambd, warmup, floors):
+def algorithm_1(
+    w, grads, *, lr, beta1, beta2, eps, wd, rho, gate, alpha, lambd, warmup, rise_steps, floors
+):
     """Litman and Guo's Algorithm 1 for one number w, in Python floats; returns w and the last q."""
     m = v = s = 0.0
     q = math.nan
@@ -47,6 +49,7 @@ def algorithm_1(w, grads, *, lr, beta1, beta2, eps, wd, rho, gate, alpha, lambd,
         v = beta2 * v + (1 - beta2) * g**2
         m_hat, v_hat = m / (1 - beta1**t), v / (1 - beta2**t)
         s_hat = s / (1 - rho**t) if floor is None else floor
+        s_hat *= 1 + math.log(1 + t / rise_steps) / 2 if rise_steps else 1
         d = max(m_hat**2 - alpha * s_hat, 0.0)
         q = {
             "hard": float(m_hat**2 > alpha * s_hat),
@@ -68,6 +71,7 @@ RULES = {
     "other decay rates": ({"betas": (0.5, 0.8), "rho": 0.7, "eps": 1e-3}, 1.0),
     "no memory": ({"betas": (0.0, 0.0), "rho": 0.0, "alpha": 0.3}, 0.3),
     "long warm-up": ({"warmup_steps": 7}, 1.0),
+    "rising": ({"rise_steps": 5, "alpha": 0.2}, 0.2),
 }
 
 
@@ -108,6 +112,7 @@ def test_matches_algorithm_1(gate, rule, seam, foreach):
                 alpha=alpha,
                 lambd=options.get("lambd", 1.0),
                 warmup=options["warmup_steps"],
+                rise_steps=options.get("rise_steps", 0),
                 floors=[(i + 1) * 0.1 if seam else None] * steps,
             )
             expected.append(w)
@@ -352,6 +357,59 @@ def test_learning_rate_may_be_a_tensor():
     assert_same_bits(snapshot(tensor), snapshot(number))
 
 
+# What the floor says of all entries together -------------------------------------------------
+
+
+class Known(NoiseFloor):
+    """A floor of 0.3 for all but the last parameter, by which most entries of ``feed`` are closed;
+    and an excess."""
+
+    def __init__(self, params, excess) -> None:
+        super().__init__(params)
+        self.excess = excess
+        self._variance = {p: torch.full_like(p, 0.3) for p in self.params[:-1]}
+
+
+def moved(params, excess, **options) -> list[Tensor]:
+    """How far one step goes."""
+    before = [p.detach().clone() for p in params]
+    optimizer = SNRAdam(params, lr=0.1, gate="stein", warmup_steps=0, **options)
+    feed(optimizer, 1, floor=Known(params, excess))
+    return [p.detach() - b for p, b in zip(params, before, strict=True)]
+
+
+@BOTH_PATHS
+def test_discrepancy_opens_by_the_excess(foreach):
+    """q + (1 - q) e: between the gate's step and Adam's; of a parameter without the floor, q."""
+    e, options = torch.tensor(0.25, dtype=torch.float64), {"foreach": foreach, "z": 1.0}
+    params = [p for p in parameters(torch.float64) if not p.is_complex()]
+    plain = moved(copy.deepcopy(params), e, alpha=0.0, foreach=foreach)  # open
+    gated = moved(copy.deepcopy(params), e, **options)
+    opened = moved(copy.deepcopy(params), e, discrepancy=True, **options)
+    assert any((a == 0).any() for a in gated[:-1])
+    for a, b, c in zip(plain[:-1], gated[:-1], opened[:-1], strict=True):
+        assert_close(c, 0.25 * a + 0.75 * b)
+    assert_close(opened[-1], gated[-1])
+
+
+@BOTH_PATHS
+def test_without_excess_discrepancy_changes_nothing(foreach):
+    params = parameters()
+    options = {"foreach": foreach, "z": 1.0}
+    for nothing in (0.0, torch.tensor(0.0)):
+        a = moved(copy.deepcopy(params), nothing, discrepancy=True, **options)
+        assert_same_bits(a, moved(copy.deepcopy(params), nothing, **options))
+
+
+@BOTH_PATHS
+def test_gate_stats_count_what_the_excess_opens(foreach):
+    params = parameters()[:2]
+    optimizer = SNRAdam(params, gate="hard", alpha=1e9, discrepancy=True, foreach=foreach)
+    floor = Known([*params, *parameters()[-1:]], torch.tensor(0.75))
+    feed(optimizer, 1, floor=floor)
+    assert optimizer.gate_stats() == (pytest.approx(0.75), 1.0, sum(p.numel() for p in params))
+
+
 # Single-tensor and foreach ----------------------------------------------------------------------
 
 
@@ -361,6 +419,7 @@ def assert_close(actual, expected):
 
 PATH_OPTIONS = {
     "plain": {},
+    "rising": {"rise_steps": 3},
     "weight decay": {"weight_decay": 0.1},
     "L2": {"weight_decay": 0.1, "decoupled_weight_decay": False},
     "ascending": {"maximize": True, "weight_decay": 0.1},
@@ -582,6 +641,10 @@ NONSENSE = [
     ("gate_eps", math.inf),
     ("warmup_steps", -1),
     ("warmup_steps", 1.5),
+    ("rise_steps", -1),
+    ("rise_steps", 2.5),
+    ("discrepancy", 1),
+    ("discrepancy", "yes"),
     ("batch_size", 0),
     ("batch_size", "16"),
     ("data_size", -5),

@@ -159,6 +159,7 @@ OPTIONS = {
     "ascending": {"maximize": True, "weight_decay": 0.1},
     "warm-up": {"warmup_steps": 4},
     "z": {"z": 0.5},
+    "rising": {"rise_steps": 3},
 }
 
 

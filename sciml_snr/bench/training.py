@@ -187,6 +187,6 @@ class Course(Recorder):
 
 def gate_of(optimizer: Any) -> str:
     """JSON: the gate an SNR optimizer has come to, with the package's defaults of the day."""
-    names = ("gate", "alpha", "lambd", "z", "warmup_steps", "basis")
+    names = ("gate", "alpha", "lambd", "z", "warmup_steps", "rise_steps", "discrepancy", "basis")
     group = getattr(optimizer, "defaults", {})
     return json.dumps({n: group[n] for n in names if n in group}) if "gate" in group else ""

@@ -49,6 +49,8 @@ def set_SNR_options(
     floor_every: int = 1,
     rho: float = 0.99,
     warmup_steps: int | None = None,
+    rise_steps: int | None = None,
+    discrepancy: bool | None = None,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     gate_eps: float = 1e-30,
@@ -69,10 +71,10 @@ def set_SNR_options(
 
     Args:
         gate (str): "soft", "hard", "snr", "stein", or "none" for plain Adam. The defaults of gate,
-            alpha, lambd, z and warmup_steps go with the floor: :data:`sciml_snr.gate.STREAM_GATE`
-            (published rule), :data:`sciml_snr.gate.LABEL_GATE` where all of the loss is noisy,
-            :data:`sciml_snr.gate.EXACT_GATES` where not (thresholds chosen for "stein": another
-            gate wants another z).
+            alpha, lambd, z, warmup_steps, rise_steps and discrepancy go with the floor:
+            :data:`sciml_snr.gate.STREAM_GATE` (published rule), :data:`sciml_snr.gate.LABEL_GATE`
+            where all of the loss is noisy, :data:`sciml_snr.gate.EXACT_GATES` where not (thresholds
+            chosen for "stein": another gate wants another z).
         alpha (float or str): Threshold of the gate; "fresh" = 1, or "finite" = b / (n - b).
         lambd (float): Weight of the noise floor in the soft and snr gates.
         z (float): Threshold in standard errors of the mean gradient, in place of alpha.
@@ -89,6 +91,10 @@ def set_SNR_options(
         floor_every (int): Refresh the label floor every so many steps.
         rho (float): Decay rate of the streaming gradient variance.
         warmup_steps (int): Steps before the gate acts.
+        rise_steps (int): Steps in which the threshold rises by a third, and on from there like
+            their logarithm; 0 for a constant one.
+        discrepancy (bool): Keep the gate open by a part as long as the residuals are larger than
+            the measurements' error explains. It takes sigma at its word.
         betas (tuple): Adam's decay rates (of unknown coefficients: see gate_external).
         eps (float): Adam's epsilon.
         gate_eps (float): Epsilon of the gate.

@@ -189,12 +189,14 @@ def test_gated_fits_do_not_memorize_what_adam_does() -> None:
         )
         errors = [row["error"] for row in training.history]
         error[optimizer] = (errors[-1], min(errors), training.history[-1]["memorized"])
-    final, best, memorized = error["adam"]
-    assert final > 2.5 * best and memorized > 0.3
+    adam_final, adam_best, memorized = error["adam"]
+    assert adam_final > 2.5 * adam_best and memorized > 0.3
     for optimizer in ("snr_soap", "snr_adam"):
-        final, _, memorized = error[optimizer]
-        assert final < 0.4 * error["adam"][0]
-        assert memorized < 0.15
+        final, best, memorized = error[optimizer]
+        assert final < 0.4 * adam_final
+        assert final < 1.25 * min(best, adam_best)
+        # The gate lets the misfit fall below 1 by its standard error, and no further.
+        assert memorized < 1.05 * (2 / 64) ** 0.5
 
 
 def test_log() -> None:
