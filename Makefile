@@ -29,6 +29,7 @@ bench: .venv/.installed-bench
 	$(BIN)/sciml-snr bench benchmarks/goals_burgers.toml --out benchmarks/results/goals_burgers.csv
 	$(BIN)/python -m benchmarks.convection
 	$(BIN)/python -m benchmarks.heat
+	$(BIN)/python -m benchmarks.curves
 	$(BIN)/python -m benchmarks.images
 	$(BIN)/python -m benchmarks.fit_images
 	$(BIN)/python -m benchmarks.fit_sdf

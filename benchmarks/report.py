@@ -17,6 +17,7 @@ from pathlib import Path
 from benchmarks import (
     convection,
     cost,
+    curves,
     fit_images,
     fit_sdf,
     heat,
@@ -48,6 +49,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "image_gates": images.gates,
     "heat_inverse": heat.table,
     "costs": cost.table,
+    "curves": curves.table,
     "replica_floor": replicas.table,
     "fit_image_cells": fit_images.cells,
     "fit_sdf_cells": fit_sdf.table,

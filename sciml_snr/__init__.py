@@ -11,7 +11,7 @@ from typing import Any
 import wrapt
 
 from ._version import __version__
-from .gate import GATES
+from .gate import EXACT_GATES, GATES, LABEL_GATE
 from .memorization import (
     Memorization,
     ResidualSplit,
@@ -44,7 +44,9 @@ from .snr_adam import Floor, GateStats, SNRAdam
 from .snr_soap import SNRSOAP
 
 __all__ = [
+    "EXACT_GATES",
     "GATES",
+    "LABEL_GATE",
     "SNRSOAP",
     "Floor",
     "GateStats",

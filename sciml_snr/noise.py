@@ -187,7 +187,7 @@ class LabelNoise(NoiseFloor):
         ValueError: an argument is out of range, or the loss is not of that form.
 
     Example:
-        >>> optimizer = SNRAdam(net.parameters(), lr=1e-3, gate="stein", z=2.0)
+        >>> optimizer = SNRAdam(net.parameters(), lr=1e-3, **LABEL_GATE)
         >>> floor = LabelNoise(net.parameters(), sigma=0.1)
         >>> for _ in range(10_000):
         ...     optimizer.zero_grad()

@@ -55,7 +55,7 @@ class SNRSOAP(SNRAdam):
         ValueError: an option is out of range; the message names it.
 
     Example:
-        >>> optimizer = SNRSOAP(net.parameters(), lr=3e-3, gate="stein", z=2.0)
+        >>> optimizer = SNRSOAP(net.parameters(), lr=3e-3, **LABEL_GATE)
         >>> floor = LabelNoise(net.parameters(), sigma=0.1)
         >>> for _ in range(10_000):
         ...     optimizer.zero_grad()
