@@ -65,6 +65,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "burgers_errors": zoo.burgers_errors,
     "viscosities": zoo.viscosities,
     "zoo_overall": zoo.overall,
+    "zoo_one_rate": zoo.one_rate,
     "zoo_cells": zoo.cells,
     "zoo_outliers": zoo.outliers,
     "zoo_figures": zoo.figures,

@@ -94,6 +94,33 @@ def overall() -> str:
     return text.table(tables.OVERALL, tables.overall_cells(done) if _has_adam(done) else [])
 
 
+def one_rate() -> str:
+    """Every method at one learning rate for all problems, against Adam's best of each; seed 0."""
+    rates = sorted({lr for method in plan().methods.values() for lr in method.lrs})
+    found: dict[tuple[str, float], dict[str, float]] = {}
+    for row in rows():
+        if int(row["seed"]) in plan().tuning_seeds:
+            errors = found.setdefault((row["method"], float(row["lr"])), {})
+            errors[row["problem"]] = number(row["final_error"])
+    adam = [found.get(("adam", lr), {}) for lr in plan().methods["adam"].lrs]
+    best = {problem: min(errors[problem] for errors in adam) for problem in adam[0]}
+    lines = []
+    for method in plan().methods:
+        line = [method]
+        for lr in rates:
+            errors = found.get((method, lr), {})
+            ratios = [errors[problem] / best[problem] for problem in errors]
+            if len(ratios) < len(best):
+                line.append("")
+            elif max(ratios) > 100:
+                line.append("diverges")
+            else:
+                line.append(f"{tables.geometric_mean(ratios):.2f} ({max(ratios):.1f})")
+        if any(line[1:]):
+            lines.append(line)
+    return text.table(["method", *(f"lr {lr:g}" for lr in rates)], lines)
+
+
 def cells() -> str:
     return _cells(compared())
 
