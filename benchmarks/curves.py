@@ -13,11 +13,13 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
+import deepxde as dde
 import numpy as np
 import torch
 
 from benchmarks import text
 from benchmarks.harness import RESULTS, append_missing, read
+from sciml_snr.dde import set_SNR_options
 
 PATH = RESULTS / "curves.csv"
 KEYS = ("points", "seed", "optimizer", "lr", "options")
@@ -50,8 +52,6 @@ def curve(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def fit(run: Run) -> dict[str, Any]:
     """Relative L2 error at the end, and at the best of some looks; in this process, one thread."""
-    import deepxde as dde
-
     torch.set_num_threads(1)
     rng = np.random.default_rng(run.seed)
     x = rng.uniform(-1, 1, (run.points, 1))
@@ -64,7 +64,7 @@ def fit(run: Run) -> dict[str, Any]:
         dde.data.DataSet(**arrays), dde.nn.FNN([1] + [64] * 3 + [1], "tanh", "Glorot normal")
     )
     if run.optimizer != "adam":
-        dde.optimizers.set_SNR_options(sigma=SIGMA, **json.loads(run.options))
+        set_SNR_options(sigma=SIGMA, **json.loads(run.options))
     model.compile(run.optimizer, lr=run.lr)
     errors = []
     for _ in range(LOOKS):

@@ -477,16 +477,22 @@ def excess(terms: Iterable[NoisyTerm]) -> Tensor | float:
     Errors alone have R = 1 with a standard deviation of sqrt(2/N), and a fit that is as good as it
     can be takes some of them up: it ends below 1. Fitting no further than to R = 1 is the
     discrepancy principle (V. A. Morozov, *Soviet Math. Dokl.* 7 (1966) 414); 1 - 1/R is the
-    shrinkage factor of James and Stein. Of the squared error only, 0 for other losses: who takes
-    one of them does not expect normal errors.
+    shrinkage factor of James and Stein. Terms of weight 0 do not count. 0 where a term is a batch
+    of more data, whose misfit is a matter of chance, or its loss is not ``mse_loss``: who takes
+    another does not expect normal errors.
     """
-    found = [(*_residual_and_sigma(term), term.loss) for term in terms]
-    if not found or any(loss is not mse_loss for *_, loss in found):
+    terms = [term for term in terms if term.weight]
+    if not terms or any(t.loss is not mse_loss or _is_batch(t) for t in terms):
         return 0.0
-    total = torch.stack([_misfit(r, sigma) * _count(r, sigma) for r, sigma, _ in found]).sum()
-    count = torch.stack([_count(r, sigma) for r, sigma, _ in found]).sum()
+    found = [_residual_and_sigma(term) for term in terms]
+    total = torch.stack([_misfit(r, sigma) * _count(r, sigma) for r, sigma in found]).sum()
+    count = torch.stack([_count(r, sigma) for r, sigma in found]).sum()
     allowed = count - (2 * count).sqrt()
     return (1 - allowed.clamp_min(0) / total).clamp(0, 1).nan_to_num(nan=0.0)
+
+
+def _is_batch(term: NoisyTerm) -> bool:
+    return term.population is not None and len(term.residual) < term.population
 
 
 def noise_scale(term: NoisyTerm, beta1: float) -> Tensor:
@@ -507,7 +513,7 @@ def noise_scale(term: NoisyTerm, beta1: float) -> Tensor:
 def _residual_and_sigma(term: NoisyTerm) -> tuple[Tensor, Tensor]:
     """Both detached, the second broadcastable to the first."""
     residual = term.residual.detach()
-    sigma = torch.as_tensor(term.sigma, dtype=residual.dtype, device=residual.device)
+    sigma = torch.as_tensor(term.sigma, dtype=residual.dtype, device=residual.device).detach()
     try:
         sigma.expand_as(residual)
     except RuntimeError:

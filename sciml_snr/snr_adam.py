@@ -90,11 +90,11 @@ class SNRAdam(Optimizer):
         warmup_steps: leave the gate open for a parameter's first so many steps. The streaming
             variance needs about 1 / (1 - rho) of them to mean something; at the very first it
             equals the squared mean gradient, and round-off decides for a hard gate with alpha 1.
-        rise_steps: steps in which the threshold alpha or z^2 rises by a third, and on from there
-            like their logarithm (:func:`sciml_snr.gate.rise`); 0: it is constant.
+        rise_steps: steps in which the floor rises by a third of what it is, and on from there like
+            their logarithm (:func:`sciml_snr.gate.rise`); 0: it does not.
         discrepancy: open all entries by what the floor's ``excess`` says, the share of the
             residuals that cannot be noise, whatever a single entry shows of it (needs a
-            :class:`sciml_snr.LabelNoise`).
+            :class:`sciml_snr.LabelNoise`, with ``mse_loss`` and the same data in every step).
         batch_size, data_size: b and n for ``alpha="finite"``.
         decoupled_weight_decay: as in :class:`torch.optim.Adam`; here True by default.
         nonfinite: what to do at a NaN or infinite gradient: ``"raise"`` a FloatingPointError that
@@ -181,6 +181,13 @@ class SNRAdam(Optimizer):
         """Add a parameter group; its own options are checked like the constructor's."""
         validate_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """For copies and loaded states; of those without today's options, what they were."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("rise_steps", 0)
+            group.setdefault("discrepancy", False)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; keeps float32 moments of 16-bit parameters (torch would round them)."""
@@ -525,7 +532,7 @@ def _gate_of(slot: _Slot, group: dict[str, Any]) -> Tensor:
 
 def _opened(q: Tensor, slot: _Slot) -> Tensor:
     """Open by the excess, whatever the entries show."""
-    return q + (1 - q) * slot.excess if isinstance(slot.excess, Tensor) else q
+    return q + (1 - q) * slot.excess.to(q) if isinstance(slot.excess, Tensor) else q
 
 
 def _mean_sq_and_floor(slot: _Slot, group: dict[str, Any]) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ import trimesh
 from typer.testing import CliRunner
 
 from sciml_snr.cli import app
+from sciml_snr.cli._app import parse_options
 
 runner = CliRunner()
 
@@ -329,3 +330,9 @@ def test_bad_scans_are_plain_errors(scan_ply, arguments: list[str], message: str
     assert message in output
     assert "Traceback" not in output
     assert not Path("runs").exists()
+
+
+def test_options_are_numbers_and_words() -> None:
+    given = ["z=2", "gate=hard", "discrepancy=false", "rise_steps=300", "sigma=None"]
+    expected = {"z": 2, "gate": "hard", "discrepancy": False, "rise_steps": 300, "sigma": None}
+    assert parse_options(given) == expected

@@ -822,6 +822,27 @@ def test_errors_alone_have_an_excess_of_about_a_standard_error():
     assert 0.8 * math.sqrt(2 / n) < expected < 1.2 * math.sqrt(2 / n)
 
 
+def test_batches_and_terms_of_weight_0_have_no_excess():
+    far = torch.full((8, 1), 10.0)
+    assert excess([term(far, 0.1, population=9)]) == 0
+    assert excess([term(far, 0.1, population=math.inf)]) == 0
+    assert float(excess([term(far, 0.1, population=8)])) > 0.99  # all there is
+    assert excess([term(far, 0.1, weight=0.0)]) == 0
+    alone = excess([term(torch.full((8, 1), 0.2), 0.1)])
+    assert excess([term(far, 0.1, weight=0.0), term(torch.full((8, 1), 0.2), 0.1)]) == alone
+
+
+def test_a_trained_sigma_stays_out_of_the_excess():
+    """And the floor can be copied."""
+    net = network()
+    sigma = nn.Parameter(torch.tensor(0.1))
+    floor = LabelNoise(net.parameters())
+    x, y = batch(0)
+    floor.backward(net(x), y, sigma=sigma)
+    assert not torch.as_tensor(floor.excess).requires_grad
+    assert torch.equal(torch.as_tensor(copy.deepcopy(floor).excess), torch.as_tensor(floor.excess))
+
+
 def test_other_losses_have_no_excess():
     far = torch.full((8, 1), 10.0)
     assert excess([term(far, 0.1, loss=huber_loss)]) == 0

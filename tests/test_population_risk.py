@@ -8,6 +8,7 @@ from torch import Tensor
 from sciml_snr import (
     SNRSOAP,
     LabelNoise,
+    NoiseFloor,
     NoisyTerm,
     PopulationRisk,
     SNRAdam,
@@ -99,16 +100,19 @@ def test_with_the_labels_error_it_is_that_of_the_label_floor() -> None:
 
 @pytest.mark.parametrize("gate", ["none", "soft", "snr"])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-@pytest.mark.parametrize("with_floor", [False, True])
-def test_displacement_is_where_the_optimizer_goes(gate, weight_decay, with_floor) -> None:
+@pytest.mark.parametrize("floors", ["stream", "given", "with an excess"])
+def test_displacement_is_where_the_optimizer_goes(gate, weight_decay, floors) -> None:
     """Against steps of copies that were really given the shifted gradient."""
 
     def trained(last_shift):
         torch.manual_seed(0)
         p = torch.nn.Parameter(torch.randn(12, dtype=torch.float64))
         options = dict(gate=gate, weight_decay=weight_decay, rho=0.9)
-        optimizer = SNRAdam([p], lr=1e-3, **options)
-        floor = {p: torch.full((12,), 0.2, dtype=torch.float64)} if with_floor else None
+        optimizer = SNRAdam([p], lr=1e-3, rise_steps=3, discrepancy=True, **options)
+        known = NoiseFloor([p])
+        known._variance = {p: torch.full((12,), 0.2, dtype=torch.float64)}
+        known.excess = torch.tensor(0.4 if floors == "with an excess" else 0.0)
+        floor = None if floors == "stream" else known
         for t in range(5):
             before = p.detach().clone()
             p.grad = torch.randn(12, dtype=torch.float64) + (last_shift if t == 4 else 0)

@@ -392,6 +392,19 @@ def test_discrepancy_opens_by_the_excess(foreach):
     assert_close(opened[-1], gated[-1])
 
 
+def test_states_of_before_it_had_these_options_go_on_without_them():
+    params = parameters()
+    old, new = (SNRAdam(copy.deepcopy(params), gate="stein", z=0.5) for _ in range(2))
+    feed(old, 3)
+    state = old.state_dict()
+    for group in state["param_groups"]:
+        del group["rise_steps"], group["discrepancy"]
+    new.load_state_dict(state)
+    feed(new, 3, start=3)
+    assert [group["rise_steps"] for group in new.param_groups] == [0]
+    assert [group["discrepancy"] for group in new.param_groups] == [False]
+
+
 @BOTH_PATHS
 def test_without_excess_discrepancy_changes_nothing(foreach):
     params = parameters()

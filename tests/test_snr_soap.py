@@ -508,6 +508,26 @@ def test_foreach_agrees_with_single_tensor(gate, options):
 
 
 @BOTH_PATHS
+def test_discrepancy_opens_by_the_excess(foreach):
+    """In the turned coordinates, too: between the gate's step and SOAP's."""
+
+    def moved(excess):
+        p = square()
+        floor = Given([p])
+        floor.excess = torch.tensor(excess)
+        optimizer = SNRSOAP([p], lr=0.1, gate="stein", z=1.0, foreach=foreach, **OFTEN)
+        feed_draws(optimizer, floor, 3)
+        before = p.detach().clone()
+        optimizer.param_groups[0]["discrepancy"] = True
+        feed_draws(optimizer, floor, 1, start=3)
+        return p.detach() - before
+
+    gated, opened, ungated = moved(0.0), moved(0.25), moved(1.0)
+    assert not torch.allclose(gated, ungated)
+    assert_close(opened, 0.75 * gated + 0.25 * ungated, rtol=1e-6, atol=1e-9)
+
+
+@BOTH_PATHS
 def test_groups_follow_their_own_options(foreach):
     own = [
         {"lr": 1e-2, "gate": "hard", "alpha": 0.1, "basis": "gradient"},

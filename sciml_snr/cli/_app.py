@@ -82,7 +82,8 @@ def parse_options(pairs: Sequence[str] | None) -> dict[str, Any]:
         if not equals:
             raise typer.BadParameter(f"{pair!r} is not of the form name=value.")
         try:
-            options[name] = ast.literal_eval(text)
+            known = text.capitalize() if text in ("true", "false") else text
+            options[name] = ast.literal_eval(known)
         except (ValueError, SyntaxError):
             options[name] = text
     return options

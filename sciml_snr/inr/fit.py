@@ -61,6 +61,11 @@ class Objective(Protocol):
         """Further columns of the log, always the same ones; may be empty. Draws nothing."""
 
 
+FIT_GATE: dict[str, Any] = {**LABEL_GATE, "rise_steps": 0, "discrepancy": False}
+"""Of constant threshold: a fit takes few steps, mostly in batches, and its sigma is mostly an
+estimate, which the discrepancy would take at its word."""
+
+
 @dataclass(frozen=True)
 class FitOptions:
     """What defines a fit, beside network and objective.
@@ -72,7 +77,7 @@ class FitOptions:
         batch_size: data in a step, for the objective; None for all of them.
         floor_every: renew the label floor every so many steps.
         gate: further options of :class:`sciml_snr.SNRSOAP` or :class:`sciml_snr.SNRAdam`. What
-            it does not say is as in :data:`sciml_snr.gate.LABEL_GATE`.
+            it does not say is as in :data:`FIT_GATE`.
         seed: of network, batches and floor.
         device: ``"cpu"``, ``"cuda"``, ...; by default CUDA where there is one.
         patience: stop when the risk, estimated by leave-one-out with the error of the data
@@ -177,7 +182,7 @@ def build_optimizer(network: nn.Module, options: FitOptions) -> tuple[Optimizer,
         raise ValueError("The network has no trainable parameters.")
     if options.optimizer == "adam":
         return torch.optim.Adam(params, lr=options.lr), None
-    gate = with_options(LABEL_GATE, options.gate)
+    gate = with_options(FIT_GATE, options.gate)
     cls = SNRSOAP if options.optimizer == "snr_soap" else SNRAdam
     optimizer = cls(params, lr=options.lr, foreach=True, **gate)
     beta1 = optimizer.defaults["betas"][0]

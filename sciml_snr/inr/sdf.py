@@ -89,11 +89,8 @@ LEARNING_RATES = {"softplus": 3e-3}
 """By network; 1e-4 for another."""
 
 DEFAULT_GATES: dict[str, dict[str, Any]] = {
-    "snr_soap": {"gate": "snr", "z": 2.0, "rise_steps": 0, "discrepancy": False},
-    "snr_adam": {
-        **{"gate": "snr", "z": 3.0, "warmup_steps": 500},
-        **{"rise_steps": 0, "discrepancy": False},
-    },
+    "snr_soap": {"gate": "snr", "z": 2.0},
+    "snr_adam": {"gate": "snr", "z": 3.0, "warmup_steps": 500},
 }
 """By optimizer: the form that never quite closes, since the exact terms are to be met in the end.
 (To let them carry on along the noisy terms' level set, as with an equation, was no better: the
