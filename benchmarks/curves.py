@@ -20,11 +20,11 @@ import torch
 from benchmarks import text
 from benchmarks.harness import RESULTS, append_missing, read
 from sciml_snr.dde import set_SNR_options
+from sciml_snr.gate import CONSTANT
 
 PATH = RESULTS / "curves.csv"
 KEYS = ("points", "seed", "optimizer", "lr", "options")
 SIGMA, ITERATIONS, LOOKS = 0.3, 8000, 40
-CONSTANT = {"rise_steps": 0, "discrepancy": False}
 METHODS: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {
     "Adam": ("adam", {}, (3e-4, 1e-3, 3e-3)),
     "snr_adam": ("snr_adam", {}, (1e-3, 3e-3)),
@@ -89,16 +89,12 @@ def runs() -> list[Run]:
 
 def table() -> str:
     """Every method at every rate."""
-    rows = read(PATH)
+    rows = text.groups(read(PATH), "points", "optimizer", "lr", "options")
     lines = []
     for points in ("64", "256"):
         for method, (optimizer, options, lrs) in METHODS.items():
             for lr in lrs:
-                key = (points, optimizer, str(lr), json.dumps(options))
-                own = [
-                    r for r in rows if (r["points"], r["optimizer"], r["lr"], r["options"]) == key
-                ]
-                if own:
+                if own := rows.get((points, optimizer, str(lr), json.dumps(options))):
                     cells = [text.spread_of(own, f"{at}_error") for at in ("final", "best")]
                     cells.append(f"{median(text.column(own, 'misfit')):.2f}")
                     lines.append([points, method, str(lr), str(len(own)), *cells])

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from benchmarks import text
 from benchmarks.harness import RESULTS, append_missing, read
 from sciml_snr import SNRSOAP, LabelNoise, SNRAdam, estimate_sigma_image
-from sciml_snr.gate import LABEL_GATE
+from sciml_snr.gate import CONSTANT, LABEL_GATE
 from sciml_snr.memorization import memorized_share
 
 PATH = RESULTS / "images.csv"
@@ -100,7 +100,6 @@ def plain(cls: Any, **options: Any) -> Callable[..., Any]:
     return lambda params, lr, sigma: (cls(params, lr=lr, **options), None)
 
 
-CONSTANT = {"rise_steps": 0, "discrepancy": False}
 METHODS: dict[str, Callable[..., Any]] = {
     "Adam": plain(torch.optim.Adam),
     "Adam, 10 % held out": plain(torch.optim.Adam),
@@ -200,15 +199,10 @@ def runs() -> list[Run]:
                 found += [Run(*cell, "Adam", lr, 500) for lr in ADAM_LRS]
                 found += [Run(*cell, "Adam, 10 % held out", 1e-4, 300)]
                 found += [
-                    Run(*cell, method, lr, 5000)
-                    for method in ("SNRAdam, label floor", "SNRSOAP, label floor")
-                    for lr in OURS_LRS
+                    Run(*cell, f"{cls}, label floor", lr, 5000) for cls in OURS for lr in OURS_LRS
                 ]
                 if seed == 0:
-                    found += [
-                        Run(*cell, method, 1e-4, 5000)
-                        for method in ("SNRAdam, constant gate", "SNRSOAP, constant gate")
-                    ]
+                    found += [Run(*cell, f"{cls}, constant gate", 1e-4, 5000) for cls in OURS]
                 if (image, noise, seed) == ("camera", 25, 0):
                     found += [
                         Run(*cell, f"SNRAdam, published rule, {gate}", 1e-4, 1500)

@@ -26,10 +26,6 @@ from sciml_snr.bench.rows import Row, number
 
 PLAN = Path(__file__).parent / "zoo.toml"
 PATH = RESULTS / "zoo.csv"
-OUTLIERS_PLAN = PLAN.with_name("outliers.toml")
-OUTLIERS = RESULTS / "outliers.csv"
-GOALS = {"poisson": "goals", "burgers_bajaj": "goals_burgers", "burgers_inverse": "goals_burgers"}
-"""Problem -> the names of its plan and of its results."""
 FIGURES = Path(__file__).parents[1] / "docs/figures"
 
 
@@ -127,9 +123,13 @@ def cells() -> str:
 
 def outliers() -> str:
     """The problems with heavy tails."""
-    done = read(OUTLIERS)
-    done = tables.comparable(done, read_plan(OUTLIERS_PLAN).jobs(done))
-    return _cells(done)
+    return _cells(_beside("outliers"))
+
+
+def _beside(name: str) -> list[Row]:
+    """What can be compared of a plan beside the zoo's."""
+    done = read(RESULTS / f"{name}.csv")
+    return tables.comparable(done, read_plan(PLAN.with_name(f"{name}.toml")).jobs(done))
 
 
 def _cells(done: Sequence[Row]) -> str:
@@ -154,7 +154,7 @@ def draw() -> None:
 
 def reaction_rates() -> str:
     """poisson: errors of the reaction rate k."""
-    return _goal("poisson", "error of k", 0.05, _error_of("k"))
+    return _goal("goals", "poisson", "error of k", 0.05, _error_of("k"))
 
 
 def burgers_errors() -> str:
@@ -165,25 +165,24 @@ def burgers_errors() -> str:
     def mean_squared_error(row: Row) -> float:
         return mean_square * number(row["final_error"]) ** 2
 
-    return _goal("burgers_bajaj", "mean squared error", 0.008, mean_squared_error)
+    return _goal("goals_burgers", "burgers_bajaj", "mean squared error", 0.008, mean_squared_error)
 
 
 def viscosities() -> str:
     """burgers_inverse: errors of the viscosity lambda_2."""
-    return _goal("burgers_inverse", "error of lambda_2", 0.02, _error_of("lambda_2"))
+    return _goal(
+        "goals_burgers", "burgers_inverse", "error of lambda_2", 0.02, _error_of("lambda_2")
+    )
 
 
 def _error_of(unknown: str) -> Callable[[Row], float]:
     return lambda row: json.loads(row["unknown_errors"] or "{}").get(unknown, math.inf)
 
 
-def _goal(problem: str, what: str, goal: float, of: Callable[[Row], float]) -> str:
+def _goal(plan: str, problem: str, what: str, goal: float, of: Callable[[Row], float]) -> str:
     """What is to be at most the goal, over the seeds that all methods have."""
-    rows = read(RESULTS / f"{GOALS[problem]}.csv")
-    plan = read_plan(PLAN.with_name(f"{GOALS[problem]}.toml"))
-    best = tables.tuned(tables.comparable(rows, plan.jobs(rows)))
     lines = []
-    for method, one in best.get(problem, {}).items():
+    for method, one in tables.tuned(_beside(plan)).get(problem, {}).items():
         found = [of(row) for row in one.rows]
         fields = text.spread([number(row["final_error"]) for row in one.rows])
         within = f"{sum(value <= goal for value in found)} of {len(found)}"

@@ -59,14 +59,16 @@ def stein(mean_sq: Tensor, floor: Tensor, alpha: float, lambd: float, eps: float
 
 GATES: dict[str, Gate] = {"none": none, "hard": hard, "soft": soft, "snr": snr, "stein": stein}
 
+CONSTANT: dict[str, Any] = {"rise_steps": 0, "discrepancy": False}
+"""A threshold that stays, and nothing that opens the gate but what stands out of its floor."""
+
 STREAM_GATE: dict[str, Any] = {
     "gate": "soft",
     "alpha": "fresh",
     "lambd": 1.0,
     "z": None,
     "warmup_steps": 0,
-    "rise_steps": 0,
-    "discrepancy": False,
+    **CONSTANT,
 }
 """The published gate, for the streaming floor."""
 
@@ -81,10 +83,9 @@ LABEL_GATE: dict[str, Any] = {
 }
 """The gate for the label floor, where all terms of the loss are noisy."""
 
-_EXACT_GATE = {**LABEL_GATE, "rise_steps": 0, "discrepancy": False}
 EXACT_GATES: dict[str, dict[str, Any]] = {
-    "snr_adam": {**_EXACT_GATE, "z": 1.0},
-    "snr_soap": {**_EXACT_GATE, "z": 1.5},
+    "snr_adam": {**LABEL_GATE, **CONSTANT, "z": 1.0},
+    "snr_soap": {**LABEL_GATE, **CONSTANT, "z": 1.5},
 }
 """The same by optimizer, where there are exact terms (equations, exact conditions) beside the noisy
 ones. They carry on where the gate is closed and hold the noise back, so that it may open sooner;

@@ -29,7 +29,7 @@ from .._runs import (
     seeded,
     set_rng_state,
 )
-from ..gate import LABEL_GATE, with_options
+from ..gate import CONSTANT, LABEL_GATE, with_options
 from ..memorization import share_from_misfit
 from ..noise import LabelNoise, NoisyTerm
 from ..population_risk import PopulationRisk
@@ -61,7 +61,7 @@ class Objective(Protocol):
         """Further columns of the log, always the same ones; may be empty. Draws nothing."""
 
 
-FIT_GATE: dict[str, Any] = {**LABEL_GATE, "rise_steps": 0, "discrepancy": False}
+FIT_GATE: dict[str, Any] = {**LABEL_GATE, **CONSTANT}
 """Of constant threshold: a fit takes few steps, mostly in batches, and its sigma is mostly an
 estimate, which the discrepancy would take at its word."""
 
