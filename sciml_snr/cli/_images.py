@@ -57,6 +57,10 @@ def fit_image(
     batch_size: Annotated[
         int | None, typer.Option(help="Pixels in a step [default: all, of larger images 4096].")
     ] = None,
+    cooldown: Annotated[
+        float,
+        typer.Option(help="Share of the steps, the last, in which the learning rate falls to 0."),
+    ] = 0,
     gate_option: Annotated[
         list[str] | None, typer.Option(help="Option of the gate, e.g. z=2.5; repeatable.")
     ] = None,
@@ -97,6 +101,7 @@ def fit_image(
                 lr=lr,
                 steps=steps,
                 batch_size=batch_size,
+                cooldown=cooldown,
                 gate=parse_options(gate_option) if name != "adam" else None,
                 seed=seed,
                 device=device,

@@ -54,6 +54,13 @@ def fit_sdf(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Budget [default: 2000].")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Points in a step [default: 512].")] = None,
+    cooldown: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the steps, the last, in which the learning rate falls to 0 "
+            "[default: 0.3]."
+        ),
+    ] = None,
     gate_option: Annotated[
         list[str] | None, typer.Option(help="Option of the gate, e.g. z=2.5; repeatable.")
     ] = None,
@@ -90,6 +97,7 @@ def fit_sdf(
                 lr=lr,
                 steps=steps,
                 batch_size=batch_size or sdf.BATCH_SIZE,
+                cooldown=sdf.COOLDOWN if cooldown is None else cooldown,
                 gate=parse_options(gate_option) if name != "adam" else None,
                 seed=seed,
                 device=device,

@@ -74,6 +74,9 @@ class FitOptions:
         optimizer: ``"snr_soap"``, ``"snr_adam"``, or ``"adam"`` (for comparison: it memorizes).
         lr: learning rate.
         steps: number of steps.
+        cooldown: share of the steps, the last ones, over which the learning rate falls to 0 along a
+            straight line, and with it what the batches' luck adds to the fit (A. Haegele et al.,
+            NeurIPS 2024, arXiv:2405.18392); 0 for a constant learning rate.
         batch_size: data in a step, for the objective; None for all of them.
         floor_every: renew the label floor every so many steps.
         gate: further options of :class:`sciml_snr.SNRSOAP` or :class:`sciml_snr.SNRAdam`. What
@@ -92,6 +95,7 @@ class FitOptions:
     steps: int = 2000
     batch_size: int | None = None
     floor_every: int = 10
+    cooldown: float = 0.0
     gate: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     device: str | None = None
@@ -109,6 +113,8 @@ class FitOptions:
             )
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be a positive number, got {self.lr}.")
+        if not 0 <= self.cooldown <= 1:
+            raise ValueError(f"cooldown must be a share in [0, 1], got {self.cooldown}.")
         for name in ("steps", "batch_size", "floor_every", "patience"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
@@ -135,6 +141,11 @@ class FitOptions:
     def torch_device(self) -> torch.device:
         """The device of the fit."""
         return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of a step; the first one is 0."""
+        left = (self.steps - step) / self.steps
+        return self.lr if left >= self.cooldown else self.lr * left / self.cooldown
 
 
 @dataclass
@@ -198,6 +209,7 @@ def train(
     resume: bool = False,
     progress: bool = True,
     label: str = "fit",
+    stop_at: int | None = None,
 ) -> Training:
     """Fit the network, in place.
 
@@ -212,6 +224,7 @@ def train(
         resume: continue from the checkpoint in ``folder``.
         progress: draw a progress bar.
         label: text in front of the bar.
+        stop_at: take so many of the steps only, to repeat a fit that has stopped there.
 
     Raises:
         FileNotFoundError: there is nothing to resume.
@@ -225,7 +238,7 @@ def train(
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "metrics.csv").unlink(missing_ok=True)
             loop.save()  # whatever happens, the fit can be resumed
-        loop.run(progress, label)
+        loop.run(progress, label, options.steps if stop_at is None else stop_at)
     return loop.training
 
 
@@ -270,9 +283,9 @@ class _Loop:
             self.risk = PopulationRisk(self.optimizer, seed=options.seed)
             self._keep()
 
-    def run(self, progress: bool, label: str) -> None:
-        """Take what is left of the steps."""
-        training, steps = self.training, self.options.steps
+    def run(self, progress: bool, label: str, steps: int) -> None:
+        """Take what is left of the first so many steps."""
+        training = self.training
         training.interrupted = False
         every = max(1, steps // ROWS)
         before, started = training.seconds, time.perf_counter()
@@ -328,6 +341,8 @@ class _Loop:
                 )
         if self.risk is not None:
             self.risk.begin(sample_losses(terms), extra, terms)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options.lr_at(self.training.step)
         self.optimizer.zero_grad()
         if self.floor is None:
             loss.backward()  # type: ignore[no-untyped-call]

@@ -311,10 +311,8 @@ class ImageFit:
         Raises:
             ValueError: sigma is 0: there is no noise to memorize; or no step was taken.
         """
-        picture, options = (
-            self.picture,
-            replace(self.options, steps=self.training.kept_step, patience=None),
-        )
+        picture, options = self.picture, replace(self.options, patience=None)
+        kept = self.training.kept_step
         known = ~picture.missing.reshape(-1)
         labels = picture.values[known]
         check_kept(self.training)
@@ -326,10 +324,10 @@ class ImageFit:
             twin = self.choice.build(len(picture.shape), len(self.sigma), options.seed)
             objective = _objective(picture, shifted, self.sigma, options)
             name = "twin" if probes == 1 else f"twin {i + 1} of {probes}"
-            train(twin, objective, options, progress=progress, label=name)
+            train(twin, objective, options, progress=progress, label=name, stop_at=kept)
             fits.append(predict(twin, picture, picture.shape)[known])
         own = predict(self.network, picture, picture.shape)[known]
-        return twins.record(self.training.kept_step, own, fits)
+        return twins.record(kept, own, fits)
 
     def figure(self) -> Figure:
         """Noisy image, fit, what was taken away, and the course of the fit."""
@@ -449,6 +447,7 @@ def fit_image(
     steps: int | None = None,
     batch_size: int | None = None,
     floor_every: int = 10,
+    cooldown: float = 0.0,
     gate: dict[str, Any] | None = None,
     seed: int = 0,
     device: str | None = None,
@@ -476,7 +475,7 @@ def fit_image(
         network: "siren", "fourier", "wire" or a ``torch.nn.Module`` from (n, axes) to (n,
             channels), which is copied. By default a network of a size that goes with the image's.
         network_options: keyword arguments of a built-in network.
-        optimizer, floor_every, gate, seed, device, patience: as for
+        optimizer, floor_every, cooldown, gate, seed, device, patience: as for
             :class:`sciml_snr.inr.FitOptions`.
         lr, steps, batch_size: the same; by default chosen from image and network.
         reference: the clean image, if known: its root mean square distance from the fit is logged
@@ -507,6 +506,7 @@ def fit_image(
         lr=lr,
         batch_size=batch_size,
         floor_every=floor_every,
+        cooldown=cooldown,
         gate=gate or {},
         seed=seed,
         device=device,

@@ -99,6 +99,7 @@ noisy terms' gradient of one small batch is not that of the data.)"""
 STEPS = 2000
 BATCH_SIZE = 512
 FLOOR_EVERY = 5
+COOLDOWN = 0.3
 """By default."""
 
 KIND = "sdf"
@@ -375,16 +376,16 @@ class SDFFit:
         """
         if not self.sigma:
             raise ValueError("sigma is 0: there is no noise to memorize.")
-        points, options = self.cloud.points, replace(self.options, steps=self.training.kept_step)
+        points, options, kept = self.cloud.points, self.options, self.training.kept_step
         twins = Twins(np.zeros(len(points)), float(self.sigma), probes=probes, seed=options.seed)
         fits = []
         for i, labels in enumerate(twins.labels):
             twin = self.choice.build(points.shape[1], 1, options.seed)
             objective = _objective(self.cloud, self.sigma, self.weights, options, labels)
             name = "twin" if probes == 1 else f"twin {i + 1} of {probes}"
-            train(twin, objective, options, progress=progress, label=name)
+            train(twin, objective, options, progress=progress, label=name, stop_at=kept)
             fits.append(self._to_surface(twin))
-        return twins.record(self.training.kept_step, self._to_surface(self.network), fits)
+        return twins.record(kept, self._to_surface(self.network), fits)
 
     def figure(self, resolution: int = 40) -> Figure:
         """Points, fit, a section through both, and the course of the fit.
@@ -446,8 +447,8 @@ class SDFFit:
             ValueError: the file is no saved fit, or its network is missing or another one.
         """
         about, fields = load_fit(path, KIND)
+        about["options"]["device"] = None  # this machine may not have the one of the fit
         choice, sigma, weights, options = _from_config(about, network, path)
-        options = replace(options, device=None)
         cloud = Cloud(fields["points"], fields.get("normals"))
         fresh = choice.build(cloud.points.shape[1], 1, options.seed)
         restore_network(fresh, fields)
@@ -552,6 +553,7 @@ def fit_sdf(
     steps: int | None = None,
     batch_size: int | None = BATCH_SIZE,
     floor_every: int = FLOOR_EVERY,
+    cooldown: float = COOLDOWN,
     gate: dict[str, Any] | None = None,
     seed: int = 0,
     device: str | None = None,
@@ -577,7 +579,7 @@ def fit_sdf(
             from (n, d) to (n, 1), which is copied.
         network_options: keyword arguments of a built-in network.
         weights: of the terms of the loss.
-        optimizer, batch_size, floor_every, seed, device: as for
+        optimizer, batch_size, floor_every, cooldown, seed, device: as for
             :class:`sciml_snr.inr.FitOptions`.
         gate: the same; what it does not say is as in :data:`DEFAULT_GATES`.
         lr, steps: the same; by default :data:`LEARNING_RATES` and :data:`STEPS`.
@@ -603,6 +605,7 @@ def fit_sdf(
         lr=lr,
         batch_size=batch_size,
         floor_every=floor_every,
+        cooldown=cooldown,
         gate=gate or {},
         seed=seed,
         device=device,

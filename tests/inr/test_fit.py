@@ -83,7 +83,7 @@ def assert_same_end(one: Path, other: Path) -> None:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("batch", [None, 32])
 def test_interrupted_and_resumed_fit_has_the_same_bits(tmp_path, optimizer, batch) -> None:
-    options = FitOptions(optimizer, lr=1e-3, steps=47, floor_every=3)
+    options = FitOptions(optimizer, lr=1e-3, steps=47, floor_every=3, cooldown=0.8)
     train(net(), Curve(batch=batch), options, folder=tmp_path / "whole", progress=False)
     part = Curve(batch=batch, interrupt_at=23)
     folder = tmp_path / "parts"
@@ -96,6 +96,62 @@ def test_interrupted_and_resumed_fit_has_the_same_bits(tmp_path, optimizer, batc
     )
     assert (training.interrupted, training.step) == (False, 47)
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_learning_rates_of_a_cooldown() -> None:
+    options = FitOptions(lr=0.5, steps=10, cooldown=0.4)
+    rates = [options.lr_at(step) for step in range(11)]
+    np.testing.assert_allclose(rates, 7 * [0.5] + [0.375, 0.25, 0.125, 0.0], atol=1e-12)
+    assert {FitOptions(lr=0.5, steps=10).lr_at(step) for step in range(10)} == {0.5}
+    assert FitOptions(lr=0.5, steps=4, cooldown=1.0).lr_at(1) == 0.375
+
+
+def test_every_step_has_its_learning_rate() -> None:
+    """The step that a closed form says: Adam's first two on a constant gradient have length lr."""
+
+    class Slope(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(1))
+
+    class Descent:
+        def terms(self, network, rng):
+            seen.append(float(network.w.detach()))
+            return [], network.w.sum()
+
+        def metrics(self, network):
+            return {}
+
+    seen: list[float] = []
+    slope = Slope()
+    options = FitOptions("adam", lr=0.5, steps=4, cooldown=0.5)
+    train(slope, Descent(), options, progress=False)
+    np.testing.assert_allclose(
+        np.diff([*seen, float(slope.w.detach())]), [-0.5, -0.5, -0.5, -0.25], rtol=1e-5
+    )
+
+
+def test_a_cooldown_quiets_what_batches_do_to_the_fit() -> None:
+    """Adam at a high rate in small batches: its last steps' noise is in its end."""
+    errors = {}
+    for cooldown in (0.0, 0.3):
+        ends = []
+        for seed in range(3):
+            torch.manual_seed(seed)
+            network, curve = Siren(1, 1, 16, 2, first_omega_0=10.0), Curve(batch=8)
+            options = FitOptions("adam", lr=5e-3, steps=400, seed=seed, cooldown=cooldown)
+            train(network, curve, options, progress=False)
+            ends.append(curve.metrics(network)["error"])
+        errors[cooldown] = np.median(ends)
+    assert errors[0.3] < 0.7 * errors[0.0]
+
+
+def test_stopped_at_is_as_interrupted_there() -> None:
+    options = FitOptions("snr_adam", lr=1e-3, steps=40, cooldown=0.9)
+    interrupted, stopped = net(), net()
+    train(interrupted, Curve(interrupt_at=25), options, progress=False)
+    assert train(stopped, Curve(), options, progress=False, stop_at=25).step == 25
+    assert_same_bits(interrupted.state_dict(), stopped.state_dict())
 
 
 @pytest.mark.parametrize("batch", [None, 32])
@@ -297,6 +353,8 @@ def test_frozen_parameters_stay(tmp_path) -> None:
         ({"steps": 1.5}, "steps must be an integer"),
         ({"batch_size": 0}, "batch_size must be"),
         ({"floor_every": 0}, "floor_every must be"),
+        ({"cooldown": 1.5}, "cooldown must be a share"),
+        ({"cooldown": math.nan}, "cooldown must be a share"),
         ({"gate": {"gate": "wide"}}, "Invalid gate"),
         ({"gate": {"zz": 1}}, "no gate option .zz.*SNRSOAP"),
         ({"gate": {"z": 1.0}, "optimizer": "adam"}, "adam has no gate"),

@@ -342,6 +342,7 @@ def test_run_folder_and_resumption(tmp_path: Path, monkeypatch) -> None:
         dict(lr=1e-2),
         dict(gate={"z": 1.0}),
         dict(batch_size=32),
+        dict(cooldown=0.1),
         dict(sigma=0.5),
         dict(network="siren"),
         dict(network=torch.nn.Linear(2, 1)),
@@ -379,6 +380,46 @@ def test_save_and_load(tmp_path: Path, sigma: float | None) -> None:
     assert back.history == fit.history and back.training == fit.training
     assert back.cloud.normals == pytest.approx(fit.cloud.normals)
     assert back.memorization(progress=False) == fit.memorization(progress=False)
+
+
+def test_a_fit_made_on_another_machine(tmp_path: Path) -> None:
+    """It had a device that there is not here, and no cooldown: those came later."""
+    fit = fit_sdf(circle(60)[0], sigma=0.01, **QUICK)
+    assert fit.options.cooldown == sdf.COOLDOWN
+    fit.save(tmp_path / "fit.npz")
+    with np.load(tmp_path / "fit.npz") as archive:
+        fields = dict(archive)
+    about = json.loads(str(fields["about"]))
+    about["options"]["device"] = "nowhere:7"
+    del about["options"]["cooldown"]
+    np.savez(tmp_path / "fit.npz", **{**fields, "about": np.array(json.dumps(about))})
+    options = SDFFit.load(tmp_path / "fit.npz").options
+    assert (options.device, options.cooldown) == (None, 0.0)
+
+
+def test_memorization_of_an_interrupted_fit_has_its_learning_rates(monkeypatch) -> None:
+    """A fit of half the steps is another one: its rate has fallen to 0 by then."""
+    points, normals = circle(60, 0.1)
+    run = {**QUICK, "steps": 20, "cooldown": 0.9}
+    whole = fit_sdf(points, normals, sigma=0.1, **run)
+    terms, calls = SurfaceObjective.terms, []
+
+    def interrupted(self, network, rng):
+        calls.append(1)
+        if len(calls) == 10:
+            os.kill(os.getpid(), signal.SIGINT)
+        return terms(self, network, rng)
+
+    monkeypatch.setattr(SurfaceObjective, "terms", interrupted)
+    part = fit_sdf(points, normals, sigma=0.1, **run)
+    assert part.training.kept_step == 10
+    seen = []
+    rate = sdf.FitOptions.lr_at
+    monkeypatch.setattr(
+        sdf.FitOptions, "lr_at", lambda self, step: seen.append(rate(self, step)) or seen[-1]
+    )
+    part.memorization(progress=False)
+    assert seen == [rate(whole.options, step) for step in range(10)]
 
 
 def test_a_network_of_the_users_own(tmp_path: Path) -> None:
