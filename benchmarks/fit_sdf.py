@@ -17,7 +17,7 @@ import math
 import sys
 import time
 from dataclasses import asdict, dataclass
-from statistics import median
+from statistics import geometric_mean, median
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,7 @@ from sciml_snr.inr import (
 from sciml_snr.inr.archive import NetworkChoice
 from sciml_snr.inr.fit import ROWS
 from sciml_snr.inr.points import Array, Frame
-from sciml_snr.inr.sdf import DEFAULT_GATES, FLOOR_EVERY, SIZE, SurfaceObjective
+from sciml_snr.inr.sdf import COOLDOWN, DEFAULT_GATES, FLOOR_EVERY, SIZE, SurfaceObjective
 from sciml_snr.inr.surfaces import grid_axes, zero_mesh
 
 PATH = RESULTS / "fit_sdf.csv"
@@ -55,7 +55,7 @@ STEPS, BATCH_SIZE = 1000, 256
 RESOLUTION, SAMPLES = 48, 3000
 MOMENTS = 10
 """The surface is compared with the true one so many times in a run."""
-KEYS = ("shape", "noise", "draw", "method", "lr", "steps")
+KEYS = ("shape", "noise", "draw", "method", "lr", "steps", "cooldown")
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class Run:
     method: str
     lr: float
     steps: int = STEPS
+    cooldown: float = COOLDOWN
 
 
 @functools.cache
@@ -131,9 +132,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "SNRSOAP": {"optimizer": "snr_soap", "gate": DEFAULT_GATES["snr_soap"]},
     "SNRAdam": {"optimizer": "snr_adam", "gate": DEFAULT_GATES["snr_adam"]},
 }
-LRS = {"SNRAdam": (3e-3,), "Adam": (3e-3, 1e-3, 1e-2)}
-LATER = {"SNRSOAP": (3e-3,)}
-"""After all the others."""
+LRS = {"SNRSOAP": (3e-3,), "SNRAdam": (3e-3,), "Adam": (3e-3, 1e-3, 1e-2)}
+CONSTANT = ("SNRAdam", "Adam")
+"""Also at a constant learning rate."""
 POISSON = "screened Poisson"
 DEPTHS = (5, 6, 7, 8)
 
@@ -152,7 +153,7 @@ def reconstruct(run: Run) -> dict[str, Any]:
         rows = [row for row in training.history if "chamfer" in row]
         found = {
             "misfit": training.history[-1]["misfit"],
-            "sigma": 100 * watched.sigma / diagonal(true_surface(run.shape)),
+            "sigma": 100 * sigma / diagonal(true_surface(run.shape)),
             "seconds": training.seconds - watched.seconds,
         }
     best = min(rows, key=lambda row: row["chamfer"])
@@ -198,6 +199,7 @@ def fit(run: Run, points: Array, normals: Array, sigma: SigmaEstimate) -> tuple[
         steps=run.steps,
         batch_size=BATCH_SIZE,
         floor_every=FLOOR_EVERY,
+        cooldown=run.cooldown,
         seed=run.draw,
         device="cpu",
         **METHODS[run.method],
@@ -241,7 +243,10 @@ def _poisson(points: Array, normals: Array, depth: int) -> trimesh.Trimesh:
 
 
 def runs() -> list[Run]:
-    """Draw by draw and cell by cell, so that a stop leaves whole comparisons."""
+    """Draw by draw and cell by cell, so that a stop leaves whole comparisons.
+
+    At a constant learning rate the first draw only.
+    """
     poisson = importlib.util.find_spec("pymeshlab") is not None
     found = []
     for draw in range(5):
@@ -249,32 +254,53 @@ def runs() -> list[Run]:
         for cell in cells:
             found += [Run(*cell, method, lr) for method, lrs in LRS.items() for lr in lrs]
             if poisson:
-                found += [Run(*cell, POISSON, depth, 0) for depth in DEPTHS]
-        found += [Run(*c, method, lr) for c in cells for method, lrs in LATER.items() for lr in lrs]
+                found += [Run(*cell, POISSON, depth, 0, 0.0) for depth in DEPTHS]
+        if draw == 0:
+            for method in ("SNRAdam", "Adam"):
+                found += [
+                    Run(*cell, method, lr, STEPS, 0.0) for cell in cells for lr in LRS[method]
+                ]
     return found
 
 
 def table() -> str:
     """Chamfer distance and normal consistency by shape and noise, medians over draws."""
-    rates = [f"{lr:g}" for lr in LRS["Adam"]]
     lines = []
     for noise in reversed(NOISES):
         for shape in SHAPES:
             draws = [d for draw in range(5) if (d := _found(shape, noise, draw))]
             if not draws:
                 continue
-            cells = [shape, f"{noise:g} %", str(len(draws)), _pair(draws, "oracle")]
-            cells += [" / ".join(f"{median(d[lr][0] for d in draws):.3f}" for lr in rates)]
-            cells += [_pair(draws, "SNRAdam")]
-            for other in ("oracle", "final"):
-                ratio = median(d["SNRAdam"][0] / d[other][0] for d in draws)
+            cells = [shape, f"{noise:g} %", str(len(draws))]
+            cells += [_pair(draws, name) for name in ("oracle", "Adam", "SNRSOAP")]
+            for other in ("oracle", "Adam"):
+                ratio = median(d["SNRSOAP"][0] / d[other][0] for d in draws)
                 cells.append(f"{ratio:.2f}")
-            for method in ("SNRSOAP", POISSON):
+            for method in ("SNRAdam", POISSON):
                 cells.append(_pair(draws, method) if all(method in d for d in draws) else "")
             lines.append(cells)
-    titles = f"shape|noise|draws|Adam, oracle|Adam, final at lr {' / '.join(rates)}|SNRAdam, final|"
-    titles += "/ Adam's oracle|/ Adam's best final|SNRSOAP, final|screened Poisson, best depth"
-    return text.table(titles, lines)
+    titles = "shape|noise|draws|Adam, oracle|Adam, final|SNRSOAP, final|/ Adam's oracle|"
+    return text.table(titles + "/ Adam's final|SNRAdam, final|screened Poisson, best depth", lines)
+
+
+def cooldowns() -> str:
+    """What a falling learning rate does, by method: ratios of final distances over the cells."""
+    lines = []
+    for method in CONSTANT:
+        ratios = []
+        for shape in SHAPES:
+            for noise in NOISES:
+                ends = [_finals(shape, noise, 0, method, c) for c in (COOLDOWN, 0.0)]
+                if all(len(end) == len(LRS[method]) for end in ends):
+                    ratios.append(min(ends[0]) / min(ends[1]))
+        if ratios:
+            mean = geometric_mean(ratios)
+            cells = (f"{x:.2f}" for x in (mean, min(ratios), max(ratios)))
+            lines.append([method, str(len(ratios)), *cells])
+    titles = (
+        "final distance with cooldown / at a constant learning rate|cells|geometric mean|least|"
+    )
+    return text.table(titles + "most", lines)
 
 
 def _pair(draws: list[dict[str, tuple[float, float]]], name: str) -> str:
@@ -282,29 +308,41 @@ def _pair(draws: list[dict[str, tuple[float, float]]], name: str) -> str:
     return f"{chamfer:.3f} / {normals:.3f}"
 
 
-def _found(shape: str, noise: float, draw: int) -> dict[str, tuple[float, float]]:
-    """Name -> Chamfer distance and normal consistency; empty where Adam or ours is missing."""
+def _rows(shape: str, noise: float, draw: int) -> text.Rows:
     cell = {"shape": shape, "noise": str(noise), "draw": str(draw)}
-    rows = [row for row in read(PATH) if cell.items() <= row.items()]
+    return [row for row in read(PATH) if cell.items() <= row.items()]
 
-    def of(method: str, when: str) -> dict[str, tuple[float, float]]:
-        return {
-            f"{float(r['lr']):g}": (
-                float(r[f"{when}_chamfer"]),
-                float(r[f"{when}_normal_consistency"]),
-            )
+
+def _finals(shape: str, noise: float, draw: int, method: str, cooldown: float) -> list[float]:
+    return [
+        float(row["final_chamfer"])
+        for row in _rows(shape, noise, draw)
+        if (row["method"], row["cooldown"]) == (method, str(cooldown))
+    ]
+
+
+def _found(shape: str, noise: float, draw: int) -> dict[str, tuple[float, float]]:
+    """Name -> Chamfer distance and normal consistency; empty where Adam or ours is missing.
+
+    Every method at its best rate by the truth; the oracle of Adam also at constant ones.
+    """
+    rows = _rows(shape, noise, draw)
+
+    def of(method: str, when: str, cooldowns: tuple[float, ...]) -> list[tuple[float, float]]:
+        return [
+            (float(r[f"{when}_chamfer"]), float(r[f"{when}_normal_consistency"]))
             for r in rows
-            if r["method"] == method
-        }
+            if r["method"] == method and float(r["cooldown"]) in cooldowns
+        ]
 
-    adam, ours = of("Adam", "final"), of("SNRAdam", "final")
-    if len(adam) < len(LRS["Adam"]) or not ours:
-        return {}
-    found = {**adam, "oracle": min(of("Adam", "best").values()), "final": min(adam.values())}
-    for method in ("SNRAdam", "SNRSOAP", POISSON):
-        if by_rate := of(method, "final"):
-            found[method] = min(by_rate.values())
-    return found
+    found = {}
+    for method, rates in {**LRS, POISSON: DEPTHS}.items():
+        ends = of(method, "final", (0.0 if method == POISSON else COOLDOWN,))
+        if len(ends) == len(rates):
+            found[method] = min(ends)
+        elif method != POISSON:
+            return {}
+    return {**found, "oracle": min(of("Adam", "best", (0.0, COOLDOWN)))}
 
 
 if __name__ == "__main__":

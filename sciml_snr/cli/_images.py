@@ -47,7 +47,8 @@ def fit_image(
     lr: Annotated[
         float | None,
         typer.Option(
-            help="Learning rate [default: 3e-4 for siren, 1e-3 for others; adam: a third]."
+            help="Learning rate [default: 3e-4 for siren, 1e-3 for others; in batches twice that; "
+            "adam: a third]."
         ),
     ] = None,
     steps: Annotated[
@@ -58,9 +59,12 @@ def fit_image(
         int | None, typer.Option(help="Pixels in a step [default: all, of larger images 4096].")
     ] = None,
     cooldown: Annotated[
-        float,
-        typer.Option(help="Share of the steps, the last, in which the learning rate falls to 0."),
-    ] = 0,
+        float | None,
+        typer.Option(
+            help="Share of the steps, the last, in which the learning rate falls to 0 [default: "
+            "0.3 of larger images, else 0]."
+        ),
+    ] = None,
     gate_option: Annotated[
         list[str] | None, typer.Option(help="Option of the gate, e.g. z=2.5; repeatable.")
     ] = None,

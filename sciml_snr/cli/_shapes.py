@@ -40,7 +40,7 @@ def fit_sdf(
     reference: Annotated[
         Path | None, typer.Option(help="The true surface, if known: distances from it are shown.")
     ] = None,
-    optimizer: Annotated[str, typer.Option(help="snr_adam, snr_soap or adam.")] = "snr_adam",
+    optimizer: Annotated[str, typer.Option(help="snr_soap, snr_adam or adam.")] = "snr_soap",
     compare: Annotated[
         str | None,
         typer.Option(help="A second optimizer for comparison: adam. Result beside the first."),
@@ -75,6 +75,7 @@ def fit_sdf(
 ) -> None:
     """Make a clean surface of a noisy scan; Ctrl-C ends it early and leaves a usable result."""
     from ..inr import read_cloud, sdf
+    from ..inr.fit import COOLDOWN
     from ..inr.surfaces import check_resolution, read_surface
 
     with plain_errors():
@@ -97,7 +98,7 @@ def fit_sdf(
                 lr=lr,
                 steps=steps,
                 batch_size=batch_size or sdf.BATCH_SIZE,
-                cooldown=sdf.COOLDOWN if cooldown is None else cooldown,
+                cooldown=COOLDOWN if cooldown is None else cooldown,
                 gate=parse_options(gate_option) if name != "adam" else None,
                 seed=seed,
                 device=device,

@@ -58,7 +58,7 @@ from .archive import (
     sigma_from_json,
     sigma_to_json,
 )
-from .fit import FitOptions, Training, train
+from .fit import COOLDOWN, FitOptions, Training, train
 from .points import Cloud, Frame, estimate_normals, estimate_sigma_points, read_cloud
 from .surfaces import SurfaceMetrics, grid_axes, surface_metrics, zero_contours, zero_mesh
 
@@ -89,7 +89,7 @@ LEARNING_RATES = {"softplus": 3e-3}
 """By network; 1e-4 for another."""
 
 DEFAULT_GATES: dict[str, dict[str, Any]] = {
-    "snr_soap": {"gate": "snr", "z": 2.0},
+    "snr_soap": {"gate": "snr", "z": 2.0, "warmup_steps": 500},
     "snr_adam": {"gate": "snr", "z": 3.0, "warmup_steps": 500},
 }
 """By optimizer: the form that never quite closes, since the exact terms are to be met in the end.
@@ -99,7 +99,6 @@ noisy terms' gradient of one small batch is not that of the data.)"""
 STEPS = 2000
 BATCH_SIZE = 512
 FLOOR_EVERY = 5
-COOLDOWN = 0.3
 """By default."""
 
 KIND = "sdf"
@@ -548,7 +547,7 @@ def fit_sdf(
     network: nn.Module | str = "softplus",
     network_options: dict[str, Any] | None = None,
     weights: Weights | None = None,
-    optimizer: str = "snr_adam",
+    optimizer: str = "snr_soap",
     lr: float | None = None,
     steps: int | None = None,
     batch_size: int | None = BATCH_SIZE,
