@@ -41,7 +41,6 @@ from benchmarks.harness import RESULTS, append_missing, read
 from sciml_snr._runs import append_row
 from sciml_snr.inr import FitOptions, images, train
 from sciml_snr.inr import fit as loop
-from sciml_snr.inr.fit import COOLDOWN
 from sciml_snr.inr.images import PixelObjective
 from sciml_snr.inr.networks import Siren
 from sciml_snr.memorization import memorized_share
@@ -59,14 +58,9 @@ CORNERS = {
 NOISES = (15, 25, 50)
 GAPS = 0.7
 """Share of the pixels that is missing in the runs with gaps."""
-KEYS = ("image", "noise", "gaps", "seed", "method", "lr", "cooldown")
+KEYS = ("image", "noise", "gaps", "seed", "method", "lr")
 ADAM = {1e-4: None, 3e-4: 250, 3e-5: None}
 """Learning rates, and steps that are enough to see the peak; None for as many as ours."""
-ADAM_COOLED = (1e-4, 3e-4)
-"""With a cooldown in the same number of steps as ours, where the data come in batches."""
-COOLED = "Adam with cooldown, final"
-"""At the best of these by the truth."""
-BEFORE = "fit_image at 3e-4 throughout"
 FINAL_LR = 1e-4
 """Whose final value is shown."""
 
@@ -81,7 +75,6 @@ class Run:
     seed: int
     method: str
     lr: float = 0.0
-    cooldown: float = 0.0
 
 
 def crop(name: str) -> np.ndarray[Any, Any]:
@@ -117,9 +110,7 @@ def network_fit(run: Run, clean: Any, noisy: Any, sigma: float) -> dict[str, Any
     choice = images.choose_network(None, None, picture, (sigma,))
     default = images.default_training(choice, picture, "snr_soap")
     if run.method == "Adam":
-        steps = None if run.cooldown else ADAM[run.lr]
-        default |= {"lr": run.lr, "steps": steps or default["steps"], "optimizer": "adam"}
-    default["cooldown"] = run.cooldown
+        default |= {"lr": run.lr, "steps": ADAM[run.lr] or default["steps"], "optimizer": "adam"}
     options = FitOptions(**default, seed=run.seed, device="cpu")
     loop.ROWS = 40
     known = ~picture.missing.reshape(-1)
@@ -252,11 +243,8 @@ def runs(seeds: int = 3) -> list[Run]:
         cells = [(image, 25, gaps, seed) for gaps in (0.0, GAPS) for image in CORNERS]
         cells += [(image, noise, 0.0, seed) for noise in (15, 50) for image in CORNERS]
         for cell in cells:
-            cooldown = 0.0 if cell[2] else COOLDOWN
             found += [Run(*cell, method) for method in (INPAINTERS if cell[2] else DENOISERS)]
-            found += [Run(*cell, "ours", 0.0, cooldown), Run(*cell, "Adam", FINAL_LR)]
-        batched = [cell for cell in cells if not cell[2]]
-        found += [Run(*cell, "Adam", lr, COOLDOWN) for lr in ADAM_COOLED for cell in batched]
+            found += [Run(*cell, "ours"), Run(*cell, "Adam", FINAL_LR)]
         found += [Run(*cell, "Adam", lr) for lr in ADAM if lr != FINAL_LR for cell in cells]
     return found
 
@@ -345,8 +333,8 @@ def differences() -> str:
     for missing, classics in ((0.0, DENOISERS), (GAPS, INPAINTERS)):
         which = [(image, noise) for image in CORNERS for noise in NOISES]
         found = [s for cell in which if (s := _medians(*cell, missing, list(classics)))]
-        for name in ("Adam, oracle", COOLED, "Adam, final", BEFORE, *classics):
-            ours = [s["ours"][0] - s[name][0] for s in found if name in s]
+        for name in ("Adam, oracle", "Adam, final", *classics):
+            ours = [s["ours"][0] - s[name][0] for s in found]
             if ours and name != "noisy":
                 kind = "70 % missing: " if missing else ""
                 numbers = (sum(ours) / len(ours), min(ours), max(ours))
@@ -366,32 +354,27 @@ def _medians(
     draws: list[dict[str, tuple[float, ...]]] = []
     for seed in sorted({row["seed"] for row in rows}):
         own = [row for row in rows if row["seed"] == seed]
-        by_method = {row["method"]: row for row in own if row["method"] in classics}
-        for row in own:
-            if row["method"] == "ours":
-                is_default = bool(float(row["cooldown"])) != bool(gaps)
-                by_method["ours" if is_default else BEFORE] = row
-        adam = {(row["lr"], row["cooldown"]): row for row in own if row["method"] == "Adam"}
-        if (final := (str(FINAL_LR), "0.0")) in adam:
-            by_method["Adam, final"] = adam[final]
-        cooled = [row for (_, cooldown), row in adam.items() if float(cooldown)]
-        if len(cooled) == len(ADAM_COOLED):
-            by_method[COOLED] = max(cooled, key=lambda row: float(row["psnr"]))
-        if not {"ours", "Adam, final", *classics} <= by_method.keys():
+        by_method = {row["method"]: row for row in own}
+        adam = {float(row["lr"]): row for row in own if row["method"] == "Adam"}
+        if FINAL_LR not in adam or not {"ours", *classics} <= by_method.keys():
             continue
         best = max(adam.values(), key=lambda row: float(row["best_psnr"]))
+        final = adam[FINAL_LR]
+        ours = by_method["ours"]
         draw = {
             "Adam, oracle": (float(best["best_psnr"]), float(best["best_ssim"])),
-            "memorized": (float(by_method["ours"]["memorized"]),),
+            "Adam, final": (float(final["psnr"]), float(final["ssim"])),
+            "memorized": (float(ours["memorized"]),),
             "rates": (float(len(adam)),),
         }
-        draws.append(draw | {k: (float(r["psnr"]), float(r["ssim"])) for k, r in by_method.items()})
+        for name in ("ours", *classics):
+            draw[name] = (float(by_method[name]["psnr"]), float(by_method[name]["ssim"]))
+        draws.append(draw)
     if not draws:
         return {}
     found = {
         name: tuple(median(draw[name][i] for draw in draws) for i in range(len(values)))
         for name, values in draws[0].items()
-        if all(name in draw for draw in draws)
     }
     return {**found, "draws": (float(len(draws)),)}
 

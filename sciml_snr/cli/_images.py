@@ -47,8 +47,7 @@ def fit_image(
     lr: Annotated[
         float | None,
         typer.Option(
-            help="Learning rate [default: 3e-4 for siren, 1e-3 for others; in batches twice that; "
-            "adam: a third]."
+            help="Learning rate [default: 3e-4 for siren, 1e-3 for others; adam: a third]."
         ),
     ] = None,
     steps: Annotated[
@@ -59,12 +58,9 @@ def fit_image(
         int | None, typer.Option(help="Pixels in a step [default: all, of larger images 4096].")
     ] = None,
     cooldown: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of the steps, the last, in which the learning rate falls to 0 [default: "
-            "0.3 of larger images, else 0]."
-        ),
-    ] = None,
+        float,
+        typer.Option(help="Share of the steps, the last, in which the learning rate falls to 0."),
+    ] = 0,
     gate_option: Annotated[
         list[str] | None, typer.Option(help="Option of the gate, e.g. z=2.5; repeatable.")
     ] = None,

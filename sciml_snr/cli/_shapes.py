@@ -75,7 +75,6 @@ def fit_sdf(
 ) -> None:
     """Make a clean surface of a noisy scan; Ctrl-C ends it early and leaves a usable result."""
     from ..inr import read_cloud, sdf
-    from ..inr.fit import COOLDOWN
     from ..inr.surfaces import check_resolution, read_surface
 
     with plain_errors():
@@ -98,7 +97,7 @@ def fit_sdf(
                 lr=lr,
                 steps=steps,
                 batch_size=batch_size or sdf.BATCH_SIZE,
-                cooldown=COOLDOWN if cooldown is None else cooldown,
+                cooldown=sdf.COOLDOWN if cooldown is None else cooldown,
                 gate=parse_options(gate_option) if name != "adam" else None,
                 seed=seed,
                 device=device,

@@ -43,9 +43,6 @@ ROWS = 100
 
 CHECKPOINT_SECONDS = 30.0
 
-COOLDOWN = 0.3
-"""For data that come in batches: the default of images and shapes."""
-
 
 class Objective(Protocol):
     """What a network is fitted to. Its tensors are on the device of the fit."""

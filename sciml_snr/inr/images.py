@@ -34,7 +34,7 @@ from .archive import (
     sigma_from_json,
     sigma_to_json,
 )
-from .fit import COOLDOWN, FitOptions, Training, check_kept, train
+from .fit import FitOptions, Training, check_kept, train
 from .picture import (
     Array,
     Picture,
@@ -60,8 +60,7 @@ DEFAULT_NETWORK = "siren"
 
 LEARNING_RATES = {"siren": 3e-4, "fourier": 1e-3, "wire": 1e-3}
 """By network, for the gated optimizers; 3e-4 for a network of the user's own. Larger ones are
-faster and leak. In batches, with a cooldown, twice as much. Adam takes a third: it has no gate to
-end its course."""
+faster and leak. Adam takes a third: it has no gate to end its course."""
 
 
 class PixelObjective:
@@ -187,14 +186,13 @@ def _first_omega_0(picture: Picture, sigma: Sequence[float]) -> float:
 
 
 def default_training(choice: NetworkChoice, picture: Picture, optimizer: str) -> dict[str, Any]:
-    """Learning rate and its cooldown, steps and pixels in a step."""
-    batched = int((~picture.missing).sum()) > FULL_BATCH
-    lr = LEARNING_RATES.get(choice.name, 3e-4) * (2 if batched else 1)
+    """Learning rate, steps and pixels in a step."""
+    lr = LEARNING_RATES.get(choice.name, 3e-4)
+    known = int((~picture.missing).sum())
     return {
         "lr": lr / 3 if optimizer == "adam" else lr,
         "steps": max(300, round(6 * math.sqrt(picture.missing.size))),
-        "batch_size": BATCH if batched else None,
-        "cooldown": COOLDOWN if batched else 0.0,
+        "batch_size": None if known <= FULL_BATCH else BATCH,
     }
 
 
@@ -449,7 +447,7 @@ def fit_image(
     steps: int | None = None,
     batch_size: int | None = None,
     floor_every: int = 10,
-    cooldown: float | None = None,
+    cooldown: float = 0.0,
     gate: dict[str, Any] | None = None,
     seed: int = 0,
     device: str | None = None,
@@ -477,9 +475,9 @@ def fit_image(
         network: "siren", "fourier", "wire" or a ``torch.nn.Module`` from (n, axes) to (n,
             channels), which is copied. By default a network of a size that goes with the image's.
         network_options: keyword arguments of a built-in network.
-        optimizer, floor_every, gate, seed, device, patience: as for
+        optimizer, floor_every, cooldown, gate, seed, device, patience: as for
             :class:`sciml_snr.inr.FitOptions`.
-        lr, steps, batch_size, cooldown: the same; by default chosen from image and network.
+        lr, steps, batch_size: the same; by default chosen from image and network.
         reference: the clean image, if known: its root mean square distance from the fit is logged
             as ``rmse``. It plays no part in the fit.
         out: folder for ``config.json``, ``metrics.csv``, ``checkpoint.pt``, ``summary.json``,

@@ -58,7 +58,7 @@ from .archive import (
     sigma_from_json,
     sigma_to_json,
 )
-from .fit import COOLDOWN, FitOptions, Training, train
+from .fit import FitOptions, Training, train
 from .points import Cloud, Frame, estimate_normals, estimate_sigma_points, read_cloud
 from .surfaces import SurfaceMetrics, grid_axes, surface_metrics, zero_contours, zero_mesh
 
@@ -99,6 +99,7 @@ noisy terms' gradient of one small batch is not that of the data.)"""
 STEPS = 2000
 BATCH_SIZE = 512
 FLOOR_EVERY = 5
+COOLDOWN = 0.3
 """By default."""
 
 KIND = "sdf"
