@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from deepxde import losses as dde_losses
-from deepxde.data import PDE
 from deepxde.icbc import IC, DirichletBC, PointSetBC, PointSetOperatorBC
 from torch.nn.functional import mse_loss
 
@@ -80,10 +79,6 @@ def _as_tensor(
     return torch.as_tensor(given, dtype=dtype, device=device)
 
 
-_UNSAFE = (torch.nn.modules.batchnorm._NormBase, torch.nn.modules.dropout._DropoutNd)
-"""Layers that make something else of a part of the points, or draw anew."""
-
-
 class RecordingLosses:
     """A DeepXDE data object's ``losses_train`` that remembers the residual of every term.
 
@@ -94,7 +89,6 @@ class RecordingLosses:
 
     def __init__(self, data: Any) -> None:
         self.data = data
-        self.inputs: Any = None
         self.residuals: list[torch.Tensor] = []
         self.terms = 0
         """Number of loss terms that the residuals belong to."""
@@ -110,7 +104,7 @@ class RecordingLosses:
         self, targets: Any, outputs: Any, loss_fn: Any, inputs: Any, model: Any, aux: Any = None
     ) -> Any:
         """As ``Data.losses_train``."""
-        self.inputs, self.residuals = inputs, []
+        self.residuals = []
         several = isinstance(loss_fn, (list, tuple))
         recording = [*map(self._recording, loss_fn)] if several else self._recording(loss_fn)
         losses = type(self.data).losses_train(
@@ -128,7 +122,7 @@ class RecordingLosses:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has no last forward pass: tensors inside a graph cannot be copied."""
-        return {**self.__dict__, "inputs": None, "residuals": []}
+        return {**self.__dict__, "residuals": []}
 
 
 class ModelNoise:
@@ -195,9 +189,6 @@ class ModelNoise:
         for place in self._by_term:
             check_loss(self._loss(place))
         self._first_points: Any = None
-        self._may_be_apart: bool | None = None
-        """Whether a forward pass over a part of the points makes the same of them: looked at in
-        the first step."""
         self._recorder: RecordingLosses | None = None
         if self._by_term:
             self._recorder = RecordingLosses.of(data)
@@ -222,49 +213,11 @@ class ModelNoise:
         if self.model.loss_weights is not None:
             weights = list(self.model.loss_weights)
             weights *= len(residuals) if len(weights) == 1 else 1
-        residuals = self._on_their_own(residuals)
         found = [
             self._term(residuals, place % len(residuals), sigma, weights)
             for place, sigma in self._by_term.items()
         ]
         return [term for term in found if term.residual.requires_grad]
-
-    def _on_their_own(self, residuals: list[torch.Tensor]) -> list[torch.Tensor]:
-        """The residuals, those of measured outputs from a forward pass over their points alone.
-
-        The floor's and the noisy terms' backward passes then go through these points and not
-        through the equation's, too. Where that is no gain, or may be something else (an own
-        ``error``, layers whose rows depend on each other), they are left as they are.
-        """
-        data, net = self.model.data, self.model.net
-        inputs, self._recorder.inputs = self._recorder.inputs, None  # type: ignore[union-attr]
-        places = sorted(place % len(residuals) - len(residuals) for place in self._by_term)
-        if (
-            not self._may_be_apart
-            or getattr(type(data), "losses", None) is not PDE.losses
-            or data.auxiliary_var_fn is not None
-            or places[0] < -len(data.bcs)
-            or any(type(data.bcs[i]).error is not PointSetBC.error for i in places)
-            or any(isinstance(module, _UNSAFE) for module in net.modules())
-        ):
-            return residuals
-        ends = np.cumsum(data.num_bcs)
-        spans = {i: range(ends[i] - data.num_bcs[i], ends[i]) for i in places}
-        rows = [row for span in spans.values() for row in span]
-        if 2 * len(rows) > len(inputs):
-            return residuals
-        with torch.enable_grad():
-            outputs = net(inputs[rows].detach().requires_grad_())
-            found, start = list(residuals), 0
-            for i, span in spans.items():
-                end = start + len(span)
-                found[i] = data.bcs[i].error(None, None, outputs, start, end)
-                start = end
-        if self._may_be_apart is None:
-            pairs = [(found[i].detach(), residuals[i].detach()) for i in places]
-            self._may_be_apart = all(torch.allclose(a, b, 1e-3, 1e-4) for a, b in pairs)
-            return found if self._may_be_apart else residuals
-        return found
 
     def _check_count(self, terms: int) -> None:
         if self._count is not None and self._count != terms:
