@@ -61,6 +61,9 @@ GAPS = 0.7
 KEYS = ("image", "noise", "gaps", "seed", "method", "lr")
 ADAM = {1e-4: None, 3e-4: 250, 3e-5: None}
 """Learning rates, and steps that are enough to see the peak; None for as many as ours."""
+CONSTANT = "ours, z = 2 throughout"
+CONSTANT_LR = 3e-4
+"""The default where all pixels are in every step; in batches it was before the gate rose."""
 FINAL_LR = 1e-4
 """Whose final value is shown."""
 
@@ -110,7 +113,10 @@ def network_fit(run: Run, clean: Any, noisy: Any, sigma: float) -> dict[str, Any
     choice = images.choose_network(None, None, picture, (sigma,))
     default = images.default_training(choice, picture, "snr_soap")
     if run.method == "Adam":
-        default |= {"lr": run.lr, "steps": ADAM[run.lr] or default["steps"], "optimizer": "adam"}
+        steps = ADAM[run.lr] or default["steps"]
+        default |= {"lr": run.lr, "steps": steps, "optimizer": "adam", "gate": {}}
+    elif run.method == CONSTANT:
+        default |= {"lr": run.lr, "gate": {}}
     options = FitOptions(**default, seed=run.seed, device="cpu")
     loop.ROWS = 40
     known = ~picture.missing.reshape(-1)
@@ -219,7 +225,7 @@ def fit(run: Run) -> dict[str, Any]:
     noisy[rng.random(clean.shape) < run.gaps] = np.nan
     sigma = float(images.estimate_sigma(images.take_apart(noisy))[0])
     started = time.process_time()
-    if run.method in ("ours", "Adam"):
+    if run.method in ("ours", CONSTANT, "Adam"):
         found = network_fit(run, clean, noisy, sigma)
     else:
         classic = (INPAINTERS if run.gaps else DENOISERS)[run.method]
@@ -246,6 +252,8 @@ def runs(seeds: int = 3) -> list[Run]:
             found += [Run(*cell, method) for method in (INPAINTERS if cell[2] else DENOISERS)]
             found += [Run(*cell, "ours"), Run(*cell, "Adam", FINAL_LR)]
         found += [Run(*cell, "Adam", lr) for lr in ADAM if lr != FINAL_LR for cell in cells]
+        if seed == 0:
+            found += [Run(*cell, CONSTANT, CONSTANT_LR) for cell in cells if not cell[2]]
     return found
 
 
@@ -333,8 +341,8 @@ def differences() -> str:
     for missing, classics in ((0.0, DENOISERS), (GAPS, INPAINTERS)):
         which = [(image, noise) for image in CORNERS for noise in NOISES]
         found = [s for cell in which if (s := _medians(*cell, missing, list(classics)))]
-        for name in ("Adam, oracle", "Adam, final", *classics):
-            ours = [s["ours"][0] - s[name][0] for s in found]
+        for name in ("Adam, oracle", "Adam, final", CONSTANT, *classics):
+            ours = [s["ours"][0] - s[name][0] for s in found if name in s]
             if ours and name != "noisy":
                 kind = "70 % missing: " if missing else ""
                 numbers = (sum(ours) / len(ours), min(ours), max(ours))
@@ -367,7 +375,9 @@ def _medians(
             "memorized": (float(ours["memorized"]),),
             "rates": (float(len(adam)),),
         }
-        for name in ("ours", *classics):
+        for name in ("ours", CONSTANT, *classics):
+            if name not in by_method:
+                continue
             draw[name] = (float(by_method[name]["psnr"]), float(by_method[name]["ssim"]))
         draws.append(draw)
     if not draws:
@@ -375,6 +385,7 @@ def _medians(
     found = {
         name: tuple(median(draw[name][i] for draw in draws) for i in range(len(values)))
         for name, values in draws[0].items()
+        if all(name in draw for draw in draws)
     }
     return {**found, "draws": (float(len(draws)),)}
 

@@ -135,6 +135,12 @@ METHODS: dict[str, dict[str, Any]] = {
 LRS = {"SNRSOAP": (3e-3,), "SNRAdam": (3e-3,), "Adam": (3e-3, 1e-3, 1e-2)}
 CONSTANT = ("SNRAdam", "Adam")
 """Also at a constant learning rate."""
+COMPARED = (
+    (("Adam", COOLDOWN), ("Adam", 0.0)),
+    (("SNRAdam", COOLDOWN), ("SNRAdam", 0.0)),
+    (("SNRSOAP", COOLDOWN), ("Adam", COOLDOWN)),
+    (("SNRSOAP", COOLDOWN), ("Adam", 0.0)),
+)
 POISSON = "screened Poisson"
 DEPTHS = (5, 6, 7, 8)
 
@@ -284,23 +290,21 @@ def table() -> str:
 
 
 def cooldowns() -> str:
-    """What a falling learning rate does, by method: ratios of final distances over the cells."""
+    """What a falling learning rate does: ratios of final distances, each at its best rate."""
     lines = []
-    for method in CONSTANT:
+    for pair in COMPARED:
         ratios = []
         for shape in SHAPES:
             for noise in NOISES:
-                ends = [_finals(shape, noise, 0, method, c) for c in (COOLDOWN, 0.0)]
-                if all(len(end) == len(LRS[method]) for end in ends):
+                ends = [_finals(shape, noise, 0, *which) for which in pair]
+                if [len(end) for end in ends] == [len(LRS[method]) for method, _ in pair]:
                     ratios.append(min(ends[0]) / min(ends[1]))
         if ratios:
-            mean = geometric_mean(ratios)
-            cells = (f"{x:.2f}" for x in (mean, min(ratios), max(ratios)))
-            lines.append([method, str(len(ratios)), *cells])
-    titles = (
-        "final distance with cooldown / at a constant learning rate|cells|geometric mean|least|"
-    )
-    return text.table(titles + "most", lines)
+            names = (f"{method}, {'cooldown' if c else 'constant'}" for method, c in pair)
+            numbers = (geometric_mean(ratios), min(ratios), max(ratios))
+            cells = (f"{x:.2f}" for x in numbers)
+            lines.append([" / ".join(names), str(len(ratios)), *cells])
+    return text.table("final distance|cells|geometric mean|least|most", lines)
 
 
 def _pair(draws: list[dict[str, tuple[float, float]]], name: str) -> str:

@@ -53,6 +53,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "replica_floor": replicas.table,
     "fit_image_cells": fit_images.cells,
     "fit_sdf_cells": fit_sdf.table,
+    "fit_sdf_cooldown": fit_sdf.cooldowns,
     "fit_image_gaps": fit_images.gaps,
     "fit_image_differences": fit_images.differences,
     "fit_image_costs": fit_images.cost_table,

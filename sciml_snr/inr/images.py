@@ -60,7 +60,12 @@ DEFAULT_NETWORK = "siren"
 
 LEARNING_RATES = {"siren": 3e-4, "fourier": 1e-3, "wire": 1e-3}
 """By network, for the gated optimizers; 3e-4 for a network of the user's own. Larger ones are
-faster and leak. Adam takes a third: it has no gate to end its course."""
+faster and leak. In batches ``snr_soap`` takes twice as much, under a gate that rises. Adam takes a
+third: it has no gate to end its course."""
+
+RISE_STEPS = 300
+"""Of the gate of ``snr_soap``, where the pixels come in batches: larger images take more steps, and
+in many steps noise passes by chance."""
 
 
 class PixelObjective:
@@ -186,14 +191,18 @@ def _first_omega_0(picture: Picture, sigma: Sequence[float]) -> float:
 
 
 def default_training(choice: NetworkChoice, picture: Picture, optimizer: str) -> dict[str, Any]:
-    """Learning rate, steps and pixels in a step."""
+    """Learning rate, steps, pixels in a step, and options of the gate."""
+    batched = int((~picture.missing).sum()) > FULL_BATCH
     lr = LEARNING_RATES.get(choice.name, 3e-4)
-    known = int((~picture.missing).sum())
-    return {
+    found: dict[str, Any] = {
         "lr": lr / 3 if optimizer == "adam" else lr,
         "steps": max(300, round(6 * math.sqrt(picture.missing.size))),
-        "batch_size": None if known <= FULL_BATCH else BATCH,
+        "batch_size": BATCH if batched else None,
+        "gate": {},
     }
+    if batched and optimizer == "snr_soap":
+        found |= {"lr": 2 * lr, "gate": {"rise_steps": RISE_STEPS}}
+    return found
 
 
 class ImageFit:
@@ -477,7 +486,8 @@ def fit_image(
         network_options: keyword arguments of a built-in network.
         optimizer, floor_every, cooldown, gate, seed, device, patience: as for
             :class:`sciml_snr.inr.FitOptions`.
-        lr, steps, batch_size: the same; by default chosen from image and network.
+        lr, steps, batch_size: the same; by default chosen from image and network. So is the gate's
+            ``rise_steps``: 300 for ``"snr_soap"`` where the pixels come in batches.
         reference: the clean image, if known: its root mean square distance from the fit is logged
             as ``rmse``. It plays no part in the fit.
         out: folder for ``config.json``, ``metrics.csv``, ``checkpoint.pt``, ``summary.json``,
@@ -519,6 +529,7 @@ def fit_image(
             raise ValueError(f"The run in {folder} is of another image, or with another mask.")
         told = tuple(map(sigma_from_json, config["sigma"]))
         asked["sigma"], own = given, {**config, "sigma": list(map(float, told))}
+        asked["gate"] = config["options"]["gate"] | (gate or {})
         check_asked(folder, own, fit_image, network, network_options, asked)
         choice = saved_choice(config, network, folder)
         options = FitOptions(**config["options"])
@@ -526,8 +537,9 @@ def fit_image(
     else:
         told = given or estimate_sigma(picture)
         choice = choose_network(network, network_options, picture, told)
-        chosen = {k: v for k, v in (asked | {"steps": steps}).items() if v is not None}
-        options = FitOptions(**default_training(choice, picture, optimizer) | chosen)
+        default = default_training(choice, picture, optimizer)
+        asked |= {"steps": steps, "gate": default["gate"] | (gate or {})}
+        options = FitOptions(**default | {k: v for k, v in asked.items() if v is not None})
     model = choice.build(inputs, outputs, options.seed)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -322,6 +322,19 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_a_gate_of_ones_own_goes_before_what_is_chosen_from_the_image(tmp_path) -> None:
+    """Of a large image, whose gate rises; also when its run is resumed."""
+    image = noisy(100, 100)
+    run = dict(steps=1, network_options=SMALL, progress=False, out=tmp_path)
+    fit = fit_image(image, gate={"z": 1.5}, **run)
+    assert fit.options.gate == {"rise_steps": images.RISE_STEPS, "z": 1.5}
+    for gate in ({}, {"z": 1.5}, {"rise_steps": images.RISE_STEPS}):
+        fit_image(image, gate=gate, resume=True, **run | {"steps": 2})
+    for gate in ({"z": 1.0}, {"rise_steps": 0}):
+        with pytest.raises(ValueError, match="has gate = "):
+            fit_image(image, gate=gate, resume=True, **run)
+
+
 def test_run_folder_interrupted_and_resumed(tmp_path, monkeypatch) -> None:
     image = LAYOUTS["RGB"]
     settings = dict(network_options=SMALL, progress=False, batch_size=50, seed=4)
@@ -388,6 +401,11 @@ def test_defaults_go_with_the_image() -> None:
     training = [images.default_training(found[0], p, "snr_soap") for p in (small, large)]
     assert training[0]["batch_size"] is None and training[1]["batch_size"] == images.BATCH
     assert training[0]["steps"] < training[1]["steps"]
+    assert training[0]["gate"] == {} and training[1]["gate"] == {"rise_steps": images.RISE_STEPS}
+    assert training[1]["lr"] == 2 * training[0]["lr"]
+    for name in ("adam", "snr_adam"):
+        own = [images.default_training(found[0], p, name) for p in (small, large)]
+        assert own[0]["lr"] == own[1]["lr"] and own[1]["gate"] == {}
     assert images.default_training(found[0], small, "adam")["lr"] < training[0]["lr"]
     chosen = images.choose_network(None, {"first_omega_0": 50.0}, small, (5.0,))
     assert chosen.options["first_omega_0"] == 50
