@@ -262,7 +262,7 @@ def runs() -> list[Run]:
             if poisson:
                 found += [Run(*cell, POISSON, depth, 0, 0.0) for depth in DEPTHS]
         if draw == 0:
-            for method in ("SNRAdam", "Adam"):
+            for method in CONSTANT:
                 found += [
                     Run(*cell, method, lr, STEPS, 0.0) for cell in cells for lr in LRS[method]
                 ]
@@ -328,25 +328,25 @@ def _finals(shape: str, noise: float, draw: int, method: str, cooldown: float) -
 def _found(shape: str, noise: float, draw: int) -> dict[str, tuple[float, float]]:
     """Name -> Chamfer distance and normal consistency; empty where Adam or ours is missing.
 
-    Every method at its best rate by the truth; the oracle of Adam also at constant ones.
+    Every method at its best rate by the truth.
     """
     rows = _rows(shape, noise, draw)
 
-    def of(method: str, when: str, cooldowns: tuple[float, ...]) -> list[tuple[float, float]]:
+    def of(method: str, when: str, cooldown: float) -> list[tuple[float, float]]:
         return [
             (float(r[f"{when}_chamfer"]), float(r[f"{when}_normal_consistency"]))
             for r in rows
-            if r["method"] == method and float(r["cooldown"]) in cooldowns
+            if r["method"] == method and float(r["cooldown"]) == cooldown
         ]
 
     found = {}
     for method, rates in {**LRS, POISSON: DEPTHS}.items():
-        ends = of(method, "final", (0.0 if method == POISSON else COOLDOWN,))
+        ends = of(method, "final", 0.0 if method == POISSON else COOLDOWN)
         if len(ends) == len(rates):
             found[method] = min(ends)
         elif method != POISSON:
             return {}
-    return {**found, "oracle": min(of("Adam", "best", (0.0, COOLDOWN)))}
+    return {**found, "oracle": min(of("Adam", "best", COOLDOWN))}
 
 
 if __name__ == "__main__":

@@ -76,7 +76,9 @@ class FitOptions:
         steps: number of steps.
         cooldown: share of the steps, the last ones, over which the learning rate falls to 0 along a
             straight line, and with it what the batches' luck adds to the fit (A. Haegele et al.,
-            NeurIPS 2024, arXiv:2405.18392); 0 for a constant learning rate.
+            NeurIPS 2024, arXiv:2405.18392); 0 for a constant learning rate. A fit that is resumed
+            with more steps takes the full rate up again; one that ``patience`` ends may not have
+            come to it.
         batch_size: data in a step, for the objective; None for all of them.
         floor_every: renew the label floor every so many steps.
         gate: further options of :class:`sciml_snr.SNRSOAP` or :class:`sciml_snr.SNRAdam`. What
@@ -142,9 +144,10 @@ class FitOptions:
         """The device of the fit."""
         return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
-    def lr_at(self, step: int) -> float:
-        """Learning rate of a step; the first one is 0."""
-        left = (self.steps - step) / self.steps
+    def lr_at(self, step: int, steps: int | None = None) -> float:
+        """Learning rate of a step, counted from 0, of ``steps`` (by default the options' own)."""
+        steps = self.steps if steps is None else steps
+        left = max(0, steps - step) / steps
         return self.lr if left >= self.cooldown else self.lr * left / self.cooldown
 
 
@@ -162,6 +165,9 @@ class Training:
     the running guess of :func:`sciml_snr.memorization.share_from_misfit`, which error in the signal
     lowers, are those of the step's own batch, before the step."""
     interrupted: bool = False
+    budgets: list[list[int]] = field(default_factory=list)
+    """[first step, budget] of every part of the fit: more than one where it was resumed with other
+    ``steps``. Empty: the options' own throughout."""
 
     @property
     def kept_row(self) -> dict[str, float]:
@@ -209,7 +215,7 @@ def train(
     resume: bool = False,
     progress: bool = True,
     label: str = "fit",
-    stop_at: int | None = None,
+    like: Training | None = None,
 ) -> Training:
     """Fit the network, in place.
 
@@ -224,21 +230,24 @@ def train(
         resume: continue from the checkpoint in ``folder``.
         progress: draw a progress bar.
         label: text in front of the bar.
-        stop_at: take so many of the steps only, to repeat a fit that has stopped there.
+        like: repeat this fit: as many steps as it kept, at its learning rates.
 
     Raises:
         FileNotFoundError: there is nothing to resume.
+        ValueError: what is to be resumed has taken more steps already.
         FloatingPointError: the loss or a gradient is no longer finite.
     """
     with seeded(options.seed):
         loop = _Loop(network.to(options.torch_device), objective, options, folder)
+        if like is not None and like.budgets:
+            loop.training.budgets = like.budgets
         if resume:
             loop.load()
         elif folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "metrics.csv").unlink(missing_ok=True)
             loop.save()  # whatever happens, the fit can be resumed
-        loop.run(progress, label, options.steps if stop_at is None else stop_at)
+        loop.run(progress, label, options.steps if like is None else like.kept_step)
     return loop.training
 
 
@@ -275,7 +284,7 @@ class _Loop:
         self.folder = folder
         self.optimizer, self.floor = build_optimizer(network, options)
         self.rng = torch.Generator(options.torch_device).manual_seed(options.seed)
-        self.training = Training()
+        self.training = Training(budgets=[[0, options.steps]])
         self.risk: PopulationRisk | None = None
         self.kept: dict[str, Tensor] = {}
         """Weights of the lowest estimated risk."""
@@ -341,8 +350,10 @@ class _Loop:
                 )
         if self.risk is not None:
             self.risk.begin(sample_losses(terms), extra, terms)
+        step = self.training.step
+        budget = next(n for first, n in reversed(self.training.budgets) if first <= step)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.options.lr_at(self.training.step)
+            group["lr"] = self.options.lr_at(step, budget)
         self.optimizer.zero_grad()
         if self.floor is None:
             loss.backward()  # type: ignore[no-untyped-call]
@@ -392,6 +403,7 @@ class _Loop:
             "risk": self.risk.state_dict() if self.risk else None,
             "kept": self.kept,
             "kept_step": self.training.kept_step,
+            "budgets": self.training.budgets,
             **rng_state(),
         }
         save_atomically(state, self.folder / "checkpoint.pt")
@@ -403,8 +415,16 @@ class _Loop:
                 f"There is no run to resume in {self.folder}: no checkpoint.pt there."
             )
         state = torch.load(self.folder / "checkpoint.pt", weights_only=True, map_location="cpu")
+        step, steps = state["step"], self.options.steps
+        if steps < step:
+            raise ValueError(
+                f"The run in {self.folder} has taken {step} steps already: {steps} is too few."
+            )
+        budgets = state.get("budgets", [[0, steps]])
+        if budgets[-1][1] != steps:
+            budgets = [*budgets, [step, steps]]
         self.training = Training(
-            state["step"], state["kept_step"], state["seconds"], state["history"]
+            step, state["kept_step"], state["seconds"], state["history"], budgets=budgets
         )
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -60,12 +60,12 @@ DEFAULT_NETWORK = "siren"
 
 LEARNING_RATES = {"siren": 3e-4, "fourier": 1e-3, "wire": 1e-3}
 """By network, for the gated optimizers; 3e-4 for a network of the user's own. Larger ones are
-faster and leak. In batches ``snr_soap`` takes twice as much, under a gate that rises. Adam takes a
-third: it has no gate to end its course."""
+faster and leak. For batches of larger images ``snr_soap`` takes twice as much, under a gate that
+rises. Adam takes a third: it has no gate to end its course."""
 
 RISE_STEPS = 300
-"""Of the gate of ``snr_soap``, where the pixels come in batches: larger images take more steps, and
-in many steps noise passes by chance."""
+"""Of the gate of ``snr_soap`` for batches of larger images: they take more steps, and in many steps
+noise passes by chance."""
 
 
 class PixelObjective:
@@ -190,9 +190,12 @@ def _first_omega_0(picture: Picture, sigma: Sequence[float]) -> float:
     return round(min(30.0, max(8.0, 10 / math.sqrt(max(ratio, 1e-3)))), 1)
 
 
-def default_training(choice: NetworkChoice, picture: Picture, optimizer: str) -> dict[str, Any]:
-    """Learning rate, steps, pixels in a step, and options of the gate."""
-    batched = int((~picture.missing).sum()) > FULL_BATCH
+def default_training(
+    choice: NetworkChoice, picture: Picture, optimizer: str, batch_size: int | None = None
+) -> dict[str, Any]:
+    """Learning rate, steps, pixels in a step (unless given), and options of the gate."""
+    known = int((~picture.missing).sum())
+    batched = known > max(FULL_BATCH, batch_size or BATCH)
     lr = LEARNING_RATES.get(choice.name, 3e-4)
     found: dict[str, Any] = {
         "lr": lr / 3 if optimizer == "adam" else lr,
@@ -320,8 +323,8 @@ class ImageFit:
         Raises:
             ValueError: sigma is 0: there is no noise to memorize; or no step was taken.
         """
-        picture, options = self.picture, replace(self.options, patience=None)
-        kept = self.training.kept_step
+        picture, training = self.picture, self.training
+        options = replace(self.options, patience=None)
         known = ~picture.missing.reshape(-1)
         labels = picture.values[known]
         check_kept(self.training)
@@ -333,10 +336,10 @@ class ImageFit:
             twin = self.choice.build(len(picture.shape), len(self.sigma), options.seed)
             objective = _objective(picture, shifted, self.sigma, options)
             name = "twin" if probes == 1 else f"twin {i + 1} of {probes}"
-            train(twin, objective, options, progress=progress, label=name, stop_at=kept)
+            train(twin, objective, options, progress=progress, label=name, like=training)
             fits.append(predict(twin, picture, picture.shape)[known])
         own = predict(self.network, picture, picture.shape)[known]
-        return twins.record(kept, own, fits)
+        return twins.record(training.kept_step, own, fits)
 
     def figure(self) -> Figure:
         """Noisy image, fit, what was taken away, and the course of the fit."""
@@ -487,7 +490,7 @@ def fit_image(
         optimizer, floor_every, cooldown, gate, seed, device, patience: as for
             :class:`sciml_snr.inr.FitOptions`.
         lr, steps, batch_size: the same; by default chosen from image and network. So is the gate's
-            ``rise_steps``: 300 for ``"snr_soap"`` where the pixels come in batches.
+            ``rise_steps``: 300 for ``"snr_soap"`` and batches of more than 8,192 known pixels.
         reference: the clean image, if known: its root mean square distance from the fit is logged
             as ``rmse``. It plays no part in the fit.
         out: folder for ``config.json``, ``metrics.csv``, ``checkpoint.pt``, ``summary.json``,
@@ -537,7 +540,7 @@ def fit_image(
     else:
         told = given or estimate_sigma(picture)
         choice = choose_network(network, network_options, picture, told)
-        default = default_training(choice, picture, optimizer)
+        default = default_training(choice, picture, optimizer, batch_size)
         asked |= {"steps": steps, "gate": default["gate"] | (gate or {})}
         options = FitOptions(**default | {k: v for k, v in asked.items() if v is not None})
     model = choice.build(inputs, outputs, options.seed)

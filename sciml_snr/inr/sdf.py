@@ -376,16 +376,16 @@ class SDFFit:
         """
         if not self.sigma:
             raise ValueError("sigma is 0: there is no noise to memorize.")
-        points, options, kept = self.cloud.points, self.options, self.training.kept_step
+        points, options, training = self.cloud.points, self.options, self.training
         twins = Twins(np.zeros(len(points)), float(self.sigma), probes=probes, seed=options.seed)
         fits = []
         for i, labels in enumerate(twins.labels):
             twin = self.choice.build(points.shape[1], 1, options.seed)
             objective = _objective(self.cloud, self.sigma, self.weights, options, labels)
             name = "twin" if probes == 1 else f"twin {i + 1} of {probes}"
-            train(twin, objective, options, progress=progress, label=name, stop_at=kept)
+            train(twin, objective, options, progress=progress, label=name, like=training)
             fits.append(self._to_surface(twin))
-        return twins.record(kept, self._to_surface(self.network), fits)
+        return twins.record(training.kept_step, self._to_surface(self.network), fits)
 
     def figure(self, resolution: int = 40) -> Figure:
         """Points, fit, a section through both, and the course of the fit.
@@ -581,7 +581,8 @@ def fit_sdf(
         weights: of the terms of the loss.
         optimizer, batch_size, floor_every, cooldown, seed, device: as for
             :class:`sciml_snr.inr.FitOptions`.
-        gate: the same; what it does not say is as in :data:`DEFAULT_GATES`.
+        gate: the same; what it does not say is as in :data:`DEFAULT_GATES`: among others open in
+            the first 500 steps (``warmup_steps``).
         lr, steps: the same; by default :data:`LEARNING_RATES` and :data:`STEPS`.
         out: folder for ``config.json``, ``metrics.csv``, ``checkpoint.pt``, ``summary.json``,
             ``figure.png`` and ``fit.npz`` (:meth:`SDFFit.load`).
@@ -620,9 +621,7 @@ def fit_sdf(
         asked["sigma"] = sigma
         asked["weights"] = None if weights is None else asdict(weights)
         asked["normals"] = False if normals is None else None
-        if gate:
-            default_gate = DEFAULT_GATES.get(config["options"]["optimizer"], {})
-            asked["gate"] = with_options(default_gate, gate)
+        asked["gate"] = config["options"]["gate"] | (gate or {})
         own = {**config, "sigma": config["sigma"][0]}
         check_asked(folder, own, fit_sdf, network, network_options, asked)
         choice, told, weights, options = _from_config(config, network, folder)

@@ -4,6 +4,7 @@ import csv
 import math
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -146,12 +147,30 @@ def test_a_cooldown_quiets_what_batches_do_to_the_fit() -> None:
     assert errors[0.3] < 0.7 * errors[0.0]
 
 
-def test_stopped_at_is_as_interrupted_there() -> None:
+def test_a_fit_is_repeated_with_its_learning_rates(tmp_path) -> None:
+    """Also one that was interrupted, and one that was resumed with more steps than were planned."""
     options = FitOptions("snr_adam", lr=1e-3, steps=40, cooldown=0.9)
-    interrupted, stopped = net(), net()
-    train(interrupted, Curve(interrupt_at=25), options, progress=False)
-    assert train(stopped, Curve(), options, progress=False, stop_at=25).step == 25
-    assert_same_bits(interrupted.state_dict(), stopped.state_dict())
+    interrupted, repeated = net(), net()
+    training = train(interrupted, Curve(interrupt_at=25), options, progress=False)
+    assert train(repeated, Curve(), options, progress=False, like=training).step == 25
+    assert_same_bits(interrupted.state_dict(), repeated.state_dict())
+
+    train(net(), Curve(), options, folder=tmp_path, progress=False)
+    longer = replace(options, steps=60)
+    resumed, repeated = net(), net()
+    training = train(resumed, Curve(), longer, folder=tmp_path, resume=True, progress=False)
+    assert training.budgets == [[0, 40], [40, 60]]
+    train(repeated, Curve(), longer, progress=False, like=training)
+    assert_same_bits(resumed.state_dict(), repeated.state_dict())
+    with pytest.raises(ValueError, match="has taken 60 steps already: 50 is too few"):
+        train(
+            net(),
+            Curve(),
+            replace(options, steps=50),
+            folder=tmp_path,
+            resume=True,
+            progress=False,
+        )
 
 
 @pytest.mark.parametrize("batch", [None, 32])

@@ -397,29 +397,19 @@ def test_a_fit_made_on_another_machine(tmp_path: Path) -> None:
     assert (options.device, options.cooldown) == (None, 0.0)
 
 
-def test_memorization_of_an_interrupted_fit_has_its_learning_rates(monkeypatch) -> None:
-    """A fit of half the steps is another one: its rate has fallen to 0 by then."""
+def test_memorization_repeats_a_fit_that_was_resumed_with_more_steps(tmp_path: Path) -> None:
+    """A twin whose points are not moved ends where the fit did."""
     points, normals = circle(60, 0.1)
-    run = {**QUICK, "steps": 20, "cooldown": 0.9}
-    whole = fit_sdf(points, normals, sigma=0.1, **run)
-    terms, calls = SurfaceObjective.terms, []
-
-    def interrupted(self, network, rng):
-        calls.append(1)
-        if len(calls) == 10:
-            os.kill(os.getpid(), signal.SIGINT)
-        return terms(self, network, rng)
-
-    monkeypatch.setattr(SurfaceObjective, "terms", interrupted)
-    part = fit_sdf(points, normals, sigma=0.1, **run)
-    assert part.training.kept_step == 10
-    seen = []
-    rate = sdf.FitOptions.lr_at
-    monkeypatch.setattr(
-        sdf.FitOptions, "lr_at", lambda self, step: seen.append(rate(self, step)) or seen[-1]
-    )
-    part.memorization(progress=False)
-    assert seen == [rate(whole.options, step) for step in range(10)]
+    run = {**QUICK, "out": tmp_path, "sigma": 0.1, "cooldown": 0.9}
+    fit_sdf(points, normals, **run | {"steps": 10})
+    fit = fit_sdf(points, normals, resume=True, **run | {"steps": 16})
+    twin = fit.choice.build(2, 1, fit.options.seed)
+    unmoved = sdf._objective(fit.cloud, fit.sigma, fit.weights, fit.options)
+    sdf.train(twin, unmoved, fit.options, progress=False, like=fit.training)
+    assert_same_bits(twin.state_dict(), fit.network.state_dict())
+    fit.save(tmp_path / "fit.npz")
+    again = SDFFit.load(tmp_path / "fit.npz")
+    assert again.memorization(progress=False) == fit.memorization(progress=False)
 
 
 def test_a_network_of_the_users_own(tmp_path: Path) -> None:
