@@ -202,13 +202,14 @@ def test_fit_image_options(noisy_png) -> None:
         "fit-image", "noisy.png", "-o", "clean.tif", "--sigma", "12.5", "--mask", "mask.png",
         "--steps", "2", "--lr", "0.002", "--batch-size", "50", "--seed", "3", "--device", "cpu",
         "--optimizer", "snr_adam", "--gate-option", "z=2.5", "--network", "fourier",
+        "--cooldown", "0.25",
         "--network-option", "frequencies=4", "--out-run", "here", "--compare", "adam", *TINY,
     )  # fmt: skip
     assert "sigma 12.5 (given)" in output and "adam" in output
     config = Path("here/config.json").read_text()
     for fragment in (
         *('"fourier"', '"frequencies": 4', '"hidden_features": 8', "12.5", '"lr": 0.002'),
-        *('"batch_size": 50', '"seed": 3', '"snr_adam"', '"z": 2.5'),
+        *('"batch_size": 50', '"seed": 3', '"snr_adam"', '"z": 2.5', '"cooldown": 0.25'),
     ):
         assert fragment in config
     assert '"missing_pixels": 1' in Path("here/summary.json").read_text()
@@ -266,7 +267,7 @@ def test_fit_sdf(scan_ply) -> None:
     assert "noise: sigma" in output and "quadratic patches" in output
     assert "Chamfer distance" in output and "misfit" in output
     assert len(trimesh.load_mesh("mesh.stl").faces) > 0
-    folder = Path("runs/scan-snr_adam-seed0")
+    folder = Path("runs/scan-snr_soap-seed0")
     assert {p.name for p in folder.iterdir()} == {
         *("config.json", "metrics.csv", "checkpoint.pt"),
         *("fit.npz", "summary.json", "figure.png"),
@@ -280,7 +281,8 @@ def test_fit_sdf_options(scan_ply) -> None:
     output = call(
         "fit-sdf", "true.stl", "-o", "mesh.ply", "--sample", "150", "--sigma", "0.02", "--steps",
         "2", "--lr", "0.002", "--batch-size", "50", "--seed", "3", "--device", "cpu",
-        "--optimizer", "snr_soap", "--gate-option", "z=2.5", "--network", "softplus",
+        "--optimizer", "snr_adam", "--gate-option", "z=2.5", "--network", "softplus",
+        "--cooldown", "0.25",
         "--no-normals", "--network-option", "radius=0.5", "--out-run", "here", "--compare", "adam",
         "--resolution", "8", *TINY,
     )  # fmt: skip
@@ -288,7 +290,8 @@ def test_fit_sdf_options(scan_ply) -> None:
     config = Path("here/config.json").read_text()
     for fragment in (
         *('"softplus"', '"radius": 0.5', '"hidden_features": 8', "0.02", '"lr": 0.002'),
-        *('"batch_size": 50', '"seed": 3', '"snr_soap"', '"z": 2.5', '"normals": false'),
+        *('"batch_size": 50', '"seed": 3', '"snr_adam"', '"z": 2.5', '"normals": false'),
+        '"cooldown": 0.25',
     ):
         assert fragment in config
     assert '"points": 150' in Path("here/summary.json").read_text()
