@@ -582,7 +582,7 @@ def fit_sdf(
         optimizer, batch_size, floor_every, cooldown, seed, device: as for
             :class:`sciml_snr.inr.FitOptions`.
         gate: the same; what it does not say is as in :data:`DEFAULT_GATES`: among others open in
-            the first 500 steps (``warmup_steps``).
+            the first 500 steps (``warmup_steps``), so that in a shorter fit nothing is gated.
         lr, steps: the same; by default :data:`LEARNING_RATES` and :data:`STEPS`.
         out: folder for ``config.json``, ``metrics.csv``, ``checkpoint.pt``, ``summary.json``,
             ``figure.png`` and ``fit.npz`` (:meth:`SDFFit.load`).
