@@ -128,6 +128,7 @@ def curve() -> SDFFit:
     return fit_sdf(
         30 * points + [500.0, -20.0],
         network_options={"hidden_features": 32, "hidden_layers": 2},
+        lr=1e-2,  # few steps
         steps=250,
         progress=False,
     )
