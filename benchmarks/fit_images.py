@@ -111,10 +111,10 @@ def network_fit(run: Run, clean: Any, noisy: Any, sigma: float) -> dict[str, Any
     """Ours, or Adam with the same network and batches: final, and best on the way."""
     picture = images.take_apart(noisy)
     choice = images.choose_network(None, None, picture, (sigma,))
-    default = images.default_training(choice, picture, "snr_soap")
+    optimizer = "adam" if run.method == "Adam" else "snr_soap"
+    default = images.default_training(choice, picture, optimizer) | {"optimizer": optimizer}
     if run.method == "Adam":
-        steps = ADAM[run.lr] or default["steps"]
-        default |= {"lr": run.lr, "steps": steps, "optimizer": "adam", "gate": {}}
+        default |= {"lr": run.lr, "steps": ADAM[run.lr] or default["steps"]}
     elif run.method == CONSTANT:
         default |= {"lr": run.lr, "gate": {}}
     options = FitOptions(**default, seed=run.seed, device="cpu")
@@ -375,9 +375,7 @@ def _medians(
             "memorized": (float(ours["memorized"]),),
             "rates": (float(len(adam)),),
         }
-        for name in ("ours", CONSTANT, *classics):
-            if name not in by_method:
-                continue
+        for name in by_method.keys() & {"ours", CONSTANT, *classics}:
             draw[name] = (float(by_method[name]["psnr"]), float(by_method[name]["ssim"]))
         draws.append(draw)
     if not draws:

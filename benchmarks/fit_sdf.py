@@ -296,9 +296,9 @@ def cooldowns() -> str:
         ratios = []
         for shape in SHAPES:
             for noise in NOISES:
-                ends = [_finals(shape, noise, 0, *which) for which in pair]
+                ends = [_scores(shape, noise, 0, *which) for which in pair]
                 if [len(end) for end in ends] == [len(LRS[method]) for method, _ in pair]:
-                    ratios.append(min(ends[0]) / min(ends[1]))
+                    ratios.append(min(ends[0])[0] / min(ends[1])[0])
         if ratios:
             names = (f"{method}, {'cooldown' if c else 'constant'}" for method, c in pair)
             numbers = (geometric_mean(ratios), min(ratios), max(ratios))
@@ -312,16 +312,16 @@ def _pair(draws: list[dict[str, tuple[float, float]]], name: str) -> str:
     return f"{chamfer:.3f} / {normals:.3f}"
 
 
-def _rows(shape: str, noise: float, draw: int) -> text.Rows:
+def _scores(
+    shape: str, noise: float, draw: int, method: str, cooldown: float, when: str = "final"
+) -> list[tuple[float, float]]:
+    """Chamfer distance and normal consistency of a method in a cell, at each of its rates."""
     cell = {"shape": shape, "noise": str(noise), "draw": str(draw)}
-    return [row for row in read(PATH) if cell.items() <= row.items()]
-
-
-def _finals(shape: str, noise: float, draw: int, method: str, cooldown: float) -> list[float]:
+    cell |= {"method": method, "cooldown": str(cooldown)}
     return [
-        float(row["final_chamfer"])
-        for row in _rows(shape, noise, draw)
-        if (row["method"], row["cooldown"]) == (method, str(cooldown))
+        (float(row[f"{when}_chamfer"]), float(row[f"{when}_normal_consistency"]))
+        for row in read(PATH)
+        if cell.items() <= row.items()
     ]
 
 
@@ -330,23 +330,15 @@ def _found(shape: str, noise: float, draw: int) -> dict[str, tuple[float, float]
 
     Every method at its best rate by the truth.
     """
-    rows = _rows(shape, noise, draw)
-
-    def of(method: str, when: str, cooldown: float) -> list[tuple[float, float]]:
-        return [
-            (float(r[f"{when}_chamfer"]), float(r[f"{when}_normal_consistency"]))
-            for r in rows
-            if r["method"] == method and float(r["cooldown"]) == cooldown
-        ]
-
+    cell = (shape, noise, draw)
     found = {}
     for method, rates in {**LRS, POISSON: DEPTHS}.items():
-        ends = of(method, "final", 0.0 if method == POISSON else COOLDOWN)
+        ends = _scores(*cell, method, 0.0 if method == POISSON else COOLDOWN)
         if len(ends) == len(rates):
             found[method] = min(ends)
         elif method != POISSON:
             return {}
-    return {**found, "oracle": min(of("Adam", "best", COOLDOWN))}
+    return {**found, "oracle": min(_scores(*cell, "Adam", COOLDOWN, "best"))}
 
 
 if __name__ == "__main__":

@@ -219,18 +219,19 @@ def _goal(
         of: a row's figure.
         knowing: that of least squares that knows the solution's form, by seed; over many of them.
     """
+
+    def summed(found: list[float]) -> list[str]:
+        within = sum(value <= goal for value in found)
+        return [str(len(found)), text.spread(found), f"{within} of {len(found)}"]
+
     lines = []
     for method, one in tables.tuned(_beside(plan)).get(problem, {}).items():
-        found = [of(row) for row in one.rows]
         fields = text.spread([number(row["final_error"]) for row in one.rows])
-        within = f"{sum(value <= goal for value in found)} of {len(found)}"
-        cells = [method, f"{one.lr:g}", str(len(found)), text.spread(found), within, fields]
+        cells = [method, f"{one.lr:g}", *summed([of(row) for row in one.rows]), fields]
         lines.append([*cells, f"{one.median('cpu_seconds'):.0f}"])
     if knowing is not None and lines:
         found = [knowing(seed) for seed in range(20)]
-        within = f"{sum(value <= goal for value in found)} of {len(found)}"
-        name = "least squares that knows the solution's form"
-        lines.append([name, "", str(len(found)), text.spread(found), within, "", ""])
+        lines.append(["least squares that knows the solution's form", "", *summed(found), "", ""])
     titles = f"method|lr|seeds|{what}, median (range)|at most {goal:g}|error of u|CPU seconds"
     return text.table(titles, lines)
 

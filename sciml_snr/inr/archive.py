@@ -15,6 +15,7 @@ from torch import nn
 
 from .._runs import check_resumed, defaults_of, seeded
 from ..sigma import SigmaEstimate
+from .fit import read_checkpoint
 from .networks import NETWORKS
 
 
@@ -86,19 +87,25 @@ def check_asked(
     network: nn.Module | str | None,
     network_options: Mapping[str, Any] | None,
     asked: Mapping[str, Any],
+    steps: int | None,
 ) -> None:
     """:func:`sciml_snr._runs.check_resumed` for a fit with this ``config.json``.
+
+    Of the gate's options those that are not asked for are the run's; ``steps`` may be others, but
+    not fewer than it has taken.
 
     Raises:
         ValueError: the run is to be resumed under other settings than its own.
     """
     named = "own" if isinstance(network, nn.Module) else network
-    asked = {**asked, "network": named}
+    asked = {**asked, "network": named, "gate": config["options"]["gate"] | asked["gate"]}
     check_resumed(where, asked, defaults_of(call), {**config["options"], **config})
     if network_options:
         build = NETWORKS.get(config["network"])
         own = {**(defaults_of(build) if build else {}), **config["network_options"]}
         check_resumed(where, network_options, {}, own)
+    if steps is not None:
+        read_checkpoint(where, steps)
 
 
 def saved_choice(

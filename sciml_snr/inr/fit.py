@@ -410,16 +410,10 @@ class _Loop:
 
     def load(self) -> None:
         """Continue from the checkpoint in the folder."""
-        if self.folder is None or not (self.folder / "checkpoint.pt").exists():
-            raise FileNotFoundError(
-                f"There is no run to resume in {self.folder}: no checkpoint.pt there."
-            )
-        state = torch.load(self.folder / "checkpoint.pt", weights_only=True, map_location="cpu")
-        step, steps = state["step"], self.options.steps
-        if steps < step:
-            raise ValueError(
-                f"The run in {self.folder} has taken {step} steps already: {steps} is too few."
-            )
+        steps = self.options.steps
+        state = read_checkpoint(self.folder, steps)
+        assert self.folder is not None
+        step = state["step"]
         budgets = state.get("budgets", [[0, steps]])
         if budgets[-1][1] != steps:
             budgets = [*budgets, [step, steps]]
@@ -436,6 +430,25 @@ class _Loop:
         self.rng.set_state(state["rng"])
         set_rng_state(state)
         rewrite_rows(self.folder / "metrics.csv", self.training.history)
+
+
+def read_checkpoint(folder: Path | None, steps: int) -> dict[str, Any]:
+    """What a fit of so many steps is to go on from.
+
+    Raises:
+        FileNotFoundError: there is nothing to resume.
+        ValueError: it has taken more steps already.
+    """
+    if folder is None or not (folder / "checkpoint.pt").exists():
+        raise FileNotFoundError(f"There is no run to resume in {folder}: no checkpoint.pt there.")
+    state: dict[str, Any] = torch.load(
+        folder / "checkpoint.pt", weights_only=True, map_location="cpu"
+    )
+    if steps < state["step"]:
+        raise ValueError(
+            f"The run in {folder} has taken {state['step']} steps already: {steps} is too few."
+        )
+    return state
 
 
 def _bar(progress: bool) -> Progress:

@@ -195,7 +195,7 @@ def default_training(
 ) -> dict[str, Any]:
     """Learning rate, steps, pixels in a step (unless given), and options of the gate."""
     known = int((~picture.missing).sum())
-    batched = known > max(FULL_BATCH, batch_size or BATCH)
+    batched = known > max(FULL_BATCH, batch_size or 0)
     lr = LEARNING_RATES.get(choice.name, 3e-4)
     found: dict[str, Any] = {
         "lr": lr / 3 if optimizer == "adam" else lr,
@@ -532,8 +532,7 @@ def fit_image(
             raise ValueError(f"The run in {folder} is of another image, or with another mask.")
         told = tuple(map(sigma_from_json, config["sigma"]))
         asked["sigma"], own = given, {**config, "sigma": list(map(float, told))}
-        asked["gate"] = config["options"]["gate"] | (gate or {})
-        check_asked(folder, own, fit_image, network, network_options, asked)
+        check_asked(folder, own, fit_image, network, network_options, asked, steps)
         choice = saved_choice(config, network, folder)
         options = FitOptions(**config["options"])
         options = options if steps is None else replace(options, steps=steps)

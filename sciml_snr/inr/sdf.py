@@ -621,9 +621,8 @@ def fit_sdf(
         asked["sigma"] = sigma
         asked["weights"] = None if weights is None else asdict(weights)
         asked["normals"] = False if normals is None else None
-        asked["gate"] = config["options"]["gate"] | (gate or {})
         own = {**config, "sigma": config["sigma"][0]}
-        check_asked(folder, own, fit_sdf, network, network_options, asked)
+        check_asked(folder, own, fit_sdf, network, network_options, asked, steps)
         choice, told, weights, options = _from_config(config, network, folder)
         options = options if steps is None else replace(options, steps=steps)
         with_normals = config["normals"]

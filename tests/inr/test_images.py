@@ -366,6 +366,10 @@ def test_run_folder_interrupted_and_resumed(tmp_path, monkeypatch) -> None:
     np.testing.assert_array_equal(fit.image, whole.image)
     longer = fit_image(image, out=folder, resume=True, steps=40, progress=False)
     assert longer.training.step == 40
+    before = (folder / "config.json").read_text()
+    with pytest.raises(ValueError, match="has taken 40 steps already: 39 is too few"):
+        fit_image(image, out=folder, resume=True, steps=39, progress=False)
+    assert (folder / "config.json").read_text() == before  # it can be resumed as it was
     with pytest.raises(ValueError, match="another image"):
         fit_image(255 - image, out=folder, resume=True, progress=False)
     settings |= dict(steps=40, network="siren", lr=fit.options.lr)

@@ -338,6 +338,10 @@ def test_run_folder_and_resumption(tmp_path: Path, monkeypatch) -> None:
         ]
     longer = fit_sdf(points, normals, steps=30, out=tmp_path / "part", resume=True, progress=False)
     assert longer.training.step == 30
+    before = (tmp_path / "part/config.json").read_text()
+    with pytest.raises(ValueError, match="has taken 30 steps already: 29 is too few"):
+        fit_sdf(points, normals, steps=29, out=tmp_path / "part", resume=True, progress=False)
+    assert (tmp_path / "part/config.json").read_text() == before  # it can be resumed as it was
     for other in (
         dict(optimizer="adam"),
         dict(lr=1e-2),
