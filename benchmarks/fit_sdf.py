@@ -1,4 +1,4 @@
-"""Surfaces from noisy points: ours and Adam along the same run, against the true surface.
+"""Surfaces and curves from noisy points: ours and Adam along the same run, against the truth.
 
     python -m benchmarks.fit_sdf [JOBS]
 
@@ -42,20 +42,29 @@ from sciml_snr.inr import (
 from sciml_snr.inr.archive import NetworkChoice
 from sciml_snr.inr.fit import ROWS
 from sciml_snr.inr.points import Array, Frame
-from sciml_snr.inr.sdf import COOLDOWN, DEFAULT_GATES, FLOOR_EVERY, SIZE, SurfaceObjective
+from sciml_snr.inr.sdf import (
+    COOLDOWN,
+    FLOOR_EVERY,
+    FULL_BATCH,
+    SIZE,
+    SurfaceObjective,
+    default_training,
+)
 from sciml_snr.inr.surfaces import grid_axes, zero_mesh
 
 PATH = RESULTS / "fit_sdf.csv"
 POINTS = 20_000
 SHAPES = ("csg", "torus", "pial", "sphere")
+SMALL = {"circle": 200, "star": 200, "sphere": 1000, "torus": 1000, "csg": 1000}
+"""Clouds that are in every step as a whole, the first two in the plane: their points."""
 NOISES = (0.5, 1.0, 2.0)
 """Standard deviation of the points' errors along each axis, in percent of the box's diagonal."""
 STEPS, BATCH_SIZE = 1000, 256
-"""Half of fit_sdf's own, for time."""
+"""Half of fit_sdf's own, for time; small clouds as a whole, as there."""
 RESOLUTION, SAMPLES = 48, 3000
 MOMENTS = 10
 """The surface is compared with the true one so many times in a run."""
-KEYS = ("shape", "noise", "draw", "method", "lr", "steps", "cooldown")
+KEYS = ("shape", "points", "noise", "draw", "method", "lr", "steps", "cooldown")
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,7 @@ class Run:
     """One reconstruction; ``noise`` in percent of the diagonal, ``lr`` a depth for Poisson."""
 
     shape: str
+    points: int
     noise: float
     draw: int
     method: str
@@ -72,8 +82,13 @@ class Run:
 
 
 @functools.cache
-def true_surface(name: str) -> trimesh.Trimesh:
-    """A closed mesh in the unit cube: [-1, 1] along its longest side."""
+def true_surface(name: str) -> trimesh.Trimesh | Array:
+    """A closed mesh, or a closed polygon (m, 2), counterclockwise; longest side [-1, 1]."""
+    if name in ("circle", "star"):
+        angle = np.linspace(0, 2 * np.pi, 4000, endpoint=False)
+        radius = 1 + 0.3 * np.cos(5 * angle) * (name == "star")
+        curve = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        return Frame.around(curve).inward(curve)
     if name == "sphere":
         mesh = trimesh.creation.icosphere(5)
     elif name == "torus":
@@ -84,7 +99,8 @@ def true_surface(name: str) -> trimesh.Trimesh:
     elif name == "pial":
         mesh = _pial()
     else:
-        raise ValueError(f"There is no shape {name!r}. Choose one of: {', '.join(SHAPES)}.")
+        known = ", ".join({**dict.fromkeys(SHAPES), **SMALL})
+        raise ValueError(f"There is no shape {name!r}. Choose one of: {known}.")
     frame = Frame.around(np.asarray(mesh.vertices))
     return trimesh.Trimesh(frame.inward(mesh.vertices), mesh.faces, process=False)
 
@@ -109,29 +125,35 @@ def _pial() -> trimesh.Trimesh:
 
 
 @functools.lru_cache(maxsize=1)
-def scan(shape: str, noise: float, draw: int) -> tuple[Array, Array, SigmaEstimate]:
+def scan(shape: str, count: int, noise: float, draw: int) -> tuple[Array, Array, SigmaEstimate]:
     """Points with errors, estimated normals, estimated sigma: the same for every method.
 
     Which side is outside is taken from the truth, as a scanner knows where it stood.
     """
-    mesh = true_surface(shape)
-    points, faces = trimesh.sample.sample_surface(mesh, POINTS, seed=draw)
-    sigma = noise / 100 * diagonal(mesh)
+    truth = true_surface(shape)
+    if isinstance(truth, trimesh.Trimesh):
+        points, faces = trimesh.sample.sample_surface(truth, count, seed=draw)
+        outward = truth.face_normals[faces]
+    else:
+        sides = np.roll(truth, -1, axis=0) - truth
+        lengths = np.linalg.norm(sides, axis=1)
+        rng = np.random.default_rng([draw, 1])
+        rows = rng.choice(len(sides), size=count, p=lengths / lengths.sum())
+        points = truth[rows] + rng.random((count, 1)) * sides[rows]
+        outward = sides[rows][:, ::-1] * [1, -1]
+    sigma = noise / 100 * diagonal(truth)
     errors = np.random.default_rng(draw).normal(scale=sigma, size=points.shape)
     points = np.asarray(points) + errors
-    normals = estimate_normals(points, like=mesh.face_normals[faces])
-    return points, normals, estimate_sigma_points(points)
+    return points, estimate_normals(points, like=outward), estimate_sigma_points(points)
 
 
-def diagonal(mesh: trimesh.Trimesh) -> float:
-    return float(np.linalg.norm(mesh.extents))
+def diagonal(truth: trimesh.Trimesh | Array) -> float:
+    """Of the box around it."""
+    corners = truth.bounds if isinstance(truth, trimesh.Trimesh) else truth
+    return float(np.linalg.norm(np.ptp(corners, axis=0)))
 
 
-METHODS: dict[str, dict[str, Any]] = {
-    "Adam": {"optimizer": "adam"},
-    "SNRSOAP": {"optimizer": "snr_soap", "gate": DEFAULT_GATES["snr_soap"]},
-    "SNRAdam": {"optimizer": "snr_adam", "gate": DEFAULT_GATES["snr_adam"]},
-}
+METHODS = {"Adam": "adam", "SNRSOAP": "snr_soap", "SNRAdam": "snr_adam"}
 LRS = {"SNRSOAP": (3e-3,), "SNRAdam": (3e-3,), "Adam": (3e-3, 1e-3, 1e-2)}
 CONSTANT = ("SNRAdam", "Adam")
 """Also at a constant learning rate."""
@@ -148,7 +170,7 @@ DEPTHS = (5, 6, 7, 8)
 def reconstruct(run: Run) -> dict[str, Any]:
     """One run in this process, on one thread."""
     torch.set_num_threads(1)
-    points, normals, sigma = scan(run.shape, run.noise, run.draw)
+    points, normals, sigma = scan(run.shape, run.points, run.noise, run.draw)
     if run.method == POISSON:
         started = time.perf_counter()
         mesh = _poisson(points, normals, int(run.lr))
@@ -190,7 +212,9 @@ class Watched(SurfaceObjective):
             return {}
         started = time.perf_counter()
         try:
-            found = compared(self.fit.mesh(RESOLUTION), self.run)
+            flat = self.run.shape in ("circle", "star")
+            own = np.concatenate(self.fit.contours()) if flat else self.fit.mesh(RESOLUTION)
+            found = compared(own, self.run)
         except ValueError:  # no surface
             found = {"chamfer": math.inf, "normal_consistency": 0.0}
         self.seconds += time.perf_counter() - started
@@ -200,18 +224,20 @@ class Watched(SurfaceObjective):
 def fit(run: Run, points: Array, normals: Array, sigma: SigmaEstimate) -> tuple[Watched, Training]:
     """What fit_sdf does, watched."""
     weights = Weights()
+    optimizer = METHODS[run.method]
+    batch_size = BATCH_SIZE if run.points > FULL_BATCH else None
     options = FitOptions(
+        optimizer=optimizer,
         lr=run.lr,
         steps=run.steps,
-        batch_size=BATCH_SIZE,
+        **default_training(run.points, optimizer, batch_size),
         floor_every=FLOOR_EVERY,
         cooldown=run.cooldown,
         seed=run.draw,
         device="cpu",
-        **METHODS[run.method],
     )
     choice = NetworkChoice("softplus", SIZE)
-    model = choice.build(3, 1, run.draw)
+    model = choice.build(points.shape[1], 1, run.draw)
     cloud = Cloud(points, normals)
     result = SDFFit(cloud, choice, model, sigma, weights, options, Training())
     objective = Watched(
@@ -222,16 +248,16 @@ def fit(run: Run, points: Array, normals: Array, sigma: SigmaEstimate) -> tuple[
         labels=np.zeros(len(points)),
         sigma=sigma / result.frame.scale,
         weights=weights,
-        batch_size=BATCH_SIZE,
+        batch_size=options.batch_size,
         device=options.torch_device,
     )
     return objective, train(model, objective, options, progress=False)
 
 
-def compared(mesh: trimesh.Trimesh, run: Run) -> dict[str, float]:
+def compared(own: trimesh.Trimesh | Array, run: Run) -> dict[str, float]:
     """Against the true surface: Chamfer distance in percent of its diagonal."""
     truth = true_surface(run.shape)
-    found = surface_metrics(mesh, truth, samples=SAMPLES)
+    found = surface_metrics(own, truth, samples=SAMPLES)
     return {
         "chamfer": 100 * found.chamfer / diagonal(truth),
         "normal_consistency": found.normal_consistency,
@@ -254,12 +280,14 @@ def runs() -> list[Run]:
     At a constant learning rate the first draw only.
     """
     poisson = importlib.util.find_spec("pymeshlab") is not None
+    tuned = [(method, lr) for method, lrs in LRS.items() for lr in lrs]
     found = []
     for draw in range(5):
-        cells = [(shape, noise, draw) for noise in reversed(NOISES) for shape in SHAPES]
-        for cell in cells:
-            found += [Run(*cell, method, lr) for method, lrs in LRS.items() for lr in lrs]
-            if poisson:
+        cells = [(shape, POINTS, noise, draw) for noise in reversed(NOISES) for shape in SHAPES]
+        small = [(*which, noise, draw) for noise in reversed(NOISES) for which in SMALL.items()]
+        for cell in small + cells:
+            found += [Run(*cell, *which) for which in tuned]
+            if poisson and cell in cells:
                 found += [Run(*cell, POISSON, depth, 0, 0.0) for depth in DEPTHS]
         if draw == 0:
             for method in CONSTANT:
@@ -274,19 +302,30 @@ def table() -> str:
     lines = []
     for noise in reversed(NOISES):
         for shape in SHAPES:
-            draws = [d for draw in range(5) if (d := _found(shape, noise, draw))]
-            if not draws:
-                continue
-            cells = [shape, f"{noise:g} %", str(len(draws))]
-            cells += [_pair(draws, name) for name in ("oracle", "Adam", "SNRSOAP")]
-            for other in ("oracle", "Adam"):
-                ratio = median(d["SNRSOAP"][0] / d[other][0] for d in draws)
-                cells.append(f"{ratio:.2f}")
-            for method in ("SNRAdam", POISSON):
-                cells.append(_pair(draws, method) if all(method in d for d in draws) else "")
-            lines.append(cells)
+            if draws := _draws(shape, POINTS, noise):
+                cells = [shape, f"{noise:g} %", str(len(draws))]
+                cells += [_pair(draws, name) for name in ("oracle", "Adam", "SNRSOAP")]
+                cells += [f"{_ratio(draws, 'SNRSOAP', other):.2f}" for other in ("oracle", "Adam")]
+                for method in ("SNRAdam", POISSON):
+                    cells.append(_pair(draws, method) if all(method in d for d in draws) else "")
+                lines.append(cells)
     titles = "shape|noise|draws|Adam, oracle|Adam, final|SNRSOAP, final|/ Adam's oracle|"
     return text.table(titles + "/ Adam's final|SNRAdam, final|screened Poisson, best depth", lines)
+
+
+def small() -> str:
+    """Chamfer distance of small clouds, and ratios to Adam's final one; medians over draws."""
+    lines = []
+    for noise in reversed(NOISES):
+        for shape, points in SMALL.items():
+            if draws := _draws(shape, points, noise):
+                cells = [shape, str(points), f"{noise:g} %", str(len(draws))]
+                for name in ("oracle", "Adam", "SNRSOAP", "SNRAdam"):
+                    cells.append(f"{median(d[name][0] for d in draws):.3f}")
+                cells += [f"{_ratio(draws, name, 'Adam'):.2f}" for name in ("SNRSOAP", "SNRAdam")]
+                lines.append(cells)
+    titles = "shape|points|noise|draws|Adam, oracle|Adam, final|SNRSOAP, final|SNRAdam, final|"
+    return text.table(titles + "SNRSOAP / Adam|SNRAdam / Adam", lines)
 
 
 def cooldowns() -> str:
@@ -296,7 +335,7 @@ def cooldowns() -> str:
         ratios = []
         for shape in SHAPES:
             for noise in NOISES:
-                ends = [_scores(shape, noise, 0, *which) for which in pair]
+                ends = [_scores(shape, POINTS, noise, 0, *which) for which in pair]
                 if [len(end) for end in ends] == [len(LRS[method]) for method, _ in pair]:
                     ratios.append(min(ends[0])[0] / min(ends[1])[0])
         if ratios:
@@ -307,16 +346,35 @@ def cooldowns() -> str:
     return text.table("final distance|cells|geometric mean|least|most", lines)
 
 
-def _pair(draws: list[dict[str, tuple[float, float]]], name: str) -> str:
+Ends = dict[str, tuple[float, float]]
+"""Name -> Chamfer distance and normal consistency of one draw."""
+
+
+def _pair(draws: list[Ends], name: str) -> str:
     chamfer, normals = (median(d[name][i] for d in draws) for i in range(2))
     return f"{chamfer:.3f} / {normals:.3f}"
 
 
+def _ratio(draws: list[Ends], name: str, other: str) -> float:
+    return median(d[name][0] / d[other][0] for d in draws)
+
+
+def _draws(shape: str, points: int, noise: float) -> list[Ends]:
+    """Those that have been run."""
+    return [ends for draw in range(5) if (ends := _found(shape, points, noise, draw))]
+
+
 def _scores(
-    shape: str, noise: float, draw: int, method: str, cooldown: float, when: str = "final"
+    shape: str,
+    points: int,
+    noise: float,
+    draw: int,
+    method: str,
+    cooldown: float,
+    when: str = "final",
 ) -> list[tuple[float, float]]:
     """Chamfer distance and normal consistency of a method in a cell, at each of its rates."""
-    cell = {"shape": shape, "noise": str(noise), "draw": str(draw)}
+    cell = {"shape": shape, "points": str(points), "noise": str(noise), "draw": str(draw)}
     cell |= {"method": method, "cooldown": str(cooldown)}
     return [
         (float(row[f"{when}_chamfer"]), float(row[f"{when}_normal_consistency"]))
@@ -325,12 +383,9 @@ def _scores(
     ]
 
 
-def _found(shape: str, noise: float, draw: int) -> dict[str, tuple[float, float]]:
-    """Name -> Chamfer distance and normal consistency; empty where Adam or ours is missing.
-
-    Every method at its best rate by the truth.
-    """
-    cell = (shape, noise, draw)
+def _found(shape: str, points: int, noise: float, draw: int) -> Ends:
+    """Every method at its best rate by the truth; empty where Adam or ours is missing."""
+    cell = (shape, points, noise, draw)
     found = {}
     for method, rates in {**LRS, POISSON: DEPTHS}.items():
         ends = _scores(*cell, method, 0.0 if method == POISSON else COOLDOWN)

@@ -54,6 +54,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "fit_image_cells": fit_images.cells,
     "fit_sdf_cells": fit_sdf.table,
     "fit_sdf_cooldown": fit_sdf.cooldowns,
+    "fit_sdf_small": fit_sdf.small,
     "fit_image_gaps": fit_images.gaps,
     "fit_image_differences": fit_images.differences,
     "fit_image_costs": fit_images.cost_table,

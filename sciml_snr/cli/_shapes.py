@@ -53,7 +53,9 @@ def fit_sdf(
         float | None, typer.Option(help="Learning rate [default: the network's].")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Budget [default: 2000].")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Points in a step [default: 512].")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Points in a step [default: all of up to 2048, 512 of more].")
+    ] = None,
     cooldown: Annotated[
         float | None,
         typer.Option(
@@ -96,7 +98,7 @@ def fit_sdf(
                 optimizer=name,
                 lr=lr,
                 steps=steps,
-                batch_size=batch_size or sdf.BATCH_SIZE,
+                batch_size=batch_size,
                 cooldown=sdf.COOLDOWN if cooldown is None else cooldown,
                 gate=parse_options(gate_option) if name != "adam" else None,
                 seed=seed,

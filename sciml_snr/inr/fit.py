@@ -31,7 +31,7 @@ from .._runs import (
 )
 from ..gate import CONSTANT, LABEL_GATE, with_options
 from ..memorization import share_from_misfit
-from ..noise import LabelNoise, NoisyTerm
+from ..noise import LabelNoise, NoisyTerm, is_batch
 from ..population_risk import PopulationRisk
 from ..snr_adam import SNRAdam
 from ..snr_soap import SNRSOAP
@@ -359,7 +359,9 @@ class _Loop:
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
         else:
-            self.floor.update(terms)
+            # A small batch's gradient is too far from that of the data to tell their level set.
+            whole = extra is not None and not any(map(is_batch, terms))
+            self.floor.update(terms, exact_terms=whole)
             loss.backward()  # type: ignore[no-untyped-call]
             assert isinstance(self.optimizer, SNRAdam)
             self.optimizer.step(floor=self.floor)

@@ -44,7 +44,7 @@ from scipy.sparse import coo_array, csgraph
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
-from ..gate import with_options
+from ..gate import EXACT_GATES, with_options
 from ..memorization import Memorization, Twins
 from ..noise import NoisyTerm
 from .archive import (
@@ -88,16 +88,22 @@ SIZE = {"hidden_features": 64, "hidden_layers": 4}
 LEARNING_RATES = {"softplus": 3e-3}
 """By network; 1e-4 for another."""
 
-DEFAULT_GATES: dict[str, dict[str, Any]] = {
+BATCH_GATES: dict[str, dict[str, Any]] = {
     "snr_soap": {"gate": "snr", "z": 2.0, "warmup_steps": 500},
     "snr_adam": {"gate": "snr", "z": 3.0, "warmup_steps": 500},
 }
-"""By optimizer: the form that never quite closes, since the exact terms are to be met in the end.
-(To let them carry on along the noisy terms' level set, as with an equation, was no better: the
-noisy terms' gradient of one small batch is not that of the data.)"""
+"""In batches, by optimizer: the form that never quite closes, since the exact terms are to be met
+in the end. With all points in every step they carry on along the noisy terms' level set, as an
+equation does, and the gate is :data:`sciml_snr.EXACT_GATES`. (The gradient of one small batch is
+not that of the data: there the same was no better.)"""
 
 STEPS = 2000
+FULL_BATCH = 2_048
+"""Up to so many points are all in every step."""
+
 BATCH_SIZE = 512
+"""Points in a step of a larger cloud."""
+
 FLOOR_EVERY = 5
 COOLDOWN = 0.3
 """By default."""
@@ -209,6 +215,14 @@ def fit_box(points: Array, sigma: float) -> tuple[Array, Array]:
     """Lowest and highest corner of the box that is fitted and meshed, in the fit's coordinates."""
     margin = MARGIN + 3 * sigma
     return points.min(axis=0) - margin, points.max(axis=0) + margin
+
+
+def default_training(points: int, optimizer: str, batch_size: int | None = None) -> dict[str, Any]:
+    """Points in a step, unless given (None: all of them), and options of the gate."""
+    if batch_size is None and points > FULL_BATCH:
+        batch_size = BATCH_SIZE
+    gates = EXACT_GATES if batch_size is None or batch_size >= points else BATCH_GATES
+    return {"batch_size": batch_size, "gate": gates.get(optimizer, {})}
 
 
 class SDFFit:
@@ -551,7 +565,7 @@ def fit_sdf(
     optimizer: str = "snr_soap",
     lr: float | None = None,
     steps: int | None = None,
-    batch_size: int | None = BATCH_SIZE,
+    batch_size: int | None = None,
     floor_every: int = FLOOR_EVERY,
     cooldown: float = COOLDOWN,
     gate: dict[str, Any] | None = None,
@@ -579,11 +593,13 @@ def fit_sdf(
             from (n, d) to (n, 1), which is copied.
         network_options: keyword arguments of a built-in network.
         weights: of the terms of the loss.
-        optimizer, batch_size, floor_every, cooldown, seed, device: as for
-            :class:`sciml_snr.inr.FitOptions`.
-        gate: the same; what it does not say is as in :data:`DEFAULT_GATES`: among others open in
-            the first 500 steps (``warmup_steps``), so that in a shorter fit nothing is gated.
-        lr, steps: the same; by default :data:`LEARNING_RATES` and :data:`STEPS`.
+        optimizer, floor_every, cooldown, seed, device: as for :class:`sciml_snr.inr.FitOptions`.
+        batch_size: points in a step; by default all of up to 2,048, and 512 of more.
+        gate: options of the optimizer's gate. What it does not say is as in
+            :data:`sciml_snr.EXACT_GATES` where all points are in every step, and else as in
+            :data:`BATCH_GATES`: among others open in the first 500 steps (``warmup_steps``), so
+            that in a shorter fit nothing is gated.
+        lr, steps: as for FitOptions; by default :data:`LEARNING_RATES` and :data:`STEPS`.
         out: folder for ``config.json``, ``metrics.csv``, ``checkpoint.pt``, ``summary.json``,
             ``figure.png`` and ``fit.npz`` (:meth:`SDFFit.load`).
         resume: continue the fit in ``out`` with its own settings. Only ``steps`` may be others;
@@ -631,7 +647,8 @@ def fit_sdf(
         told = estimate_sigma_points(cloud.points) if sigma is None else _checked_sigma(sigma)
         weights = weights or Weights()
         with_normals = normals is not None and weights.normal > 0
-        asked["gate"] = with_options(DEFAULT_GATES.get(optimizer, {}), gate or {})
+        asked |= default_training(len(cloud.points), optimizer, batch_size)
+        asked["gate"] = with_options(asked["gate"], gate or {})
         asked["lr"] = LEARNING_RATES.get(choice.name, 1e-4) if lr is None else lr
         options = FitOptions(steps=STEPS if steps is None else steps, **asked)
     model = choice.build(cloud.points.shape[1], 1, options.seed)

@@ -13,7 +13,7 @@ import torch
 import trimesh
 from torch import nn
 
-from sciml_snr import SigmaEstimate
+from sciml_snr import LabelNoise, SigmaEstimate
 from sciml_snr.inr import sdf
 from sciml_snr.inr.archive import NetworkChoice
 from sciml_snr.inr.fit import FitOptions, Training
@@ -194,6 +194,37 @@ def test_the_gate_closes_by_sigma() -> None:
     assert opened[0] > 0.9 and opened[0] > 1.2 * opened[1] and opened[1] > 3 * opened[2]
 
 
+def test_small_clouds_are_in_every_step_as_a_whole() -> None:
+    for optimizer, z in (("snr_adam", 1.0), ("snr_soap", 1.5)):
+        for options in (dict(points=2048), dict(points=9000, batch_size=9000)):
+            small = sdf.default_training(optimizer=optimizer, **options)
+            assert small["batch_size"] == options.get("batch_size")
+            assert small["gate"]["gate"] == "stein" and small["gate"]["z"] == z
+        for options in (dict(points=2049), dict(points=100, batch_size=99)):
+            large = sdf.default_training(optimizer=optimizer, **options)
+            assert large["batch_size"] == options.get("batch_size", 512)
+            assert large["gate"]["gate"] == "snr" and large["gate"]["warmup_steps"] == 500
+    assert sdf.default_training(9000, "adam")["gate"] == {}
+    options = fit_sdf(circle(50)[0], **QUICK).options
+    assert options.batch_size is None and options.gate["gate"] == "stein"
+    assert fit_sdf(circle(50)[0], gate={"alpha": 2.0}, **QUICK).options.gate["z"] is None
+
+
+def test_exact_terms_follow_where_all_points_are_in_every_step(monkeypatch) -> None:
+    asked = []
+    update = LabelNoise.update
+
+    def seen(self, terms, exact_terms=False):
+        asked.append(exact_terms)
+        update(self, terms, exact_terms)
+
+    monkeypatch.setattr(LabelNoise, "update", seen)
+    for batch_size, follows in ((None, True), (50, True), (49, False)):
+        asked.clear()
+        fit_sdf(circle(50, 0.03)[0], batch_size=batch_size, **QUICK)
+        assert asked and set(asked) == {follows}
+
+
 def test_memorization_is_that_of_twins_by_hand() -> None:
     points, normals = circle(60, 0.1)
     fit = fit_sdf(points, normals, sigma=0.1, **QUICK)
@@ -306,6 +337,17 @@ def test_export_of_curves_and_endings(tmp_path: Path) -> None:
 
 
 # Runs and files ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["snr_soap", "snr_adam", "adam"])
+def test_all_points_in_every_step_resumed(tmp_path: Path, optimizer: str) -> None:
+    """With what the exact terms' rule keeps: the bits of an uninterrupted run."""
+    points, normals = circle(60, 0.03)
+    run = dict(optimizer=optimizer, network_options=SMALL, progress=False)
+    whole = fit_sdf(points, normals, steps=20, cooldown=0.0, **run)
+    fit_sdf(points, normals, steps=9, cooldown=0.0, out=tmp_path / "run", **run)
+    resumed = fit_sdf(points, normals, steps=20, out=tmp_path / "run", resume=True, progress=False)
+    assert_same_bits(resumed.network.state_dict(), whole.network.state_dict())
 
 
 def test_run_folder_and_resumption(tmp_path: Path, monkeypatch) -> None:
