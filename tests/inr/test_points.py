@@ -259,6 +259,15 @@ def test_error_of_normals_is_as_documented() -> None:
     assert slope.std() == pytest.approx(2 * sigma / (patches.radius * np.sqrt(k)), rel=0.1)
 
 
+def flower(n: int, sigma: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A curve with five lobes, errors in both coordinates, and no normals."""
+    rng = np.random.default_rng(seed)
+    angle = rng.uniform(0, 2 * np.pi, n)
+    radius = 1 + 0.3 * np.cos(5 * angle)
+    points = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return points + sigma * rng.normal(size=(n, 2)), points
+
+
 # Sigma ---------------------------------------------------------------------------------------
 
 
@@ -268,6 +277,9 @@ def test_error_of_normals_is_as_documented() -> None:
         (sphere, 1000, 0.02, (-0.05, 0.02)),
         (sphere, 1000, 0.04, (-0.10, 0.02)),
         (circle, 400, 0.02, (-0.12, 0.02)),
+        (circle, 40, 0.03, (-0.15, 0.15)),  # patches of 16 points: 0.4 and more
+        (flower, 200, 0.018, (-0.10, 0.10)),  # patches of 16 points: 0.55
+        (flower, 200, 0.036, (-0.10, 0.10)),  # 0.27
     ],
 )
 def test_sigma_of_known_errors(shape: Callable, n: int, sigma: float, bias: tuple) -> None:
@@ -310,6 +322,13 @@ def test_chunks_do_not_matter(monkeypatch) -> None:
     parts = local_patches(points, 20)
     assert parts.variance == pytest.approx(whole.variance, rel=1e-9)
     assert parts.radius == whole.radius
+
+
+def test_patches_for_normals_are_not_the_smallest() -> None:
+    for cloud, smallest in ((circle(300)[0], 8), (sphere(300)[0], 10)):
+        assert local_patches(cloud).neighbors == 16
+        assert local_patches(cloud, least=0).neighbors == smallest
+        assert f"of {smallest} of" in estimate_sigma_points(cloud).method
 
 
 def test_patches_grow_with_the_noise() -> None:
