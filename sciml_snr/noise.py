@@ -482,7 +482,7 @@ def excess(terms: Iterable[NoisyTerm]) -> Tensor | float:
     another does not expect normal errors.
     """
     terms = [term for term in terms if term.weight]
-    if not terms or any(t.loss is not mse_loss or is_batch(t) for t in terms):
+    if not terms or any(t.loss is not mse_loss or _is_batch(t) for t in terms):
         return 0.0
     found = [_residual_and_sigma(term) for term in terms]
     total = torch.stack([_misfit(r, sigma) * _count(r, sigma) for r, sigma in found]).sum()
@@ -491,8 +491,7 @@ def excess(terms: Iterable[NoisyTerm]) -> Tensor | float:
     return (1 - allowed.clamp_min(0) / total).clamp(0, 1).nan_to_num(nan=0.0)
 
 
-def is_batch(term: NoisyTerm) -> bool:
-    """Whether its rows are drawn from more data."""
+def _is_batch(term: NoisyTerm) -> bool:
     return term.population is not None and len(term.residual) < term.population
 
 

@@ -31,7 +31,7 @@ from .._runs import (
 )
 from ..gate import CONSTANT, LABEL_GATE, with_options
 from ..memorization import share_from_misfit
-from ..noise import LabelNoise, NoisyTerm, is_batch
+from ..noise import LabelNoise, NoisyTerm
 from ..population_risk import PopulationRisk
 from ..snr_adam import SNRAdam
 from ..snr_soap import SNRSOAP
@@ -83,6 +83,10 @@ class FitOptions:
         floor_every: renew the label floor every so many steps.
         gate: further options of :class:`sciml_snr.SNRSOAP` or :class:`sciml_snr.SNRAdam`. What
             it does not say is as in :data:`FIT_GATE`.
+        exact_terms: let what the objective has beside its noisy terms carry on where the gate is
+            closed, along the level set of the noisy terms (:meth:`sciml_snr.LabelNoise.update`).
+            For objectives with all data in every step: one batch's gradient is not that of the
+            data. The gate for it is :data:`sciml_snr.EXACT_GATES`.
         seed: of network, batches and floor.
         device: ``"cpu"``, ``"cuda"``, ...; by default CUDA where there is one.
         patience: stop when the risk, estimated by leave-one-out with the error of the data
@@ -99,6 +103,7 @@ class FitOptions:
     floor_every: int = 10
     cooldown: float = 0.0
     gate: dict[str, Any] = field(default_factory=dict)
+    exact_terms: bool = False
     seed: int = 0
     device: str | None = None
     patience: int | None = None
@@ -283,6 +288,7 @@ class _Loop:
         self.options = options
         self.folder = folder
         self.optimizer, self.floor = build_optimizer(network, options)
+        self.follows = options.exact_terms and options.gate.get("gate") != "none"
         self.rng = torch.Generator(options.torch_device).manual_seed(options.seed)
         self.training = Training(budgets=[[0, options.steps]])
         self.risk: PopulationRisk | None = None
@@ -359,9 +365,7 @@ class _Loop:
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
         else:
-            # A small batch's gradient is too far from that of the data to tell their level set.
-            whole = extra is not None and not any(map(is_batch, terms))
-            self.floor.update(terms, exact_terms=whole)
+            self.floor.update(terms, exact_terms=self.follows and extra is not None)
             loss.backward()  # type: ignore[no-untyped-call]
             assert isinstance(self.optimizer, SNRAdam)
             self.optimizer.step(floor=self.floor)

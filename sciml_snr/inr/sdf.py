@@ -7,10 +7,10 @@ A network f(x) goes down
     + w_e\, \mathbb E\,(|\nabla f(y)| - 1)^2
     + \frac{w_n}{b}\sum_i |\nabla f(x_i) - n_i|^2 + w_o\, \mathbb E\, e^{-\alpha |f(z)|}
 
-with the measured points :math:`x_i` in batches of b, points y at them, near them and in the whole
-box, z in the box, drawn anew in every step. At a measured point the true distance is not 0: it is
-the point's own error along the normal. So 0 is a label with error sigma, for which there is a label
-floor (:class:`sciml_snr.LabelNoise`); the other terms count as exact.
+with the measured points :math:`x_i` (all, or in batches of b), points y at them, near them and in
+the whole box, z in the box, drawn anew in every step. At a measured point the true distance is not
+0: it is the point's own error along the normal. So 0 is a label with error sigma, for which there
+is a label floor (:class:`sciml_snr.LabelNoise`); the other terms count as exact.
 
 The first term is in distances from the zero level, to first order, and not in values of f: those it
 could lower by making f flat, in particular where the error is large. It then does, at the cost of
@@ -218,11 +218,20 @@ def fit_box(points: Array, sigma: float) -> tuple[Array, Array]:
 
 
 def default_training(points: int, optimizer: str, batch_size: int | None = None) -> dict[str, Any]:
-    """Points in a step, unless given (None: all of them), and options of the gate."""
+    """What follows from the number of points, and from those in a step where they are given.
+
+    Returns:
+        Points in a step (None: all of them), options of the gate, and whether exact terms follow.
+    """
     if batch_size is None and points > FULL_BATCH:
         batch_size = BATCH_SIZE
-    gates = EXACT_GATES if batch_size is None or batch_size >= points else BATCH_GATES
-    return {"batch_size": batch_size, "gate": gates.get(optimizer, {})}
+    whole = not (isinstance(batch_size, int) and batch_size < points)
+    gates = EXACT_GATES if whole else BATCH_GATES
+    return {
+        "batch_size": batch_size,
+        "gate": gates.get(optimizer, {}),
+        "exact_terms": whole and optimizer != "adam",
+    }
 
 
 class SDFFit:
@@ -594,7 +603,9 @@ def fit_sdf(
         network_options: keyword arguments of a built-in network.
         weights: of the terms of the loss.
         optimizer, floor_every, cooldown, seed, device: as for :class:`sciml_snr.inr.FitOptions`.
-        batch_size: points in a step; by default all of up to 2,048, and 512 of more.
+        batch_size: points in a step; by default all of up to 2,048, and 512 of more (give n for
+            all of them). With all of them in every step, exact terms follow (``exact_terms`` of
+            FitOptions), and a step takes two to three times as long as one of 512.
         gate: options of the optimizer's gate. What it does not say is as in
             :data:`sciml_snr.EXACT_GATES` where all points are in every step, and else as in
             :data:`BATCH_GATES`: among others open in the first 500 steps (``warmup_steps``), so

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import trimesh
 
+from benchmarks.fit_sdf import diagonal, scan, true_surface
 from sciml_snr import SigmaEstimate
 from sciml_snr.inr import points as module
 from sciml_snr.inr.points import (
@@ -33,6 +34,24 @@ def circle(n: int, sigma: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.nd
     angle = rng.uniform(0, 2 * np.pi, n)
     normals = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     return normals + sigma * rng.normal(size=(n, 2)), normals
+
+
+def flower(n: int, sigma: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A curve with five lobes, with errors and without."""
+    rng = np.random.default_rng(seed)
+    angle = rng.uniform(0, 2 * np.pi, n)
+    radius = 1 + 0.3 * np.cos(5 * angle)
+    points = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return points + sigma * rng.normal(size=(n, 2)), points
+
+
+def cube(n: int, sigma: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The surface of the cube [-1, 1]^3 with errors, and its normals."""
+    rng = np.random.default_rng(seed)
+    points, sides = rng.uniform(-1, 1, (n, 3)), rng.integers(6, size=n)
+    normals = np.vstack([np.eye(3), -np.eye(3)])[sides]
+    points = np.where(normals != 0, normals, points)
+    return points + sigma * rng.normal(size=(n, 3)), normals
 
 
 # Reading -------------------------------------------------------------------------------------
@@ -259,15 +278,6 @@ def test_error_of_normals_is_as_documented() -> None:
     assert slope.std() == pytest.approx(2 * sigma / (patches.radius * np.sqrt(k)), rel=0.1)
 
 
-def flower(n: int, sigma: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A curve with five lobes, errors in both coordinates, and no normals."""
-    rng = np.random.default_rng(seed)
-    angle = rng.uniform(0, 2 * np.pi, n)
-    radius = 1 + 0.3 * np.cos(5 * angle)
-    points = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    return points + sigma * rng.normal(size=(n, 2)), points
-
-
 # Sigma ---------------------------------------------------------------------------------------
 
 
@@ -280,6 +290,8 @@ def flower(n: int, sigma: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.nd
         (circle, 40, 0.03, (-0.15, 0.15)),  # patches of 16 points: 0.4 and more
         (flower, 200, 0.018, (-0.10, 0.10)),  # patches of 16 points: 0.55
         (flower, 200, 0.036, (-0.10, 0.10)),  # 0.27
+        (cube, 1000, 0.03, (0.05, 0.16)),  # 0.22; edges
+        (cube, 1000, 0.07, (0.0, 0.12)),
     ],
 )
 def test_sigma_of_known_errors(shape: Callable, n: int, sigma: float, bias: tuple) -> None:
@@ -322,6 +334,13 @@ def test_chunks_do_not_matter(monkeypatch) -> None:
     parts = local_patches(points, 20)
     assert parts.variance == pytest.approx(whole.variance, rel=1e-9)
     assert parts.radius == whole.radius
+
+
+def test_a_patch_is_never_the_whole_shape() -> None:
+    """In draw 3 none is quite large enough, but for that: it would say 3.4."""
+    for draw in range(8):
+        *_, sigma = scan("csg", 1000, 2.0, draw)
+        assert 0.9 < 100 * sigma / diagonal(true_surface("csg")) / 2.0 < 1.5
 
 
 def test_patches_for_normals_are_not_the_smallest() -> None:

@@ -183,13 +183,13 @@ def test_a_mesh_is_closed_and_round() -> None:
     assert {"misfit", "memorized", "open_fraction"} <= fit.history[-1].keys()
 
 
-def test_the_gate_closes_by_sigma() -> None:
+@pytest.mark.parametrize("batch_size", [None, 50])
+def test_the_gate_closes_by_sigma(batch_size: int | None) -> None:
     """The same points, told to be bad, to be good: the floor is that of the told sigma."""
     points, normals = circle(100, 0.05)
-    gate = {"warmup_steps": 0}
+    run = dict(QUICK, steps=40, batch_size=batch_size, gate={"warmup_steps": 0})
     opened = [
-        fit_sdf(points, normals, sigma=s, gate=gate, **{**QUICK, "steps": 40}).history[-1]["mean_q"]
-        for s in (1e-4, 0.05, 1.0)
+        fit_sdf(points, normals, sigma=s, **run).history[-1]["mean_q"] for s in (1e-4, 0.1, 1.0)
     ]
     assert opened[0] > 0.9 and opened[0] > 1.2 * opened[1] and opened[1] > 3 * opened[2]
 
@@ -198,15 +198,16 @@ def test_small_clouds_are_in_every_step_as_a_whole() -> None:
     for optimizer, z in (("snr_adam", 1.0), ("snr_soap", 1.5)):
         for options in (dict(points=2048), dict(points=9000, batch_size=9000)):
             small = sdf.default_training(optimizer=optimizer, **options)
-            assert small["batch_size"] == options.get("batch_size")
+            assert small["batch_size"] == options.get("batch_size") and small["exact_terms"]
             assert small["gate"]["gate"] == "stein" and small["gate"]["z"] == z
         for options in (dict(points=2049), dict(points=100, batch_size=99)):
             large = sdf.default_training(optimizer=optimizer, **options)
             assert large["batch_size"] == options.get("batch_size", 512)
             assert large["gate"]["gate"] == "snr" and large["gate"]["warmup_steps"] == 500
+            assert not large["exact_terms"]
     assert sdf.default_training(9000, "adam")["gate"] == {}
     options = fit_sdf(circle(50)[0], **QUICK).options
-    assert options.batch_size is None and options.gate["gate"] == "stein"
+    assert options.batch_size is None and options.gate["gate"] == "stein" and options.exact_terms
     assert fit_sdf(circle(50)[0], gate={"alpha": 2.0}, **QUICK).options.gate["z"] is None
 
 
@@ -219,9 +220,14 @@ def test_exact_terms_follow_where_all_points_are_in_every_step(monkeypatch) -> N
         update(self, terms, exact_terms)
 
     monkeypatch.setattr(LabelNoise, "update", seen)
-    for batch_size, follows in ((None, True), (50, True), (49, False)):
+    for options, follows in (
+        ({}, True),
+        ({"batch_size": 50}, True),
+        ({"batch_size": 49}, False),
+        ({"gate": {"gate": "none"}}, False),
+    ):
         asked.clear()
-        fit_sdf(circle(50, 0.03)[0], batch_size=batch_size, **QUICK)
+        fit_sdf(circle(50, 0.03)[0], **options, **QUICK)
         assert asked and set(asked) == {follows}
 
 
@@ -346,6 +352,8 @@ def test_all_points_in_every_step_resumed(tmp_path: Path, optimizer: str) -> Non
     run = dict(optimizer=optimizer, network_options=SMALL, progress=False)
     whole = fit_sdf(points, normals, steps=20, cooldown=0.0, **run)
     fit_sdf(points, normals, steps=9, cooldown=0.0, out=tmp_path / "run", **run)
+    kept = torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)["optimizer"]["state"]
+    assert all(("exp_avg_noisy" in state) == (optimizer != "adam") for state in kept.values())
     resumed = fit_sdf(points, normals, steps=20, out=tmp_path / "run", resume=True, progress=False)
     assert_same_bits(resumed.network.state_dict(), whole.network.state_dict())
 
@@ -520,7 +528,7 @@ def test_refusals(tmp_path: Path, changes: dict, message: str) -> None:
 
 def test_a_gate_given_again_is_completed_as_the_run_s_was(tmp_path: Path) -> None:
     points, normals = circle(300, 0.03)
-    run = dict(network_options=SMALL, gate={"z": 1.5}, out=tmp_path / "run", progress=False)
+    run = dict(network_options=SMALL, gate={"z": 2.5}, out=tmp_path / "run", progress=False)
     fit_sdf(points, normals, optimizer="snr_soap", steps=2, **run)
     resumed = fit_sdf(points, normals, steps=3, resume=True, **run)
     assert (resumed.options.optimizer, resumed.training.step) == ("snr_soap", 3)
