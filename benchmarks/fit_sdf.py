@@ -230,7 +230,7 @@ def fit(run: Run, points: Array, normals: Array, sigma: SigmaEstimate) -> tuple[
         optimizer=optimizer,
         lr=run.lr,
         steps=run.steps,
-        **default_training(run.points, optimizer, batch_size),
+        **default_training(points.shape, optimizer, batch_size),
         floor_every=FLOOR_EVERY,
         cooldown=run.cooldown,
         seed=run.draw,

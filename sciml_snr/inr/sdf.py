@@ -93,9 +93,9 @@ BATCH_GATES: dict[str, dict[str, Any]] = {
     "snr_adam": {"gate": "snr", "z": 3.0, "warmup_steps": 500},
 }
 """In batches, by optimizer: the form that never quite closes, since the exact terms are to be met
-in the end. With all points in every step they carry on along the noisy terms' level set, as an
-equation does, and the gate is :data:`sciml_snr.EXACT_GATES`. (The gradient of one small batch is
-not that of the data: there the same was no better.)"""
+in the end. With all points in every step the gate is :data:`sciml_snr.EXACT_GATES`, and in space
+the exact terms carry on along the noisy terms' level set, as an equation does. (The gradient of one
+small batch is not that of the data: there the same was no better.)"""
 
 STEPS = 2000
 FULL_BATCH = 2_048
@@ -217,20 +217,25 @@ def fit_box(points: Array, sigma: float) -> tuple[Array, Array]:
     return points.min(axis=0) - margin, points.max(axis=0) + margin
 
 
-def default_training(points: int, optimizer: str, batch_size: int | None = None) -> dict[str, Any]:
-    """What follows from the number of points, and from those in a step where they are given.
+def default_training(
+    shape: tuple[int, int], optimizer: str, batch_size: int | None = None
+) -> dict[str, Any]:
+    """What follows from the shape (n, d) of the points, and from those in a step where given.
 
     Returns:
-        Points in a step (None: all of them), options of the gate, and whether exact terms follow.
+        Points in a step (None: all of them), options of the gate, and whether exact terms follow:
+        in space, where they are far from met when the gate closes, and not in the plane, where they
+        only disturb what is closed.
     """
-    if batch_size is None and points > FULL_BATCH:
+    n, dim = shape
+    if batch_size is None and n > FULL_BATCH:
         batch_size = BATCH_SIZE
-    whole = not (isinstance(batch_size, int) and batch_size < points)
+    whole = not (isinstance(batch_size, int) and batch_size < n)
     gates = EXACT_GATES if whole else BATCH_GATES
     return {
         "batch_size": batch_size,
         "gate": gates.get(optimizer, {}),
-        "exact_terms": whole and optimizer != "adam",
+        "exact_terms": whole and dim == 3 and optimizer != "adam",
     }
 
 
@@ -604,8 +609,8 @@ def fit_sdf(
         weights: of the terms of the loss.
         optimizer, floor_every, cooldown, seed, device: as for :class:`sciml_snr.inr.FitOptions`.
         batch_size: points in a step; by default all of up to 2,048, and 512 of more (give n for
-            all of them). With all of them in every step, exact terms follow (``exact_terms`` of
-            FitOptions), and a step takes two to three times as long as one of 512.
+            all of them). With all of them in every step, exact terms follow in space
+            (``exact_terms`` of FitOptions).
         gate: options of the optimizer's gate. What it does not say is as in
             :data:`sciml_snr.EXACT_GATES` where all points are in every step, and else as in
             :data:`BATCH_GATES`: among others open in the first 500 steps (``warmup_steps``), so
@@ -658,7 +663,7 @@ def fit_sdf(
         told = estimate_sigma_points(cloud.points) if sigma is None else _checked_sigma(sigma)
         weights = weights or Weights()
         with_normals = normals is not None and weights.normal > 0
-        asked |= default_training(len(cloud.points), optimizer, batch_size)
+        asked |= default_training(cloud.points.shape, optimizer, batch_size)
         asked["gate"] = with_options(asked["gate"], gate or {})
         asked["lr"] = LEARNING_RATES.get(choice.name, 1e-4) if lr is None else lr
         options = FitOptions(steps=STEPS if steps is None else steps, **asked)

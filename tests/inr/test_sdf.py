@@ -125,13 +125,7 @@ def test_weights_out_of_range(name: str) -> None:
 @pytest.fixture(scope="module")
 def curve() -> SDFFit:
     points, _ = circle(400, 0.05)
-    return fit_sdf(
-        30 * points + [500.0, -20.0],
-        network_options={"hidden_features": 32, "hidden_layers": 2},
-        lr=1e-2,  # few steps
-        steps=250,
-        progress=False,
-    )
+    return fit_sdf(30 * points + [500.0, -20.0], steps=250, progress=False)
 
 
 def test_a_curve_in_its_units(curve: SDFFit) -> None:
@@ -196,22 +190,23 @@ def test_the_gate_closes_by_sigma(batch_size: int | None) -> None:
 
 def test_small_clouds_are_in_every_step_as_a_whole() -> None:
     for optimizer, z in (("snr_adam", 1.0), ("snr_soap", 1.5)):
-        for options in (dict(points=2048), dict(points=9000, batch_size=9000)):
+        for options in (dict(shape=(2048, 3)), dict(shape=(9000, 3), batch_size=9000)):
             small = sdf.default_training(optimizer=optimizer, **options)
             assert small["batch_size"] == options.get("batch_size") and small["exact_terms"]
             assert small["gate"]["gate"] == "stein" and small["gate"]["z"] == z
-        for options in (dict(points=2049), dict(points=100, batch_size=99)):
+        assert not sdf.default_training((2048, 2), optimizer)["exact_terms"]
+        for options in (dict(shape=(2049, 3)), dict(shape=(100, 3), batch_size=99)):
             large = sdf.default_training(optimizer=optimizer, **options)
             assert large["batch_size"] == options.get("batch_size", 512)
             assert large["gate"]["gate"] == "snr" and large["gate"]["warmup_steps"] == 500
             assert not large["exact_terms"]
-    assert sdf.default_training(9000, "adam")["gate"] == {}
-    options = fit_sdf(circle(50)[0], **QUICK).options
+    assert sdf.default_training((9000, 3), "adam")["gate"] == {}
+    options = fit_sdf(sphere(50)[0], **QUICK).options
     assert options.batch_size is None and options.gate["gate"] == "stein" and options.exact_terms
     assert fit_sdf(circle(50)[0], gate={"alpha": 2.0}, **QUICK).options.gate["z"] is None
 
 
-def test_exact_terms_follow_where_all_points_are_in_every_step(monkeypatch) -> None:
+def test_exact_terms_follow_in_space_where_all_points_are_in_every_step(monkeypatch) -> None:
     asked = []
     update = LabelNoise.update
 
@@ -220,14 +215,15 @@ def test_exact_terms_follow_where_all_points_are_in_every_step(monkeypatch) -> N
         update(self, terms, exact_terms)
 
     monkeypatch.setattr(LabelNoise, "update", seen)
-    for options, follows in (
-        ({}, True),
-        ({"batch_size": 50}, True),
-        ({"batch_size": 49}, False),
-        ({"gate": {"gate": "none"}}, False),
+    for shape, options, follows in (
+        (sphere, {}, True),
+        (sphere, {"batch_size": 50}, True),
+        (sphere, {"batch_size": 49}, False),
+        (sphere, {"gate": {"gate": "none"}}, False),
+        (circle, {}, False),
     ):
         asked.clear()
-        fit_sdf(circle(50, 0.03)[0], **options, **QUICK)
+        fit_sdf(shape(50, 0.03)[0], **options, **QUICK)
         assert asked and set(asked) == {follows}
 
 
@@ -348,7 +344,7 @@ def test_export_of_curves_and_endings(tmp_path: Path) -> None:
 @pytest.mark.parametrize("optimizer", ["snr_soap", "snr_adam", "adam"])
 def test_all_points_in_every_step_resumed(tmp_path: Path, optimizer: str) -> None:
     """With what the exact terms' rule keeps: the bits of an uninterrupted run."""
-    points, normals = circle(60, 0.03)
+    points, normals = sphere(60, 0.03)
     run = dict(optimizer=optimizer, network_options=SMALL, progress=False)
     whole = fit_sdf(points, normals, steps=20, cooldown=0.0, **run)
     fit_sdf(points, normals, steps=9, cooldown=0.0, out=tmp_path / "run", **run)
