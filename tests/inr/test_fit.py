@@ -315,8 +315,8 @@ def test_a_second_interrupt_is_not_caught(tmp_path) -> None:
         def terms(self, network, rng):
             self.calls += 1
             if self.calls == 3:
-                os.kill(os.getpid(), signal.SIGINT)
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
             return super().terms(network, rng)
 
     with pytest.raises(KeyboardInterrupt):
