@@ -337,7 +337,7 @@ def test_chunks_do_not_matter(monkeypatch) -> None:
 
 
 def test_a_patch_is_never_the_whole_shape() -> None:
-    """In draw 3 none is quite large enough, but for that: it would say 3.4."""
+    """In draw 3 no other is quite large enough, and the whole shape would say 3.4."""
     for draw in range(8):
         *_, sigma = scan("csg", 1000, 2.0, draw)
         assert 0.9 < 100 * sigma / diagonal(true_surface("csg")) / 2.0 < 1.5

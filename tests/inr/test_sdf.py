@@ -177,13 +177,16 @@ def test_a_mesh_is_closed_and_round() -> None:
     assert {"misfit", "memorized", "open_fraction"} <= fit.history[-1].keys()
 
 
-@pytest.mark.parametrize("batch_size", [None, 50])
-def test_the_gate_closes_by_sigma(batch_size: int | None) -> None:
+@pytest.mark.parametrize(
+    ("batch_size", "gate", "middle"),
+    [(None, sdf.BATCH_GATES["snr_soap"], 0.05), (None, {}, 0.1), (50, {}, 0.1)],
+)
+def test_the_gate_closes_by_sigma(batch_size: int | None, gate: dict, middle: float) -> None:
     """The same points, told to be bad, to be good: the floor is that of the told sigma."""
     points, normals = circle(100, 0.05)
-    run = dict(QUICK, steps=40, batch_size=batch_size, gate={"warmup_steps": 0})
+    run = dict(QUICK, steps=40, batch_size=batch_size, gate=gate | {"warmup_steps": 0})
     opened = [
-        fit_sdf(points, normals, sigma=s, **run).history[-1]["mean_q"] for s in (1e-4, 0.1, 1.0)
+        fit_sdf(points, normals, sigma=s, **run).history[-1]["mean_q"] for s in (1e-4, middle, 1.0)
     ]
     assert opened[0] > 0.9 and opened[0] > 1.2 * opened[1] and opened[1] > 3 * opened[2]
 
