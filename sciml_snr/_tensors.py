@@ -27,5 +27,5 @@ def norms_are_finite(tensors: Iterable[Tensor]) -> bool:
     by_device: dict[torch.device, list[Tensor]] = {}
     for tensor in tensors:
         by_device.setdefault(tensor.device, []).append(tensor)
-    norms = [sum(map(Tensor.float, torch._foreach_norm(ts))) for ts in by_device.values()]
-    return all(math.isfinite(norm) for norm in norms)
+    norms = [[norm.float() for norm in torch._foreach_norm(ts)] for ts in by_device.values()]
+    return all(math.isfinite(torch.stack(own).sum()) for own in norms)

@@ -35,6 +35,7 @@ truth and falls from there to 0 as noise is memorized: then the floor is whole.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -103,13 +104,18 @@ class NoiseFloor(Mapping[Tensor, Tensor]):
         self.noisy_grads: dict[Tensor, Tensor] = {}
         """Gradient of the noisy terms in the last call, where the loss has exact terms beside them:
         the optimizers let those act where the gate is closed. Empty: all of the loss is noisy."""
-        self.excess: Tensor | float = 0.0
-        """Share of the last call's residuals that cannot be noise (:func:`excess`), for gates that
-        open by it; 0 of floors that do not know the data's error."""
+        self._weighed: list[NoisyTerm] = []
+        """The last call's terms, for :attr:`excess`."""
         self._mean_sq = {p: state_like(p) for p in self.params}
         self._variance: dict[Tensor, Tensor] = {}
         self._calls = 0
         self._passes = 0
+
+    @functools.cached_property
+    def excess(self) -> Tensor | float:
+        """Share of the last call's residuals that cannot be noise (:func:`excess`), for gates that
+        open by it; 0 of floors that do not know the data's error. Computed when asked for."""
+        return excess(self._weighed)
 
     def __getitem__(self, param: Tensor) -> Tensor:
         return self._variance[param]
@@ -137,18 +143,18 @@ class NoiseFloor(Mapping[Tensor, Tensor]):
         if not present or not norms_are_finite(present.values()):
             return
         self._passes += 1
-        for p, mean_sq in self._mean_sq.items():
-            mean_sq.mul_(self.rho)
-            if p in present:
-                draw = as_real(present[p].to(mean_sq.dtype))
-                as_real(mean_sq).addcmul_(draw, draw, value=1 - self.rho)
+        torch._foreach_mul_(list(self._mean_sq.values()), self.rho)
+        found = [as_real(draw.to(self._mean_sq[p].dtype)) for p, draw in present.items()]
+        averages = [as_real(self._mean_sq[p]) for p in present]
+        torch._foreach_addcmul_(averages, found, found, 1 - self.rho)
         self.draws = present
         self._correct_bias()
 
     def _correct_bias(self) -> None:
         """The average started from zero, as Adam's moments do."""
         correction = 1 - self.rho**self._passes
-        self._variance = {p: mean_sq / correction for p, mean_sq in self._mean_sq.items()}
+        corrected = torch._foreach_div(list(self._mean_sq.values()), correction)
+        self._variance = dict(zip(self._mean_sq, corrected, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """The running averages: tensors and numbers only."""
@@ -232,7 +238,8 @@ class LabelNoise(NoiseFloor):
             assert isinstance(noise, Tensor)
             self._draw(noise)
         noisy = [term for term in terms if torch.as_tensor(term.sigma).any()]
-        self.excess = excess(noisy)
+        self._weighed = _weighable(noisy)
+        self.__dict__.pop("excess", None)
         if noisy and (exact_terms or len(noisy) < len(terms)):
             self.noisy_grads = self._gradient(noisy)
 
@@ -481,14 +488,25 @@ def excess(terms: Iterable[NoisyTerm]) -> Tensor | float:
     of more data, whose misfit is a matter of chance, or its loss is not ``mse_loss``: who takes
     another does not expect normal errors.
     """
-    terms = [term for term in terms if term.weight]
-    if not terms or any(t.loss is not mse_loss or _is_batch(t) for t in terms):
+    terms = _weighable(terms)
+    if not terms:
         return 0.0
     found = [_residual_and_sigma(term) for term in terms]
     total = torch.stack([_misfit(r, sigma) * _count(r, sigma) for r, sigma in found]).sum()
     count = torch.stack([_count(r, sigma) for r, sigma in found]).sum()
     allowed = count - (2 * count).sqrt()
     return (1 - allowed.clamp_min(0) / total).clamp(0, 1).nan_to_num(nan=0.0)
+
+
+def _weighable(terms: Iterable[NoisyTerm]) -> list[NoisyTerm]:
+    """Those whose residuals :func:`excess` weighs, out of the graph."""
+    terms = [term for term in terms if term.weight]
+    if any(t.loss is not mse_loss or _is_batch(t) for t in terms):
+        return []
+    return [
+        t._replace(residual=t.residual.detach(), sigma=torch.as_tensor(t.sigma).detach())
+        for t in terms
+    ]
 
 
 def _is_batch(term: NoisyTerm) -> bool:

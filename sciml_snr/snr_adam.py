@@ -227,15 +227,17 @@ class SNRAdam(Optimizer):
         if not self._check_inputs(floor):
             return loss
         noisy_grads = floor.noisy_grads if isinstance(floor, NoiseFloor) else {}
-        self._excess = floor.excess if isinstance(floor, NoiseFloor) else 0.0
+        opens = any(group["discrepancy"] for group in self.param_groups)
+        self._excess = floor.excess if opens and isinstance(floor, NoiseFloor) else 0.0
         self._floor = floor = self._in_own_coordinates(floor)
-        stepped = [(slots, g) for g in self.param_groups for slots in self._slots(g, floor)]
-        for slots, group in stepped:
-            self._update(_decayed(slots, group), group)
+        stepped: list[_Stepped] = []
+        for group in self.param_groups:
+            for slots in self._slots(group, floor):
+                stepped.append((slots, self._update(_decayed(slots, group), group), group))
         self._average_noisy(noisy_grads)
         if noisy_grads:
             self._follow_exact_terms(stepped)
-        for slots, _ in stepped:
+        for slots, *_ in stepped:
             for slot in slots:
                 if slot.rounded is not None:
                     slot.rounded.copy_(slot.param)
@@ -268,21 +270,21 @@ class SNRAdam(Optimizer):
             if averages:
                 torch._foreach_lerp_(averages, grads, 1 - beta1)
 
-    def _follow_exact_terms(self, stepped: list[tuple[list[_Slot], dict[str, Any]]]) -> None:
+    def _follow_exact_terms(self, stepped: list[_Stepped]) -> None:
         """Move what the gate has closed; see the module's docstring."""
         closed: list[tuple[list[_Slot], Tensor, Tensor, Tensor, float]] = []
-        for slots, group in stepped:
+        for slots, gates, group in stepped:
             (beta1, beta2), lr = group["betas"], float(group["lr"])
             # Adam's longest step: Kingma and Ba (2015), section 2.1.
             longest = lr * max(1.0, (1 - beta1) / (1 - beta2) ** 0.5)
-            for step, same in _by_step(slots, group).items():
+            for step, (same, q) in _by_step(slots, gates).items():
                 mean = _flat(slot.exp_avg for slot in same)
                 noisy = _flat(
                     as_real(self._turned(slot.state["exp_avg_noisy"], slot)) for slot in same
                 )
                 denom = _flat(slot.exp_avg_sq for slot in same).sqrt_()
                 denom.div_((1 - beta2**step) ** 0.5).add_(group["eps"])
-                shut = 1 - _flat(_foreach_gates(same, group))
+                shut = 1 - _flat(q)
                 scale = shut.div_(denom).mul_(lr / (1 - beta1**step))
                 closed.append((same, scale, mean - noisy, noisy, longest))
         across = sum(float((scale * exact).dot(noisy)) for _, scale, exact, noisy, _ in closed)
@@ -309,9 +311,10 @@ class SNRAdam(Optimizer):
         """The floor in the coordinates of the moments: here the parameters' own."""
         return floor
 
-    def _update(self, slots: list[_Slot], group: dict[str, Any]) -> None:
-        """Move the slots' parameters."""
-        (_multi_tensor_snr_adam if _use_foreach(group) else _single_tensor_snr_adam)(slots, group)
+    def _update(self, slots: list[_Slot], group: dict[str, Any]) -> list[Tensor | None]:
+        """Move the slots' parameters; q of each, None where there is no gate."""
+        update = _multi_tensor_snr_adam if _use_foreach(group) else _single_tensor_snr_adam
+        return update(slots, group)
 
     def gate_stats(self, group: int | None = None) -> GateStats:
         """Mean q and open fraction of the last step, overall or of one parameter group.
@@ -373,7 +376,7 @@ class SNRAdam(Optimizer):
 
     def _check_inputs(self, floor: Floor | None) -> bool:
         """Refuse what cannot be stepped on before anything changes; False: skip this step."""
-        finite: list[tuple[Tensor, str, str]] = []
+        finite: list[_Checked] = []
         for g, group in enumerate(self.param_groups):
             for i, p in enumerate(group["params"]):
                 if p.grad is None:
@@ -383,24 +386,23 @@ class SNRAdam(Optimizer):
                         f"SNRAdam does not support sparse gradients ({_name(group, g, i)}); "
                         "torch.optim.SparseAdam does."
                     )
-                finite.append((p.grad, group["nonfinite"], "gradient of " + _name(group, g, i)))
+                finite.append(_Checked(p.grad, "gradient", group, g, i))
                 variance = None if floor is None else floor.get(p)
                 if variance is not None:
-                    _check_floor(variance, p, _name(group, g, i))
-                    finite.append((variance, group["nonfinite"], "floor of " + _name(group, g, i)))
+                    _check_floor(variance, p, group, g, i)
+                    finite.append(_Checked(variance, "floor", group, g, i))
                 noisy = floor.noisy_grads.get(p) if isinstance(floor, NoiseFloor) else None
                 if noisy is not None:
-                    what = "noisy terms' gradient of " + _name(group, g, i)
-                    finite.append((noisy, group["nonfinite"], what))
+                    finite.append(_Checked(noisy, "noisy terms' gradient", group, g, i))
         bad = _first_nonfinite(finite)
         if bad is None:
             return True
-        if bad[1] == "skip":
+        if bad.group["nonfinite"] == "skip":
             return False
         raise FloatingPointError(
-            f"The {bad[2]} has NaN or infinite entries. Parameters and optimizer state are as they "
-            'were before this step. Lower the learning rate or look at the loss; nonfinite="skip" '
-            "skips such steps."
+            f"The {bad.what} of {_name(bad.group, bad.at, bad.place)} has NaN or infinite entries. "
+            "Parameters and optimizer state are as they were before this step. Lower the learning "
+            'rate or look at the loss; nonfinite="skip" skips such steps.'
         )
 
 
@@ -422,16 +424,24 @@ class _Slot(NamedTuple):
     """All of the parameter's state."""
 
 
+_Stepped = tuple[list[_Slot], list[Tensor | None], dict[str, Any]]
+"""Slots that have been moved, their gates, their group."""
+
+
 def _flat(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([x.flatten() for x in tensors])
 
 
-def _by_step(slots: list[_Slot], group: dict[str, Any]) -> dict[float, list[_Slot]]:
-    """The gated slots whose noisy terms are known, by their number of steps."""
-    found: dict[float, list[_Slot]] = {}
-    for slot in slots:
-        if "exp_avg_noisy" in slot.state and _is_gated(slot, group):
-            found.setdefault(slot.step.item(), []).append(slot)
+def _by_step(
+    slots: list[_Slot], gates: list[Tensor | None]
+) -> dict[float, tuple[list[_Slot], list[Tensor]]]:
+    """The gated slots whose noisy terms are known, and their gates, by their number of steps."""
+    found: dict[float, tuple[list[_Slot], list[Tensor]]] = {}
+    for slot, q in zip(slots, gates, strict=True):
+        if "exp_avg_noisy" in slot.state and q is not None:
+            same, own = found.setdefault(slot.step.item(), ([], []))
+            same.append(slot)
+            own.append(q)
     return found
 
 
@@ -449,9 +459,10 @@ def _decayed(slots: list[_Slot], group: dict[str, Any]) -> list[_Slot]:
     return [slot._replace(grad=grad) for slot, grad in zip(slots, grads, strict=True)]
 
 
-def _single_tensor_snr_adam(slots: list[_Slot], group: dict[str, Any]) -> None:
+def _single_tensor_snr_adam(slots: list[_Slot], group: dict[str, Any]) -> list[Tensor | None]:
     """The reference: the formulas of the module docstring, one parameter after another."""
     lr, (beta1, beta2), rho = float(group["lr"]), group["betas"], group["rho"]
+    gates: list[Tensor | None] = []
     for slot in slots:
         param, grad, m, v, s = (
             slot.param,
@@ -468,11 +479,13 @@ def _single_tensor_snr_adam(slots: list[_Slot], group: dict[str, Any]) -> None:
         v.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
 
         denom = (v.sqrt() / (1 - beta2**step) ** 0.5).add_(group["eps"])
-        gated = m * _gate_of(slot, group) if _is_gated(slot, group) else m
+        gates.append(_gate_of(slot, group) if _is_gated(slot, group) else None)
+        gated = m if gates[-1] is None else m * gates[-1]
         param.addcdiv_(gated, denom, value=-(lr / (1 - beta1**step)))
+    return gates
 
 
-def _multi_tensor_snr_adam(slots: list[_Slot], group: dict[str, Any]) -> None:
+def _multi_tensor_snr_adam(slots: list[_Slot], group: dict[str, Any]) -> list[Tensor | None]:
     """The same on lists of tensors (one device, one dtype), for few kernel launches."""
     lr, (beta1, beta2), rho = float(group["lr"]), group["betas"], group["rho"]
     params = [slot.param for slot in slots]
@@ -492,31 +505,22 @@ def _multi_tensor_snr_adam(slots: list[_Slot], group: dict[str, Any]) -> None:
     denoms = torch._foreach_sqrt(vs)
     torch._foreach_div_(denoms, [(1 - beta2**step) ** 0.5 for step in steps])
     torch._foreach_add_(denoms, group["eps"])
-    torch._foreach_addcdiv_(
-        params, _foreach_gated(slots, group), denoms, [-(lr / (1 - beta1**step)) for step in steps]
-    )
+    gates = _foreach_gates(slots, group)
+    gated = [m if q is None else m * q for m, q in zip(ms, gates, strict=True)]
+    torch._foreach_addcdiv_(params, gated, denoms, [-(lr / (1 - beta1**step)) for step in steps])
+    return gates
 
 
-def _foreach_gated(slots: list[_Slot], group: dict[str, Any]) -> list[Tensor]:
-    """q m for every slot."""
+def _foreach_gates(slots: list[_Slot], group: dict[str, Any]) -> list[Tensor | None]:
+    """q of every slot, None where there is no gate; it sees all elements as one flat tensor."""
+    gates: list[Tensor | None] = [None] * len(slots)
     gated = [i for i, slot in enumerate(slots) if _is_gated(slot, group)]
-    result = [slot.exp_avg for slot in slots]
     if gated:
-        gates = _foreach_gates([slots[i] for i in gated], group)
-        opened = torch._foreach_mul([result[i] for i in gated], gates)
-        for i, product in zip(gated, opened, strict=True):
-            result[i] = product
-    return result
-
-
-def _foreach_gates(slots: list[_Slot], group: dict[str, Any]) -> list[Tensor]:
-    """q of gated slots; the gate sees all elements as one flat tensor."""
-    mean_sq, floor = zip(*(_mean_sq_and_floor(slot, group) for slot in slots), strict=True)
-    q = _gate(_flat(mean_sq), _flat(floor), group)
-    parts = torch.split(q, [x.numel() for x in mean_sq])
-    return [
-        _opened(part.view_as(slot.exp_avg), slot) for part, slot in zip(parts, slots, strict=True)
-    ]
+        mean_sq, floor = zip(*(_mean_sq_and_floor(slots[i], group) for i in gated), strict=True)
+        q = _gate(_flat(mean_sq), _flat(floor), group)
+        for i, part in zip(gated, torch.split(q, [x.numel() for x in mean_sq]), strict=True):
+            gates[i] = _opened(part.view_as(slots[i].exp_avg), slots[i])
+    return gates
 
 
 def _is_gated(slot: _Slot, group: dict[str, Any]) -> bool:
@@ -572,25 +576,38 @@ def _name(group: dict[str, Any], group_index: int, index: int) -> str:
     return f"parameter {index} of group {group_index}, of shape {shape}"
 
 
-def _check_floor(variance: Tensor, p: Tensor, name: str) -> None:
+class _Checked(NamedTuple):
+    """What has to be finite: ``what`` of the parameter at this place of a group."""
+
+    tensor: Tensor
+    what: str
+    group: dict[str, Any]
+    at: int
+    """The group's index."""
+    place: int
+
+
+def _check_floor(variance: Tensor, p: Tensor, *which: Any) -> None:
+    if variance.shape == p.shape and variance.is_complex() == p.is_complex():
+        return
+    name = _name(*which)
     if variance.shape != p.shape:
         raise ValueError(
             f"The floor of {name} has shape {tuple(variance.shape)}; it must have the parameter's."
         )
-    if p.is_complex() != variance.is_complex():
-        raise ValueError(
-            f"The floor of {name} must be {'complex' if p.is_complex() else 'real'}, like it "
-            "(real and imaginary part: the variances of the gradient's real and imaginary part)."
-        )
+    raise ValueError(
+        f"The floor of {name} must be {'complex' if p.is_complex() else 'real'}, like it "
+        "(real and imaginary part: the variances of the gradient's real and imaginary part)."
+    )
 
 
-def _first_nonfinite(entries: list[tuple[Tensor, str, str]]) -> tuple[Tensor, str, str] | None:
+def _first_nonfinite(entries: list[_Checked]) -> _Checked | None:
     """The first entry whose tensor is not finite; entries to be raised on come first."""
-    if norms_are_finite(tensor for tensor, *_ in entries):
+    if norms_are_finite(entry.tensor for entry in entries):
         return None
     # A norm can overflow where no entry does; look at the entries themselves.
-    for entry in sorted(entries, key=lambda entry: entry[1]):
-        if not torch.isfinite(entry[0]).all():
+    for entry in sorted(entries, key=lambda entry: str(entry.group["nonfinite"])):
+        if not torch.isfinite(entry.tensor).all():
             return entry
     return None
 

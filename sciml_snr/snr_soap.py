@@ -144,7 +144,7 @@ class SNRSOAP(SNRAdam):
         """Into the eigenbasis, or back."""
         return _rotate(x, slot.state, back)
 
-    def _update(self, slots: list[_Slot], group: dict[str, Any]) -> None:
+    def _update(self, slots: list[_Slot], group: dict[str, Any]) -> list[Tensor | None]:
         """Adam's step in the turned coordinates, turned back."""
         moves = [torch.zeros_like(slot.param) for slot in slots]
         turned = []
@@ -152,9 +152,10 @@ class SNRSOAP(SNRAdam):
             assert slot.grad is not None
             grad = _rotate(slot.grad, slot.state)
             turned.append(slot._replace(param=move, grad=grad))
-        super()._update(turned, group)
+        gates = super()._update(turned, group)
         for slot, move in zip(slots, moves, strict=True):
             slot.param.add_(_rotate(move, slot.state, back=True))
+        return gates
 
 
 def _draw(floor: NoiseFloor, p: Tensor, state: Mapping[str, Any]) -> Tensor | None:
