@@ -163,6 +163,9 @@ COMPARED = (
     (("SNRSOAP", COOLDOWN), ("Adam", COOLDOWN)),
     (("SNRSOAP", COOLDOWN), ("Adam", 0.0)),
 )
+COMPLETE = ("Adam", "SNRSOAP")
+"""Without these a draw of a cell does not count."""
+OURS = ("SNRSOAP", "SNRAdam")
 POISSON = "screened Poisson"
 DEPTHS = (5, 6, 7, 8)
 
@@ -277,7 +280,8 @@ def _poisson(points: Array, normals: Array, depth: int) -> trimesh.Trimesh:
 def runs() -> list[Run]:
     """Draw by draw and cell by cell, so that a stop leaves whole comparisons.
 
-    At a constant learning rate the first draw only.
+    At a constant learning rate the first draw only. Small clouds, the least noise and SNRAdam come
+    last.
     """
     poisson = importlib.util.find_spec("pymeshlab") is not None
     tuned = [(method, lr) for method, lrs in LRS.items() for lr in lrs]
@@ -285,7 +289,7 @@ def runs() -> list[Run]:
     for draw in range(5):
         cells = [(shape, POINTS, noise, draw) for noise in reversed(NOISES) for shape in SHAPES]
         small = [(*which, noise, draw) for noise in reversed(NOISES) for which in SMALL.items()]
-        for cell in small + cells:
+        for cell in cells + small:
             found += [Run(*cell, *which) for which in tuned]
             if poisson and cell in cells:
                 found += [Run(*cell, POISSON, depth, 0, 0.0) for depth in DEPTHS]
@@ -294,7 +298,9 @@ def runs() -> list[Run]:
                 found += [
                     Run(*cell, method, lr, STEPS, 0.0) for cell in cells for lr in LRS[method]
                 ]
-    return found
+    return sorted(
+        found, key=lambda run: run.points < POINTS or run.noise < 1 or run.method == "SNRAdam"
+    )
 
 
 def table() -> str:
@@ -306,8 +312,7 @@ def table() -> str:
                 cells = [shape, f"{noise:g} %", str(len(draws))]
                 cells += [_pair(draws, name) for name in ("oracle", "Adam", "SNRSOAP")]
                 cells += [f"{_ratio(draws, 'SNRSOAP', other):.2f}" for other in ("oracle", "Adam")]
-                for method in ("SNRAdam", POISSON):
-                    cells.append(_pair(draws, method) if all(method in d for d in draws) else "")
+                cells += [_pair(draws, method) for method in ("SNRAdam", POISSON)]
                 lines.append(cells)
     titles = "shape|noise|draws|Adam, oracle|Adam, final|SNRSOAP, final|/ Adam's oracle|"
     return text.table(titles + "/ Adam's final|SNRAdam, final|screened Poisson, best depth", lines)
@@ -320,9 +325,9 @@ def small() -> str:
         for shape, points in SMALL.items():
             if draws := _draws(shape, points, noise):
                 cells = [shape, str(points), f"{noise:g} %", str(len(draws))]
-                for name in ("oracle", "Adam", "SNRSOAP", "SNRAdam"):
-                    cells.append(f"{median(d[name][0] for d in draws):.3f}")
-                cells += [f"{_ratio(draws, name, 'Adam'):.2f}" for name in ("SNRSOAP", "SNRAdam")]
+                for name in ("oracle", "Adam", *OURS):
+                    cells.append(f"{median(d[name][0] for d in draws if name in d):.3f}")
+                cells += [f"{_ratio(draws, name, 'Adam'):.2f}" for name in OURS]
                 lines.append(cells)
     titles = "shape|points|noise|draws|Adam, oracle|Adam, final|SNRSOAP, final|SNRAdam, final|"
     return text.table(titles + "SNRSOAP / Adam|SNRAdam / Adam", lines)
@@ -351,12 +356,16 @@ Ends = dict[str, tuple[float, float]]
 
 
 def _pair(draws: list[Ends], name: str) -> str:
-    chamfer, normals = (median(d[name][i] for d in draws) for i in range(2))
-    return f"{chamfer:.3f} / {normals:.3f}"
+    known = [d[name] for d in draws if name in d]
+    if not known:
+        return ""
+    chamfer, normals = map(median, zip(*known, strict=True))
+    rest = "" if len(known) == len(draws) else f" ({len(known)})"
+    return f"{chamfer:.3f} / {normals:.3f}{rest}"
 
 
 def _ratio(draws: list[Ends], name: str, other: str) -> float:
-    return median(d[name][0] / d[other][0] for d in draws)
+    return median(d[name][0] / d[other][0] for d in draws if name in d)
 
 
 def _draws(shape: str, points: int, noise: float) -> list[Ends]:
@@ -391,7 +400,7 @@ def _found(shape: str, points: int, noise: float, draw: int) -> Ends:
         ends = _scores(*cell, method, 0.0 if method == POISSON else COOLDOWN)
         if len(ends) == len(rates):
             found[method] = min(ends)
-        elif method != POISSON:
+        elif method in COMPLETE:
             return {}
     return {**found, "oracle": min(_scores(*cell, "Adam", COOLDOWN, "best"))}
 

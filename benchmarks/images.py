@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,8 @@ NOISES = (15, 25, 50)
 TWIN_LR = 1e-4
 """Adam's learning rate with a twin run."""
 ADAM_LRS = (3e-5, 1e-4, 3e-4)
-OURS_LRS = (1e-4, 3e-4)
+OURS_LR, OTHER_LRS = 3e-5, (1e-4, 3e-4)
+"""The others on the first noise draw only."""
 KEYS = ("image", "noise", "seed", "method", "lr", "iterations", "sigma")
 STOPS = {"discrepancy": "discrepancy", "sure": "SURE, twin", "held_out": "10 % held out"}
 OURS = ("SNRAdam", "SNRSOAP")
@@ -190,18 +191,22 @@ def fit(run: Run) -> dict[str, Any]:
 
 
 def runs() -> list[Run]:
-    """Cell by cell, so that a stop leaves whole comparisons."""
-    found = []
-    for seed in range(2):
+    """Cell by cell, so that a stop leaves whole comparisons; SNRSOAP's further draws come last."""
+    found, later = [], []
+    for seed in range(5):
         for noise in NOISES:
             for image in CORNERS:
                 cell = (image, noise, seed)
                 found += [Run(*cell, "Adam", lr, 500) for lr in ADAM_LRS]
                 found += [Run(*cell, "Adam, 10 % held out", 1e-4, 300)]
-                found += [
-                    Run(*cell, f"{cls}, label floor", lr, 5000) for cls in OURS for lr in OURS_LRS
-                ]
+                found += [Run(*cell, "SNRAdam, label floor", OURS_LR, 5000)]
+                later += [Run(*cell, "SNRSOAP, label floor", OURS_LR, 5000)]
                 if seed == 0:
+                    found += [
+                        Run(*cell, f"{cls}, label floor", lr, 5000)
+                        for cls in OURS
+                        for lr in OTHER_LRS
+                    ]
                     found += [Run(*cell, f"{cls}, constant gate", 1e-4, 5000) for cls in OURS]
                 if (image, noise, seed) == ("camera", 25, 0):
                     found += [
@@ -213,33 +218,70 @@ def runs() -> list[Run]:
                         for method in ("SNRAdam, label floor", "SNRSOAP, label floor")
                         for sigma in ("estimated", "0.7", "1.4")
                     ]
-    return found
+    return found + later
 
 
 def cells() -> str:
     """PSNR by image and noise: Adam's oracle, its stopping rules, and what ours ends with."""
-    rows = [row for row in read(PATH) if row["sigma"] == "1"]
-    ours = [method for method in METHODS if "label" in method]
     lines = []
-    for noise in NOISES:
-        for image in CORNERS:
-            draws: dict[str, list[dict[str, str]]] = {}
-            for row in rows:
-                if (row["image"], row["noise"]) == (image, str(noise)):
-                    draws.setdefault(row["seed"], []).append(row)
-            whole = [scores for draw in draws.values() if (scores := _scores(draw, ours))]
-            if not whole:
-                continue
-            middle = {name: median(scores[name] for scores in whole) for name in whole[0]}
-            found = [image, str(noise), str(len(whole))]
-            found += [f"{middle[name]:.2f}" for name in ("oracle", *STOPS)]
-            for method in ours:
-                final, best, share = (middle[f"{method}, {what}"] for what in KEPT)
-                found += [_cell(final, best, share)]
+    for image, noise, draws in _cells():
+        whole = [own for draw in draws.values() if "oracle" in (own := _scores(draw))]
+        if whole:
+            names = ("oracle", *STOPS)
+            stopped = [f"{median(own[name] for own in whole):.2f}" for name in names]
+            found = [image, noise, str(len(whole)), *stopped]
+            for cls in OURS:
+                known = [_kept(row) for d in draws.values() if (row := _ours(d, cls, OURS_LR))]
+                middle = _cell(*map(median, zip(*known, strict=True))) if known else ""
+                found += [middle, str(len(known))]
             lines.append(found)
     titles = ["image", "noise", "draws", "Adam's oracle", *STOPS.values()]
-    titles += [f"{method}: final (best), memorized" for method in ours]
+    for cls in OURS:
+        titles += [f"{cls}, label floor: final (best), memorized", "draws"]
     return text.table(titles, lines)
+
+
+def rates() -> str:
+    """What ours ends with less Adam's oracle of the same draw, by learning rate."""
+    lines = []
+    for cls in OURS:
+        for lr in sorted((OURS_LR, *OTHER_LRS)):
+            differences = [
+                float(row["final_psnr"]) - _scores(draw)["oracle"]
+                for *_, draws in _cells()
+                for draw in draws.values()
+                if (row := _ours(draw, cls, lr)) and "oracle" in _scores(draw)
+            ]
+            if differences:
+                near, above = (sum(d > least for d in differences) for least in (-0.3, 0))
+                numbers = (f"{x:+.2f}" for x in (mean(differences), min(differences)))
+                counts = (str(x) for x in (len(differences), near, above))
+                lines.append([cls, f"{lr:g}", *counts, *numbers])
+    titles = "optimizer|lr|fits|within 0.3 dB of the oracle|above it|mean difference, dB|least"
+    return text.table(titles, lines)
+
+
+Draw = list[dict[str, str]]
+"""The rows of one noise draw of a cell."""
+
+
+def _cells() -> list[tuple[str, str, dict[str, Draw]]]:
+    """Image, noise, and the draws by seed; sigma given."""
+    found = []
+    for noise in map(str, NOISES):
+        for image in CORNERS:
+            draws: dict[str, Draw] = {}
+            for row in read(PATH):
+                if (row["image"], row["noise"], row["sigma"]) == (image, noise, "1"):
+                    draws.setdefault(row["seed"], []).append(row)
+            found.append((image, noise, draws))
+    return found
+
+
+def _ours(draw: Draw, cls: str, lr: float) -> dict[str, str]:
+    """Its long fit at this rate; empty where it has not been run."""
+    which = (f"{cls}, label floor", lr, "5000")
+    return next((r for r in draw if (r["method"], float(r["lr"]), r["iterations"]) == which), {})
 
 
 def gates() -> str:
@@ -259,26 +301,19 @@ def _kept(row: dict[str, str]) -> list[float]:
     return [float(row[name]) for name in KEPT]
 
 
-def _scores(draw: list[dict[str, str]], ours: list[str]) -> dict[str, float]:
-    """One noise draw of a cell, every method and rule at its best rate (by the truth) of those that
-    have been run; empty where a method is missing."""
-    found = {}
+def _scores(draw: Draw) -> dict[str, float]:
+    """Adam's oracle and every stopping rule, each at its best rate (by the truth); empty where one
+    has not been run."""
     adam = [row for row in draw if row["method"] == "Adam"]
     if len(adam) < len(ADAM_LRS):
         return {}
-    found["oracle"] = max(float(row["best_psnr"]) for row in adam)
+    found = {"oracle": max(float(row["best_psnr"]) for row in adam)}
     for rule in STOPS:
-        runs_with = draw if rule == "held_out" else adam
-        known = [float(row[f"{rule}_psnr"]) for row in runs_with if row[f"{rule}_psnr"]]
+        rows = draw if rule == "held_out" else adam
+        known = [float(row[f"{rule}_psnr"]) for row in rows if row[f"{rule}_psnr"]]
         if not known:
             return {}
         found[rule] = max(known)
-    for method in ours:
-        own = [row for row in draw if row["method"] == method]
-        if not own:
-            return {}
-        best = max(own, key=lambda row: float(row["final_psnr"]))
-        found |= {f"{method}, {what}": float(best[what]) for what in KEPT}
     return found
 
 

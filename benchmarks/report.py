@@ -45,6 +45,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "convection_stops": stopping.convection,
     "gate_alone": convection.gate_alone,
     "image_cells": images.cells,
+    "image_rates": images.rates,
     "image_sigma": images.sigmas,
     "image_gates": images.gates,
     "heat_inverse": heat.table,

@@ -21,8 +21,9 @@ Each is a running average of squared *draws* h of the gradient's noise, E h = 0,
 - stream: :math:`h = (g - m)\sqrt{(1+\beta_1)/2}` with the previous first moment m, which has a
   variance of its own: the root makes up for it.
 
-:func:`exact_label_noise` and :func:`exact_sampling_noise` compute the same two variances from
-per-sample gradients, for reference and small problems.
+The first two are lowered by what the first moment averages away of noise that is drawn anew in
+every step. :func:`exact_label_noise` and :func:`exact_sampling_noise` (of one batch, ``beta1=0``)
+compute them from per-sample gradients, for reference and small problems.
 
 Random signs for per-sample gradients: M. Hutchinson, Commun. Stat. Simul. Comput. 19 (1990) 433.
 The variance of a mean gradient as the yardstick: E. Litman and G. Guo, arXiv:2605.01172 (2026).
@@ -91,8 +92,8 @@ class NoiseFloor(Mapping[Tensor, Tensor]):
         for name, rate in (("rho", rho), ("beta1", beta1)):
             if not 0 <= rate < 1:
                 raise ValueError(f"{name} must be >= 0 and < 1, got {rate}.")
-        if every < 1:
-            raise ValueError(f"every must be at least 1, got {every}.")
+        if not isinstance(every, int) or every < 1:
+            raise ValueError(f"every must be an integer >= 1, got {every}.")
         self.rho = rho
         self.every = every
         self.beta1 = beta1
@@ -230,9 +231,11 @@ class LabelNoise(NoiseFloor):
                 by a part of 1/R only: what else it is off by is no noise. (With a sigma that is too
                 small by a factor f, noise is so fitted until R is 1, down to f^2 of what there is.)
         """
-        terms = list(terms)
+        terms = [term for term in terms if term.residual.numel()]
         self.noisy_grads = {}
         if terms and self._is_due():
+            for term in terms:
+                check_sigma(torch.as_tensor(term.sigma))
             with torch.enable_grad():
                 noise = sum(self._random_sign_sum(term) for term in terms)
             assert isinstance(noise, Tensor)
@@ -347,10 +350,7 @@ class SamplingNoise(NoiseFloor):
         Raises:
             ValueError: there are fewer than two losses, or they are not a vector.
         """
-        if losses.ndim != 1 or len(losses) < 2:
-            raise ValueError(
-                f"Give one loss per sample, a vector of two or more, not {tuple(losses.shape)}."
-            )
+        _check_losses(losses)
         if self._is_due():
             b = len(losses)
             signs = torch.randint(0, 2, (b,), device=losses.device).to(losses.dtype) * 2 - 1
@@ -448,13 +448,26 @@ def exact_label_noise(
 def exact_sampling_noise(params: Iterable[Tensor], losses: Tensor) -> dict[Tensor, Tensor]:
     """Variance of the mean gradient of a fresh batch, sum (g_i - mean g)^2 / (b (b - 1)).
 
+    What :class:`SamplingNoise` estimates with ``beta1=0``.
+
     Args:
         params: real parameters.
         losses: (b,), one per sample; their graph stays alive.
+
+    Raises:
+        ValueError: there are fewer than two losses, or they are not a vector.
     """
+    _check_losses(losses)
     b = len(losses)
     gradients = _per_sample_gradients(losses, list(params))
     return {p: rows.var(0, correction=1) / b for p, rows in gradients.items()}
+
+
+def _check_losses(losses: Tensor) -> None:
+    if losses.ndim != 1 or len(losses) < 2:
+        raise ValueError(
+            f"Give one loss per sample, a vector of two or more, not {tuple(losses.shape)}."
+        )
 
 
 def _per_sample_gradients(outputs: Tensor, params: list[Tensor]) -> dict[Tensor, Tensor]:
@@ -603,6 +616,8 @@ def _misfit(residual: Tensor, sigma: Tensor) -> Tensor:
     NaN where it is infinite: such a step is no draw.
     """
     noisy = sigma.expand_as(residual) > 0
+    if residual.dtype == torch.float16:  # whose sums of squares overflow
+        residual, sigma = residual.float(), sigma.float()
     misfit = ((residual / sigma) ** 2).where(noisy, 0).sum() / noisy.sum().clamp_min(1)
     return misfit.where(misfit.isfinite(), torch.nan)
 

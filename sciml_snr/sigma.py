@@ -314,22 +314,25 @@ def estimate_sigma_residuals(residual: ArrayLike, dof: float) -> SigmaEstimate:
     Args:
         residual: fit minus measurements, n entries in any shape.
         dof: degrees of freedom that the fit spent on these measurements, :math:`0 \le dof < n`:
-            the memorized share times n.
+            the memorized share times n (0 where the estimated share is negative).
 
     Returns:
         The estimate in units of the residual.
 
     Raises:
-        ValueError: ``dof`` is out of range, or residuals are missing or not finite.
+        ValueError: ``dof`` is negative or leaves fewer than five degrees of freedom, or residuals
+            are missing or not finite.
     """
     r = np.asarray(residual, dtype=float)
     if r.size == 0:
         raise ValueError("residual is empty.")
     _check_finite("residual", r, "has the run diverged?")
-    if not 0 <= dof < r.size:
+    if not dof >= 0:
+        raise ValueError(f"dof must be >= 0, got {dof:g}: take 0 for a share below 0.")
+    if not r.size - dof >= MIN_DOF:
         raise ValueError(
-            f"dof must be >= 0 and less than the number of residuals, {r.size}, got {dof:g}: a fit "
-            "with as many degrees of freedom leaves nothing to estimate from."
+            f"{r.size} residuals of a fit with {dof:g} degrees of freedom leave {r.size - dof:g}: "
+            f"the estimate needs at least {MIN_DOF}."
         )
     sigma = math.sqrt(float((r**2).sum()) / (r.size - dof))
     method = f"{r.size} residuals less {dof:.3g} degrees of freedom"

@@ -190,7 +190,18 @@ class SNRAdam(Optimizer):
             group.setdefault("discrepancy", False)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; keeps float32 moments of 16-bit parameters (torch would round them)."""
+        """Load a state; keeps float32 moments of 16-bit parameters (torch would round them).
+
+        Raises:
+            ValueError: it is another optimizer's.
+        """
+        needed = {"gate", *(() if "basis" not in self.defaults else ("basis",))}
+        if any(needed - group.keys() for group in state_dict["param_groups"]):
+            raise ValueError(
+                f"This is not a state of {type(self).__name__}: its groups have no "
+                f"{', '.join(sorted(needed))}. Begin with a new optimizer: moments of another one "
+                "know nothing of the noise."
+            )
         super().load_state_dict(state_dict)
         saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
@@ -216,11 +227,14 @@ class SNRAdam(Optimizer):
             What the closure returned, or None.
 
         Raises:
+            TypeError: a floor is given in the closure's place.
             RuntimeError: a gradient is sparse.
             ValueError: a floor has another shape than its parameter.
             FloatingPointError: a gradient or floor is not finite (unless ``nonfinite="skip"``).
         """
         loss = None
+        if isinstance(closure, Mapping):
+            raise TypeError("The floor is given by name: optimizer.step(floor=floor).")
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()

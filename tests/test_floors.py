@@ -776,6 +776,55 @@ def test_an_empty_population_is_refused(population):
         LabelNoise([w], sigma=1.0).backward(w, torch.zeros(3, 1), population=population)
 
 
+@pytest.mark.parametrize("sigma", [-0.1, math.nan, torch.tensor([[0.1], [math.inf], [0.1]])])
+def test_an_impossible_error_of_one_call_is_refused(sigma):
+    """As the constructor's is: without a floor the published rule would take over in silence."""
+    w = torch.ones(3, 1, requires_grad=True)
+    floor = LabelNoise([w])
+    with pytest.raises(ValueError, match=r"sigma must be finite and >= 0"):
+        floor.backward(w, torch.zeros(3, 1), sigma=sigma)
+    with pytest.raises(ValueError, match=r"sigma must be finite and >= 0"):
+        LabelNoise([w]).update([NoisyTerm(w, sigma)])
+    assert w.grad is None and not floor
+
+
+@pytest.mark.parametrize("every", [0, 1.5])
+def test_a_period_that_is_none_is_refused(every):
+    with pytest.raises(ValueError, match="every must be an integer >= 1"):
+        LabelNoise([torch.ones(1, requires_grad=True)], sigma=1.0, every=every)
+
+
+def test_a_term_without_data_is_none():
+    """A condition that has no points on this boundary."""
+    w = torch.ones(3, 1, requires_grad=True)
+    found = []
+    for extra in ([], [NoisyTerm(w[:0], 0.3)]):
+        torch.manual_seed(0)
+        floor = LabelNoise([w])
+        floor.update([NoisyTerm(w, 0.1), *extra], exact_terms=True)
+        found.append((floor[w], floor.noisy_grads[w], floor.excess))
+    assert_same_bits(*found)
+
+
+def test_many_data_in_float16_have_a_floor():
+    """Their sum of squares is beyond its range."""
+    x = torch.linspace(0.5, 1, 70_000)[:, None]
+    floors = []
+    for dtype in (torch.float16, torch.float32):
+        w = torch.ones(1, 1, dtype=dtype, requires_grad=True)
+        torch.manual_seed(0)
+        floor = LabelNoise([w], sigma=0.5)
+        floor.update([NoisyTerm(x.to(dtype) @ w - x.to(dtype) + 1.0, 0.5)])
+        floors.append(floor[w].float())
+    torch.testing.assert_close(floors[0], floors[1], rtol=0.05, atol=0)
+
+
+def test_a_variance_of_one_sample_is_refused():
+    w = torch.ones(1, requires_grad=True)
+    with pytest.raises(ValueError, match="two or more"):
+        exact_sampling_noise([w], w**2)
+
+
 # What all residuals together say -----------------------------------------------------------
 
 

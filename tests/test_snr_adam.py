@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
-from sciml_snr import NoiseFloor, SNRAdam
+from sciml_snr import SNRSOAP, NoiseFloor, SNRAdam
 from tests.cases import (
     FLOATS,
     GATED,
@@ -823,6 +823,25 @@ def test_loaded_state_is_the_saved_state(dtype):
         [state for _, state in snapshot(loaded)], [state for _, state in snapshot(saved)]
     )
     assert loaded.state_dict()["param_groups"] == saved.state_dict()["param_groups"]
+
+
+@pytest.mark.parametrize(
+    ("cls", "other"),
+    [(SNRAdam, torch.optim.AdamW), (SNRSOAP, torch.optim.AdamW), (SNRSOAP, SNRAdam)],
+)
+def test_a_state_of_another_optimizer_is_refused(cls, other):
+    optimizer, saved = cls(parameters()), other(parameters())
+    feed(saved, 2)
+    before = snapshot(optimizer)
+    with pytest.raises(ValueError, match=f"not a state of {cls.__name__}"):
+        optimizer.load_state_dict(saved.state_dict())
+    assert_same_bits(snapshot(optimizer), before)
+
+
+def test_a_floor_in_the_closures_place_is_refused():
+    (p, *_) = parameters()
+    with pytest.raises(TypeError, match=r"step\(floor=floor\)"):
+        SNRAdam([p]).step({p: torch.ones_like(p)})
 
 
 def test_loads_a_state_in_which_some_parameters_have_none():

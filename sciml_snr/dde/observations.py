@@ -28,11 +28,12 @@ class NoisyPointSetBC(PointSetBC):  # type: ignore[misc]
         points: (n, d) array of points.
         values: scalar or (n, m) array of measured values.
         sigma: standard deviation of their error, in their units: a scalar, (n,) or (n, 1) for one
-            per point, or (n, m).
+            per point, (1, m) for one per component, or (n, m).
         component, batch_size, shuffle: as for ``PointSetBC``.
 
     Raises:
-        ValueError: sigma is negative, not finite or of another length than the points.
+        ValueError: sigma is negative, not finite or of another length than the points, or points
+            or values have no column per coordinate or component.
     """
 
     def __init__(
@@ -44,18 +45,35 @@ class NoisyPointSetBC(PointSetBC):  # type: ignore[misc]
         batch_size: int | None = None,
         shuffle: bool = True,
     ) -> None:
+        shapes = np.shape(points), np.shape(values)
+        if len(shapes[0]) != 2 or (shapes[1] and len(shapes[1]) != 2):
+            raise ValueError(
+                f"points {shapes[0]} must be (n, d), and values {shapes[1]} a number or (n, m): "
+                "one-dimensional arrays become columns by x[:, None]."
+            )
         super().__init__(points, values, component, batch_size, shuffle)
-        components = len(component) if isinstance(component, list) else 1
-        self.sigma = as_sigma(sigma, len(self), components)
+        self.sigma = as_sigma(sigma, len(self), _components(self))
+
+
+def _components(condition: Any) -> int:
+    """Number of output components that a condition on a set of points compares."""
+    component = getattr(condition, "component", 0)
+    return len(component) if isinstance(component, list) else 1
 
 
 def as_sigma(sigma: Any, points: int, components: int) -> torch.Tensor:
     """A standard deviation as a tensor (1 or points, 1 or components).
 
     Raises:
-        ValueError: it is negative, not finite or of another length than the points.
+        ValueError: it is no number, negative, not finite or of another length than the points.
     """
-    found = torch.as_tensor(np.asarray(sigma), dtype=torch.get_default_dtype())
+    try:
+        given = np.asarray("None" if sigma is None else sigma, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"sigma must be a number or an array of numbers, got {sigma!r}."
+        ) from error
+    found = torch.as_tensor(given, dtype=torch.get_default_dtype())
     check_sigma(found)
     found = found.reshape(-1, 1) if found.ndim < 2 else found
     if found.ndim > 2 or found.shape[1] not in (1, components):
@@ -160,7 +178,7 @@ class ModelNoise:
                 if isinstance(condition, NoisyPointSetBC):
                     self._by_term[i] = condition.sigma
                 elif sigma is not None and isinstance(condition, (PointSetBC, PointSetOperatorBC)):
-                    self._by_term[i] = as_sigma(sigma, len(condition), 1)
+                    self._by_term[i] = as_sigma(sigma, len(condition), _components(condition))
             if sigma is not None and not self._by_term:
                 if self._conditions or hasattr(data, "bcs"):
                     raise ValueError(
@@ -188,7 +206,8 @@ class ModelNoise:
             self._check_count(len(self._losses))
         for place in self._by_term:
             check_loss(self._loss(place))
-        self._first_points: Any = None
+        self._last_points: dict[int, tuple[Any, bool]] = {}
+        """By term from the end: points of the last step, and whether they were new in it."""
         self._recorder: RecordingLosses | None = None
         if self._by_term:
             self._recorder = RecordingLosses.of(data)
@@ -211,13 +230,14 @@ class ModelNoise:
         self._check_count(len(residuals))
         weights = [1.0] * len(residuals)
         if self.model.loss_weights is not None:
-            weights = list(self.model.loss_weights)
+            given = self.model.loss_weights
+            weights = list(given) if np.ndim(given) else [given]
             weights *= len(residuals) if len(weights) == 1 else 1
         found = [
             self._term(residuals, place % len(residuals), sigma, weights)
             for place, sigma in self._by_term.items()
         ]
-        return [term for term in found if term.residual.requires_grad]
+        return [t for t in found if t.residual.requires_grad and t.residual.numel()]
 
     def _check_count(self, terms: int) -> None:
         if self._count is not None and self._count != terms:
@@ -235,17 +255,29 @@ class ModelNoise:
             sigma = sigma.reshape(-1, 1)
         from_end = i - len(residuals)
         population: float | None = None
+        data = self.model.data
         if from_end >= -len(self._conditions):
             condition = self._conditions[from_end]
             if getattr(condition, "batch_size", None) is not None:
-                population = len(condition)
+                if self._is_drawn_anew(from_end, condition.batch_indices, at_first=True):
+                    population = len(condition)
                 if sigma.ndim and len(sigma) > 1:
                     rows = torch.as_tensor(condition.batch_indices, device=sigma.device)
                     sigma = sigma[rows]
-        elif self._is_resampled():
+        elif self._is_drawn_anew(from_end, getattr(data, "train_x_all", None), at_first=False):
             population = math.inf
-        elif getattr(self.model.data, "train_y", None) is not None and not self._conditions:
-            population = len(self.model.data.train_y)
+            if sigma.ndim and len(sigma) > 1:
+                raise ValueError(
+                    f"sigma of loss term {i} has {len(sigma)} entries, but its points are drawn "
+                    "anew in every step: give one number."
+                )
+        elif getattr(data, "train_y", None) is not None and not self._conditions:
+            population = len(data.train_y)
+        if sigma.ndim and len(sigma) not in (1, len(residual)):
+            raise ValueError(
+                f"sigma of loss term {i} has {len(sigma)} entries for {len(residual)} residuals: "
+                "give one per residual, or one number (in batches of supervised data always)."
+            )
         return NoisyTerm(residual, sigma, float(weights[i]), population, self._loss(i))
 
     def _is_equation(self, from_end: int) -> bool:
@@ -257,12 +289,14 @@ class ModelNoise:
         values = (PointSetBC.error, DirichletBC.error, IC.error)
         return type(self._conditions[from_end]).error not in values
 
-    def _is_resampled(self) -> bool:
-        """Whether the equation's points have been drawn anew since the training began."""
-        points = getattr(self.model.data, "train_x_all", None)
-        if self._first_points is None:
-            self._first_points = points
-        return points is not self._first_points
+    def _is_drawn_anew(self, from_end: int, points: Any, at_first: bool) -> bool:
+        """Whether a term has other points in every step, as far as this one and the last can tell:
+        points that stay for more than one keep their errors, which do not average away.
+        ``at_first``: what to take for granted."""
+        last, was_new = self._last_points.get(from_end, (None, at_first))
+        is_new = points is not last if from_end in self._last_points else at_first
+        self._last_points[from_end] = points, is_new
+        return is_new and was_new
 
     def _loss(self, place: int) -> Loss:
         """The loss of a term, in torch's order of arguments."""

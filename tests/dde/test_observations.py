@@ -258,6 +258,29 @@ def test_a_batch_takes_its_own_errors_along():
         assert_close(found, scaled(expected, fresh_share(1, 6)))
 
 
+@pytest.mark.parametrize("sigma", [None, "0,1", [[0.1], [0.1, 0.2]]])
+def test_an_error_that_is_no_number_is_refused(sigma):
+    with pytest.raises(ValueError, match="must be a number or an array of numbers"):
+        noisy(sigma)
+
+
+@pytest.mark.parametrize("given", [{"values": Y[:, 0]}, {"points": X[:, 0]}])
+def test_measurements_without_columns_are_refused(given):
+    """DeepXDE would compare each value with each."""
+    with pytest.raises(ValueError, match=r"become columns by x\[:, None\]"):
+        noisy(0.1, **given)
+
+
+def test_an_error_per_component_of_a_point_set():
+    values, sigma = np.hstack([Y, 2 * Y]), np.outer(SIGMA, [1, 2])
+    choose(sigma=sigma)
+    m = measured_only(dde.icbc.PointSetBC(X, values, [0, 2]), outputs=3)
+    (found,) = expected_floors(m)
+    residual = m.net(torch.as_tensor(X, dtype=torch.float32))[:, [0, 2]]
+    residual = residual - torch.as_tensor(values, dtype=torch.float32)
+    assert_close(found, variance_of(m, [(residual, sigma, 1)]))
+
+
 # Which floor -----------------------------------------------------------------------------------
 
 
@@ -476,6 +499,20 @@ def test_loss_weight_goes_with_its_condition(place, loss_weights):
     weight = 1.0 if loss_weights is None else loss_weights[1 + place]
     expected = exact_variance(m, [(X[:1], Y[:1], 0.3, weight)])
     torch.testing.assert_close(floor(m), expected, rtol=1e-4, atol=1e-9)
+
+
+def test_one_weight_for_all_terms():
+    """DeepXDE takes a number, too."""
+    m = trained(model(noisy(**ONE_POINT)), lr=0.0, iterations=2, loss_weights=0.5)
+    assert_close(floor(m), exact_variance(m, [(X[:1], Y[:1], 0.3, 0.5)]))
+
+
+def test_a_frozen_network_has_no_floor():
+    """What is left to train, a coefficient, is not gated."""
+    m = model(noisy(), coefficient=(c := dde.Variable(2.0)))
+    m.net.requires_grad_(False)
+    trained(m, external_trainable_variables=[c])
+    assert not hasattr(m.opt, "floor") and float(c.detach()) != 2.0
 
 
 def test_floor_is_the_variance_of_all_measurements(float64):
@@ -899,7 +936,7 @@ def test_batches_of_a_condition_are_averaged_over(sigma):
 
 
 def test_points_drawn_anew_bring_fresh_errors():
-    """Those of the first step may stay: they count in full."""
+    """Those of the first two steps may stay: they count in full."""
     choose(sigma=[0.2, None])
     m = model(ends(), train_distribution="pseudo")
     expected = []
@@ -909,11 +946,45 @@ def test_points_drawn_anew_bring_fresh_errors():
             expected.append(variance_of(m, [(equation(m), 0.2, 1)]))
 
     resampler = dde.callbacks.PDEPointResampler(period=1)
-    found = expected_floors(m, iterations=3, callbacks=[Points(), resampler])
-    assert_close(found[0], expected[0])
-    for variance, one in zip(found[1:], expected[1:], strict=True):
+    found = expected_floors(m, iterations=4, callbacks=[Points(), resampler])
+    for variance, one in zip(found[:2], expected[:2], strict=True):
+        assert_close(variance, one)
+    for variance, one in zip(found[2:], expected[2:], strict=True):
         assert_close(variance, scaled(one, fresh_share(0, 1)))
     assert not torch.equal(flat(expected[0]), flat(expected[1]))
+
+
+@pytest.mark.parametrize("measured", ["source", "values"])
+def test_points_that_stay_keep_their_errors(measured):
+    """Only what is new in every step averages away."""
+    choose(sigma=[0.2, None] if measured == "source" else 0.2)
+    condition = dde.icbc.PointSetBC(X, Y, batch_size=2)
+    m = model(ends(), train_distribution="pseudo") if measured == "source" else model(condition)
+    expected = []
+
+    class Points(dde.callbacks.Callback):
+        def on_batch_end(self):
+            if measured == "source":
+                expected.append(variance_of(m, [(equation(m), 0.2, 1)]))
+            else:
+                i = list(condition.batch_indices)
+                expected.append(exact_variance(m, [(X[i], Y[i], 0.2, 1)]))
+
+    resampler = dde.callbacks.PDEPointResampler(period=2, bc_points=measured == "values")
+    found = expected_floors(m, iterations=5, callbacks=[Points(), resampler])
+    if measured == "values":  # of a batch, new ones are expected
+        expected[0] = scaled(expected[0], fresh_share(2, 6))
+    for variance, one in zip(found, expected, strict=True):
+        assert_close(variance, one)
+
+
+def test_an_error_per_point_of_points_drawn_anew_is_refused():
+    choose(sigma=[np.full(10, 0.2), None])
+    m = model(ends(), train_distribution="pseudo")
+    m.compile("snr_adam", lr=1e-3, verbose=0)
+    resampler = dde.callbacks.PDEPointResampler(period=1)
+    with pytest.raises(ValueError, match=r"loss term 0.*drawn anew.*one number"):
+        m.train(iterations=5, callbacks=[resampler], verbose=0)
 
 
 def operator(kind, *conditions):
