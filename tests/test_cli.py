@@ -182,6 +182,23 @@ def test_fit_image(noisy_png) -> None:
     assert '"steps": 5' in (folder / "summary.json").read_text()
 
 
+def test_fit_image_of_many_channels(fresh_directory) -> None:
+    image = np.random.default_rng(0).normal(size=(16, 20, 5))
+    np.save("channels.npy", image)
+    options = ("--channel-axis", "-1", "--steps", "2", "--sigma", "1", *TINY)
+    call("fit-image", "channels.npy", "-o", "clean.npy", *options)
+    assert np.load("clean.npy").shape == image.shape
+
+
+def test_folders_are_looked_at_before_the_first_fit(noisy_png) -> None:
+    Path("here-adam").mkdir()
+    Path("here-adam/config.json").write_text("{}")
+    options = ("--compare", "adam", "--out-run", "here", "--steps", "1", *TINY)
+    output = call("fit-image", "noisy.png", "-o", "clean.png", *options, code=2)
+    assert "here-adam already holds a run" in output
+    assert not Path("clean.png").exists() and not Path("here").exists()
+
+
 def test_fit_image_with_patience_says_where_it_went_back(noisy_png) -> None:
     """A learning rate that is far too large: the start is the best."""
     output = call(
@@ -321,12 +338,14 @@ def test_fit_sdf_of_a_curve(fresh_directory) -> None:
         (["scan.ply", "-o", "mesh.ply", "--network", "resnet"], "no network 'resnet'"),
         (["scan.ply", "-o", "mesh.ply", "--compare", "sgd"], "no optimizer 'sgd'"),
         (["scan.ply", "-o", "mesh.ply", "--reference", "absent.ply"], "no file absent.ply"),
+        (["scan.ply", "-o", "mesh.ply", "--reference", "curve.csv"], "scan.ply has 3 dimensions"),
         (["scan.ply", "-o", "mesh.ply", "--resolution", "2"], "resolution must be"),
         (["scan.ply", "-o", "mesh.ply", "--resume"], "no run to resume"),
     ],
 )
 def test_bad_scans_are_plain_errors(scan_ply, arguments: list[str], message: str) -> None:
     Path("text.ply").write_text("no cloud")
+    np.savetxt("curve.csv", np.random.default_rng(0).normal(size=(20, 2)), delimiter=",")
     Path("few.xyz").write_text("0 0 0\n1 0 0\n0 1 0\n")
     Path("holes.xyz").write_text("nan 0 0\n" + "".join(f"{i} {i * i} 1\n" for i in range(19)))
     output = " ".join(call("fit-sdf", *arguments, "--steps", "1", code=2).split())

@@ -95,14 +95,17 @@ def run_folders(
     compare: str | None,
     seed: int,
     out_run: Path | None,
+    resume: bool,
     patience: int | None = None,
 ) -> dict[str, Path]:
     """The run folder of each optimizer of a fit: the chosen one, and the one to compare it with.
 
     Raises:
         ValueError: an optimizer is unknown, or both are the same.
+        FileExistsError: one holds a run that is not to be resumed.
     """
     from ..inr import FitOptions
+    from ..inr.archive import open_folder
 
     if compare == optimizer:
         raise ValueError(f"compare with another optimizer than {optimizer}.")
@@ -110,8 +113,10 @@ def run_folders(
     folders = {optimizer: first}
     if compare is not None:
         folders[compare] = first.with_name(f"{first.name}-{compare}")
-    for name in folders:
+    for name, folder in folders.items():
         FitOptions(optimizer=name, patience=patience)  # refuses a name before any work
+        if not resume:
+            open_folder(folder, resume)
     return folders
 
 

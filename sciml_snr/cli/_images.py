@@ -29,6 +29,13 @@ def fit_image(
     mask: Annotated[
         Path | None, typer.Option(help="An image that is not black where pixels are missing.")
     ] = None,
+    channel_axis: Annotated[
+        int | None,
+        typer.Option(
+            help="Which axis of the file counts channels, e.g. -1 or 0 [default: the last one, if "
+            "it is of four at most]."
+        ),
+    ] = None,
     scale: Annotated[
         float, typer.Option(help="Pixels of the result per pixel, along an axis.")
     ] = 1,
@@ -47,8 +54,8 @@ def fit_image(
     lr: Annotated[
         float | None,
         typer.Option(
-            help="Learning rate [default: 3e-4 for siren, 1e-3 for others; snr_soap on more than "
-            "8192 pixels: twice that; adam: a third]."
+            help="Learning rate [default: 1e-3 for fourier and wire, 3e-4 for others; snr_soap on "
+            "more than 8192 pixels: twice that; adam: a third]."
         ),
     ] = None,
     steps: Annotated[
@@ -89,13 +96,14 @@ def fit_image(
         picture.check_writable(output, pixels)
         if not 0 < scale < math.inf:
             raise ValueError(f"scale must be a positive number, got {scale}.")
-        folders = run_folders(image.stem, optimizer, compare, seed, out_run, patience)
+        folders = run_folders(image.stem, optimizer, compare, seed, out_run, resume, patience)
         fits = {}
         for name, folder in folders.items():
             fits[name] = images.fit_image(
                 pixels,
                 sigma=sigma or None,
                 mask=mask,
+                channel_axis="auto" if channel_axis is None else channel_axis,
                 network=network,
                 network_options=parse_options(network_option),
                 optimizer=name,

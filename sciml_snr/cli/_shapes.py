@@ -80,12 +80,13 @@ def fit_sdf(
     from ..inr.surfaces import check_resolution, read_surface
 
     with plain_errors():
-        sdf.check_exportable(
-            output, dim=read_cloud(points, sample=sample, seed=seed).points.shape[1]
-        )
+        dim = read_cloud(points, sample=sample, seed=seed).points.shape[1]
+        sdf.check_exportable(output, dim=dim)
         check_resolution(resolution)
         truth = None if reference is None else read_surface(reference)
-        folders = run_folders(points.stem, optimizer, compare, seed, out_run)
+        if truth is not None and dim != getattr(truth, "shape", (0, 3))[1]:  # a mesh has none
+            raise ValueError(f"{points} has {dim} dimensions, {reference} another number.")
+        folders = run_folders(points.stem, optimizer, compare, seed, out_run, resume)
         fits = {}
         for name, folder in folders.items():
             fit = sdf.fit_sdf(

@@ -80,6 +80,21 @@ def open_folder(out: str | Path | None, resume: bool) -> Path | None:
     return folder
 
 
+def run_config(folder: Path) -> dict[str, Any]:
+    """The ``config.json`` of a run that is to be resumed.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it cannot be read.
+    """
+    path = folder / "config.json"
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): remove {folder} and begin anew.") from error
+    return found
+
+
 def check_asked(
     where: Path,
     config: Mapping[str, Any],

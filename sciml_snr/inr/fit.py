@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -124,8 +125,9 @@ class FitOptions:
             raise ValueError(f"cooldown must be a share in [0, 1], got {self.cooldown}.")
         for name in ("steps", "batch_size", "floor_every", "patience"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and (not isinstance(value, Integral) or value < 1):
                 raise ValueError(f"{name} must be an integer >= 1, got {value!r}.")
+            object.__setattr__(self, name, None if value is None else int(value))
         if self.gate and self.optimizer == "adam":
             raise ValueError("gate options are for snr_soap and snr_adam: adam has no gate.")
         if self.patience is not None and self.optimizer == "snr_soap":
@@ -314,7 +316,7 @@ class _Loop:
                 training.seconds = before + time.perf_counter() - started
                 if row:
                     self._log(row)
-                    bar.update(task, status=_status(row))
+                    bar.update(task, status=_status(training.history[-1]))
                 bar.update(task, completed=training.step)
                 if self.folder and time.perf_counter() - saved > CHECKPOINT_SECONDS:
                     self.save()
@@ -404,9 +406,9 @@ class _Loop:
             "history": self.training.history,
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "floor": self.floor.state_dict() if self.floor else None,
+            "floor": None if self.floor is None else self.floor.state_dict(),
             "rng": self.rng.get_state(),
-            "risk": self.risk.state_dict() if self.risk else None,
+            "risk": None if self.risk is None else self.risk.state_dict(),
             "kept": self.kept,
             "kept_step": self.training.kept_step,
             "budgets": self.training.budgets,
@@ -428,7 +430,7 @@ class _Loop:
         )
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.floor is not None:
+        if self.floor is not None and state["floor"] is not None:  # None: before the first step
             self.floor.load_state_dict(state["floor"])
         if self.risk is not None:
             self.risk.load_state_dict(state["risk"])
@@ -443,13 +445,17 @@ def read_checkpoint(folder: Path | None, steps: int) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is nothing to resume.
-        ValueError: it has taken more steps already.
+        ValueError: it has taken more steps already, or its checkpoint cannot be read.
     """
     if folder is None or not (folder / "checkpoint.pt").exists():
         raise FileNotFoundError(f"There is no run to resume in {folder}: no checkpoint.pt there.")
-    state: dict[str, Any] = torch.load(
-        folder / "checkpoint.pt", weights_only=True, map_location="cpu"
-    )
+    path = folder / "checkpoint.pt"
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # whatever a file of another kind makes torch say
+        raise ValueError(
+            f"{path} is damaged: there is nothing to resume. Remove {folder} and begin anew."
+        ) from error
     if steps < state["step"]:
         raise ValueError(
             f"The run in {folder} has taken {state['step']} steps already: {steps} is too few."

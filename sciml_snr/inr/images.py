@@ -29,6 +29,7 @@ from .archive import (
     load_fit,
     open_folder,
     restore_network,
+    run_config,
     save_fit,
     saved_choice,
     sigma_from_json,
@@ -398,9 +399,14 @@ class ImageFit:
     ) -> tuple[int, ...]:
         own = self.picture.shape
         if box is not None and (
-            len(box) != len(own) or not all(math.isfinite(b - a) and a < b for a, b in box)
+            np.shape(box) != (len(own), 2)
+            or not all(math.isfinite(b - a) and a < b for a, b in box)
         ):
             raise ValueError(f"box must be (low, high) for each of {len(own)} axes, got {box}.")
+        if scale is not None and np.ndim(scale):
+            raise ValueError(f"scale is one number for all axes, got {scale}: give shape.")
+        if shape is not None and np.ndim(shape) != 1:
+            raise ValueError(f"shape must be {len(own)} positive integers, got {shape}.")
         if shape is not None and scale is not None:
             raise ValueError("Give shape or scale, not both.")
         sides = [float(n) for n in own] if box is None else [b - a for a, b in box]
@@ -527,7 +533,7 @@ def fit_image(
     )
     if resume:
         assert folder is not None
-        config = json.loads((folder / "config.json").read_text())
+        config = run_config(folder)
         if config["image"] != picture.fingerprint():
             raise ValueError(f"The run in {folder} is of another image, or with another mask.")
         told = tuple(map(sigma_from_json, config["sigma"]))

@@ -6,8 +6,10 @@ import contextlib
 import hashlib
 import math
 import tempfile
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -102,25 +104,58 @@ class Picture:
 def read_image(image: ArrayLike | str | Path) -> Array:
     """An array as it is; a file by imageio: PNG, JPEG, TIFF (all pages), and what else it knows.
 
-    Of colors with 16 bits in a PNG file it reads 8: they want a TIFF file, or an array.
+    Of colors with 16 bits in a PNG file it reads 8, with a warning: they want a TIFF file, or an
+    array.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read as an image, or the array is a masked one.
+        ValueError: the file cannot be read as an image, its pages differ in shape or dtype, or the
+            array is a masked one.
     """
     if isinstance(image, np.ma.MaskedArray):
         raise ValueError("image is a masked array: give its data as image, its mask as mask=.")
     if not isinstance(image, (str, Path)):
         return np.asarray(image)
-    import imageio.v3 as iio
-
     path = Path(image)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     try:
-        return np.asarray(np.load(path) if path.suffix == ".npy" else iio.imread(path))
+        return _read(path)
     except Exception as error:  # every plugin has errors of its own
         raise ValueError(f"{path} cannot be read as an image: {error}") from None
+
+
+def _read(path: Path) -> Array:
+    import imageio.v3 as iio
+
+    kind = path.suffix.lower()
+    if kind == ".npy":
+        return np.asarray(np.load(path))
+    if kind in (".tif", ".tiff"):
+        return _read_tiff(path)
+    if kind in (".jpg", ".jpeg") and iio.immeta(path).get("mode") == "CMYK":
+        return np.asarray(iio.imread(path, mode="RGB"))
+    if kind == ".png" and path.read_bytes()[24:26] in (b"\x10\x02", b"\x10\x06"):
+        warnings.warn(
+            f"{path} has colors of 16 bits, of which 8 are read: give a TIFF file, or an array.",
+            stacklevel=5,
+        )
+    return np.asarray(iio.imread(path))
+
+
+def _read_tiff(path: Path) -> Array:
+    """All pages, also those that were written one by one (a series each); colors last."""
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        parts = []
+        for series in file.series:
+            part = series.asarray()
+            parts.append(np.moveaxis(part, 0, -1) if series.axes[0] == "S" else part)
+    kinds = {(part.shape, str(part.dtype)) for part in parts}
+    if len(kinds) > 1:
+        raise ValueError(f"its pages differ: {', '.join(f'{d} {s}' for s, d in sorted(kinds))}.")
+    return parts[0] if len(parts) == 1 else np.stack(parts)
 
 
 def write_image(path: str | Path, image: Array) -> None:
@@ -156,8 +191,8 @@ def check_writable(path: str | Path, image: Array) -> None:
             found = read_image(trial)
         except Exception as error:  # every plugin has errors of its own
             raise ValueError(f"{path.name} cannot hold the image: {error}") from None
-    kind = np.uint8 if image.dtype.kind == "b" else image.dtype
-    if found.shape != sample.shape or found.dtype != kind:
+    kinds = (image.dtype, np.uint8) if image.dtype.kind == "b" else (image.dtype,)
+    if found.shape != sample.shape or found.dtype not in kinds:
         raise ValueError(
             f"{path.name} cannot hold an image of {image.dtype} and shape {image.shape}: choose "
             ".tif or .npy."
@@ -209,11 +244,11 @@ def _layout(pixels: Array, channel_axis: int | str | None) -> tuple[Array, int |
         return pixels, -1 if few else None, few and pixels.shape[-1] in (2, 4)
     if channel_axis is None:
         return pixels, None, False
-    if not isinstance(channel_axis, int):
+    if not isinstance(channel_axis, Integral):
         raise ValueError(f"channel_axis must be an axis, None or 'auto', got {channel_axis!r}.")
     if not -pixels.ndim <= channel_axis < pixels.ndim:
         raise ValueError(f"image of shape {pixels.shape} has no axis {channel_axis}.")
-    return np.moveaxis(pixels, channel_axis, -1), channel_axis, False
+    return np.moveaxis(pixels, int(channel_axis), -1), int(channel_axis), False
 
 
 def _mask(mask: ArrayLike | str | Path, shape: tuple[int, ...]) -> NDArray[np.bool_]:

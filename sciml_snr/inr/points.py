@@ -150,10 +150,12 @@ def _read_columns(path: Path) -> tuple[Array, Array | None]:
     text = path.read_text()
     if not text.strip():
         raise _Unusable(f"{path} is empty.")
-    first = text.lstrip().partition("\n")[0]
-    separator = next((s for s in (",", ";") if s in first), None)
-    header = not all(map(_is_number, first.replace(separator or " ", " ").split()))
-    rows = np.loadtxt(text.splitlines(), delimiter=separator, skiprows=int(header), ndmin=2)
+    lines = text.strip().splitlines()
+    separator = next((s for s in (",", ";") if s in lines[-1]), None)
+    first = lines[0].replace(separator or " ", " ").split()
+    count_and_comment = len(first) == 1 and first[0].isdigit()
+    skipped = 2 if count_and_comment else int(not all(map(_is_number, first)))
+    rows = np.loadtxt(lines, delimiter=separator, skiprows=skipped, ndmin=2)
     if rows.shape[1] in (2, 3):
         return rows, None
     if rows.shape[1] == 6:
@@ -189,7 +191,8 @@ def _read_mesh(path: Path, sample: int | None, seed: int) -> tuple[Array, Array 
     if not isinstance(shape, trimesh.Trimesh) or len(shape.faces) == 0:
         if sample is not None:
             raise _Unusable(f"{path} has no faces to sample from: leave sample out.")
-        return vertices, _ply_normals(shape), False
+        own = _obj_normals(path) if path.suffix.lower() == ".obj" else _ply_normals(shape)
+        return vertices, own if own is None or len(own) == len(vertices) else None, False
     if sample is not None:
         if sample < MIN_POINTS:
             raise _Unusable(f"sample must be at least {MIN_POINTS}, got {sample}.")
@@ -204,6 +207,12 @@ def _read_mesh(path: Path, sample: int | None, seed: int) -> tuple[Array, Array 
         np.array(shape.vertex_normals, dtype=float),
         True,
     )
+
+
+def _obj_normals(path: Path) -> Array | None:
+    """The normals of an OBJ file without faces, one per vertex: trimesh leaves them out."""
+    lines = [line.split()[1:4] for line in path.read_text().splitlines() if line[:3] == "vn "]
+    return np.array(lines, dtype=float) if lines else None
 
 
 def _ply_normals(cloud: Any) -> Array | None:

@@ -53,6 +53,7 @@ from .archive import (
     load_fit,
     open_folder,
     restore_network,
+    run_config,
     save_fit,
     saved_choice,
     sigma_from_json,
@@ -563,7 +564,7 @@ def slopes(network: nn.Module, points: Array) -> Array:
 
 def _tiles(points: Array, network: nn.Module) -> Iterator[Tensor]:
     device = next(network.parameters()).device
-    for start in range(0, len(points), TILE):
+    for start in range(0, max(1, len(points)), TILE):  # one tile of none
         yield torch.as_tensor(points[start : start + TILE], dtype=torch.float32, device=device)
 
 
@@ -645,7 +646,7 @@ def fit_sdf(
     )
     if resume:
         assert folder is not None
-        config = json.loads((folder / "config.json").read_text())
+        config = run_config(folder)
         if config["points"] != _fingerprint(cloud):
             raise ValueError(
                 f"The run in {folder} is of other points, or normals, or of another sample or seed."
@@ -662,6 +663,8 @@ def fit_sdf(
         choice = _choose(network, network_options)
         told = estimate_sigma_points(cloud.points) if sigma is None else _checked_sigma(sigma)
         weights = weights or Weights()
+        if not isinstance(weights, Weights):
+            raise ValueError(f"weights must be a sciml_snr.inr.Weights, got {weights!r}.")
         with_normals = normals is not None and weights.normal > 0
         asked |= default_training(cloud.points.shape, optimizer, batch_size)
         asked["gate"] = with_options(asked["gate"], gate or {})
@@ -728,6 +731,8 @@ def _normals(cloud: Cloud) -> Array:
 
 
 def _checked_sigma(sigma: float) -> float:
+    if np.ndim(sigma) or isinstance(sigma, str):
+        raise ValueError(f"sigma must be one number for all points, got {sigma!r}.")
     if not 0 <= sigma < math.inf:
         raise ValueError(f"sigma must be finite and >= 0, got {sigma}.")
     return float(sigma)

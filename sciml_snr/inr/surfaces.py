@@ -182,6 +182,9 @@ def surface_metrics(
     L. Mescheder et al., CVPR 2019, arXiv:1812.03828.
     """
     own, other = _sampled(surface, samples, seed), _sampled(reference, samples, seed + 1)
+    dims = own.points.shape[1], other.points.shape[1]
+    if dims[0] != dims[1]:
+        raise ValueError(f"The surface has {dims[0]} dimensions, the reference {dims[1]}.")
     if threshold is None:
         threshold = 0.01 * float(np.linalg.norm(np.ptp(other.points, axis=0)))
     if not threshold > 0:

@@ -297,6 +297,49 @@ def test_checkpoints_are_written_on_the_way(tmp_path, monkeypatch) -> None:
     assert seen == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("killed_in", [1, 5])
+def test_a_killed_fit_resumes_from_its_last_checkpoint(tmp_path, optimizer, killed_in) -> None:
+    """There is one before the first step, when the floor is still empty."""
+    options = FitOptions(optimizer, lr=1e-3, steps=9)
+    train(net(), Curve(), options, folder=tmp_path / "whole", progress=False)
+
+    class Killed(Curve):
+        def terms(self, network, rng):
+            if self.calls == killed_in:
+                raise MemoryError
+            return super().terms(network, rng)
+
+    with pytest.raises(MemoryError):
+        train(net(), Killed(), options, folder=tmp_path / "parts", progress=False)
+    train(net(), Curve(), options, folder=tmp_path / "parts", resume=True, progress=False)
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+    state = torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 9
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path) -> None:
+    train(net(), Curve(), FitOptions(steps=2), folder=tmp_path, progress=False)
+    (tmp_path / "checkpoint.pt").write_text("xx")
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged"):
+        train(net(), Curve(), FitOptions(steps=2), folder=tmp_path, resume=True, progress=False)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_progress_tells_what_the_gate_does(optimizer, monkeypatch) -> None:
+    shown = []
+    told = fit._status
+    monkeypatch.setattr(fit, "_status", lambda row: shown.append(told(row)) or shown[-1])
+    train(net(), Curve(), FitOptions(optimizer, steps=2), progress=False)
+    assert len(shown) == 2 and all("loss" in text and "memorized" in text for text in shown)
+    assert all(("open" in text) == (optimizer != "adam") for text in shown)
+
+
+def test_numpys_integers_are_integers() -> None:
+    options = FitOptions(steps=np.int64(3), batch_size=np.int32(2))
+    assert (type(options.steps), type(options.batch_size)) == (int, int)
+
+
 def test_a_longer_budget(tmp_path) -> None:
     train(net(), Curve(), FitOptions(steps=10), folder=tmp_path, progress=False)
     training = train(

@@ -5,13 +5,16 @@ import json
 import math
 import os
 import signal
+import zlib
 from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
 import pytest
 import skimage.data
+import tifffile
 import torch
+from PIL import Image
 from torch import nn
 
 from sciml_snr.inr import images
@@ -23,7 +26,7 @@ from sciml_snr.inr.images import (
     predict,
 )
 from sciml_snr.inr.networks import Siren
-from sciml_snr.inr.picture import estimate_sigma, take_apart
+from sciml_snr.inr.picture import check_writable, estimate_sigma, read_image, take_apart
 from tests.cases import assert_same_bits
 
 SMALL = {"hidden_features": 16, "hidden_layers": 2}
@@ -133,6 +136,55 @@ def test_files(name: str, tmp_path) -> None:
 def test_jpeg(tmp_path) -> None:
     iio.imwrite(tmp_path / "a.jpg", LAYOUTS["RGB"])
     assert take_apart(tmp_path / "a.jpg").shape == (20, 12)
+
+
+def test_inks_are_colors_without_alpha(tmp_path) -> None:
+    Image.fromarray(LAYOUTS["RGBA"], "CMYK").save(tmp_path / "a.jpg")
+    picture = take_apart(tmp_path / "a.jpg")
+    assert picture.pixels.shape == (20, 12, 3) and not picture.alpha
+
+
+def test_pages_written_one_by_one(tmp_path) -> None:
+    """A TIFF file has them as so many images; all are read."""
+    path = tmp_path / "pages.tif"
+    for pages in (LAYOUTS["volume"], LAYOUTS["volume of colors"], LAYOUTS["volume"][:1]):
+        with tifffile.TiffWriter(path) as file:
+            for page in pages:
+                file.write(page)
+        np.testing.assert_array_equal(take_apart(path).pixels, pages.squeeze())
+    with tifffile.TiffWriter(path) as file:
+        for page in (LAYOUTS["grey bytes"], LAYOUTS["grey bytes"][:9]):
+            file.write(page)
+    with pytest.raises(ValueError, match=r"its pages differ: uint8 \(9, 12\), uint8 \(20, 12\)"):
+        take_apart(path)
+
+
+def test_colors_in_planes(tmp_path) -> None:
+    planes = np.moveaxis(LAYOUTS["RGB"], -1, 0)
+    tifffile.imwrite(tmp_path / "a.tif", planes, planarconfig="separate", photometric="rgb")
+    picture = take_apart(tmp_path / "a.tif")
+    np.testing.assert_array_equal(picture.pixels, LAYOUTS["RGB"])
+    assert picture.shape == (20, 12)
+
+
+def test_bits_that_are_lost_are_told(tmp_path) -> None:
+    """A PNG file of one pixel, colors of 16 bits: header, one chunk of data, end."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = zlib.crc32(kind + data).to_bytes(4, "big")
+        return len(data).to_bytes(4, "big") + kind + data + check
+
+    header = (3).to_bytes(4, "big") + (1).to_bytes(4, "big") + bytes([16, 2, 0, 0, 0])
+    row = b"\x00" + np.arange(9, dtype=">u2").tobytes()
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+    with pytest.warns(UserWarning, match=r"a\.png has colors of 16 bits, of which 8 are read"):
+        assert read_image(tmp_path / "a.png").dtype == np.uint8
+
+
+def test_black_and_white_as_an_array(tmp_path) -> None:
+    check_writable(tmp_path / "a.npy", LAYOUTS["bool"])
+    check_writable(tmp_path / "a.png", LAYOUTS["bool"])
 
 
 @pytest.mark.parametrize(
@@ -254,6 +306,9 @@ def test_render_parts_and_scales() -> None:
         (dict(scale=0), "scale must be"),
         (dict(box=[(0, 3)]), "box must be"),
         (dict(box=[(3, 3), (0, 4)]), "box must be"),
+        (dict(box=(0, 10)), "box must be"),
+        (dict(scale=(2, 3)), "scale is one number.*give shape"),
+        (dict(shape=48), "2 positive integers"),
     ):
         with pytest.raises(ValueError, match=message):
             fit.render(**bad)
@@ -391,6 +446,9 @@ def test_run_folder_interrupted_and_resumed(tmp_path, monkeypatch) -> None:
             fit_image(image, out=folder, resume=True, **settings | other)
     with pytest.raises(FileExistsError, match="already holds a run"):
         fit_image(image, out=folder, **QUICK)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+        fit_image(image, out=folder, resume=True, progress=False)
 
 
 def test_defaults_go_with_the_image() -> None:

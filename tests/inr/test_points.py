@@ -115,6 +115,25 @@ def test_nan_in_the_first_line_is_no_header(tmp_path: Path) -> None:
         read_cloud(tmp_path / "a.xyz")
 
 
+def test_a_count_and_a_comment(tmp_path: Path) -> None:
+    points, _ = sphere(20)
+    columns(tmp_path / "a.xyz", points)
+    text = (tmp_path / "a.xyz").read_text()
+    (tmp_path / "a.xyz").write_text("20\na comment\n" + text)
+    assert read_cloud(tmp_path / "a.xyz").points == pytest.approx(points, abs=1e-6)
+
+
+def test_normals_of_an_obj_file_without_faces(tmp_path: Path) -> None:
+    points, normals = sphere(20)
+    lines = ["v {} {} {}".format(*p) for p in points]
+    lines += ["vn {} {} {}".format(*n) for n in normals]
+    (tmp_path / "a.obj").write_text("\n".join(lines))
+    cloud = read_cloud(tmp_path / "a.obj")
+    assert cloud.points == pytest.approx(points) and cloud.normals == pytest.approx(normals)
+    (tmp_path / "a.obj").write_text("\n".join(lines[:-1]))  # not one for each: whose are they?
+    assert read_cloud(tmp_path / "a.obj").normals is None
+
+
 @pytest.mark.parametrize("suffix", [".ply", ".obj", ".stl", ".off", ".glb"])
 def test_meshes(tmp_path: Path, suffix: str) -> None:
     """Vertices with normals that only tell the sides; or points on the faces."""

@@ -142,6 +142,11 @@ def test_a_curve_in_its_units(curve: SDFFit) -> None:
     assert 0.5 < length < 1.3 and gradient / length == pytest.approx([0, 1], abs=0.15)
 
 
+def test_no_points_have_no_distances(curve: SDFFit) -> None:
+    assert curve.distance(np.empty((0, 2))).shape == (0,)
+    assert curve.gradient(np.empty((0, 2))).shape == (0, 2)
+
+
 def test_gradient_is_that_of_the_distance(curve: SDFFit) -> None:
     x = np.array([[512.0, -3.0], [480.0, -45.0]])
     for axis in range(2):
@@ -503,6 +508,9 @@ def test_figures(curve: SDFFit) -> None:
     [
         (dict(sigma=-1.0), "sigma must be finite"),
         (dict(sigma=math.nan), "sigma must be finite"),
+        (dict(sigma=np.ones(50)), "sigma must be one number"),
+        (dict(sigma="auto"), "sigma must be one number"),
+        (dict(weights={"surface": 3}), "weights must be a sciml_snr.inr.Weights"),
         (dict(normals="there"), "normals must be"),
         (dict(normals=np.zeros((50, 3))), "length 0"),
         (dict(network="resnet"), "no network 'resnet'"),

@@ -152,6 +152,7 @@ def test_metrics_of_points_and_files(tmp_path) -> None:
         (trimesh.Trimesh(), "no faces"),
         (np.zeros((0, 3)), "neither a mesh nor points"),
         (np.zeros(3), "neither a mesh nor points"),
+        (np.zeros((5, 2)), "has 3 dimensions, the reference 2"),
     ],
 )
 def test_what_is_no_surface(reference, message: str) -> None:
