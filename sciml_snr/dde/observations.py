@@ -55,6 +55,19 @@ class NoisyPointSetBC(PointSetBC):  # type: ignore[misc]
         self.sigma = as_sigma(sigma, len(self), _components(self))
 
 
+def conditions_of(data: Any) -> list[Any]:
+    """Initial and boundary conditions, and measurements, of a DeepXDE data object."""
+    return list(getattr(getattr(data, "pde", None), "bcs", getattr(data, "bcs", ())))
+
+
+def has_fixed_measurements(data: Any) -> bool:
+    """Whether there are values at points that are the same in every step, whatever is resampled."""
+    return any(
+        isinstance(condition, (PointSetBC, PointSetOperatorBC)) and condition.batch_size is None
+        for condition in conditions_of(data)
+    )
+
+
 def _components(condition: Any) -> int:
     """Number of output components that a condition on a set of points compares."""
     component = getattr(condition, "component", 0)
@@ -158,9 +171,7 @@ class ModelNoise:
     def __init__(self, model: Any, sigma: Any = None, loss: Any = "MSE") -> None:
         self.model = model
         data = model.data
-        self._conditions = list(
-            getattr(getattr(data, "pde", None), "bcs", getattr(data, "bcs", ()))
-        )
+        self._conditions = conditions_of(data)
         self._by_term: dict[int, Any] = {}
         """Sigmas by the place of their term, from 0 or, for conditions, from -1 backwards."""
         if isinstance(sigma, (list, tuple)):

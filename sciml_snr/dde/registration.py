@@ -17,7 +17,12 @@ from ..gate import EXACT_GATES, LABEL_GATE, STREAM_GATE, with_options
 from ..noise import check_sigma
 from ..snr_adam import SNRAdam, validate_options
 from ..snr_soap import SNRSOAP, validate_basis_options
-from .observations import LabelGatedSNRAdam, LabelGatedSNRSOAP, ModelNoise
+from .observations import (
+    LabelGatedSNRAdam,
+    LabelGatedSNRSOAP,
+    ModelNoise,
+    has_fixed_measurements,
+)
 
 OPTIMIZERS: dict[str, tuple[type[SNRAdam], Any]] = {
     "snr_adam": (SNRAdam, LabelGatedSNRAdam),
@@ -242,22 +247,24 @@ _hinted = False
 
 
 def _hint_later(optimizer: Optimizer, model: Any) -> None:
-    """Warn, once in a process, when the streaming floor sees the same batch in every step."""
+    """Warn, once in a process, when the streaming floor sees the same data in every step."""
     seen: list[Any] = [None, 0]
+    fixed = has_fixed_measurements(model.data)
 
     def look(*_: Any) -> None:
         global _hinted
         batch = model.train_state.X_train
-        seen[:] = [batch, seen[1] + 1 if batch is seen[0] else 0]
+        same = batch is seen[0] or (fixed and seen[0] is not None)
+        seen[:] = [batch, seen[1] + 1 if same else 0]
         if seen[1] < HINT_AFTER:
             return
         handle.remove()
         if not _hinted:
             _hinted = True
             warnings.warn(
-                f"The batch has not changed in {HINT_AFTER} steps, and nothing is known of the "
-                "measurements' error: the streaming floor sees no sampling noise, and will not "
-                "keep the noise in fixed data from being memorized. Give the error: "
+                f"The data have not changed in {HINT_AFTER} steps, and nothing is known of their "
+                "error: the streaming floor sees no sampling noise of theirs, and will not keep "
+                "noise in them from being memorized. Give the error: "
                 "sciml_snr.NoisyPointSetBC(points, values, sigma=...) or "
                 "set_SNR_options(sigma=...); sciml_snr.estimate_sigma_scattered(points, values) "
                 'estimates it. set_SNR_options(floor="stream") says that this is meant.',

@@ -364,7 +364,7 @@ def hints(model, iterations=HINT_AFTER + 1, name="snr_adam", callbacks=None):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.train(iterations=iterations, callbacks=callbacks, verbose=0)
-    return sum("batch has not changed" in str(w.message) for w in caught)
+    return sum("data have not changed" in str(w.message) for w in caught)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -397,8 +397,14 @@ def test_no_hint_where_a_measurement_knows_its_error(not_hinted):
 
 @pytest.mark.parametrize("period", [1, 10])
 def test_no_hint_where_points_are_drawn_anew(not_hinted, period):
+    """Of measurements they are not, whatever happens to the equation's points."""
     resampler = dde.callbacks.PDEPointResampler(period=period)
-    assert hints(poisson(), callbacks=[resampler]) == 0
+    unmeasured, batches = poisson(), poisson()
+    unmeasured.data.bcs.pop()
+    batches.data.bcs[1] = dde.icbc.PointSetBC(*[np.array([[0.5], [0.4]])] * 2, batch_size=1)
+    for model in (unmeasured, batches):
+        assert hints(model, callbacks=[resampler]) == 0
+    assert hints(poisson(), callbacks=[resampler]) == 1
 
 
 def test_no_hint_for_other_optimizers(not_hinted):
@@ -409,7 +415,7 @@ def test_hint_leaves_copies_and_training_alone(not_hinted):
     model = poisson()
     model.compile("snr_adam", lr=1e-3, verbose=0)
     copy.deepcopy(model.opt)
-    with pytest.warns(UserWarning, match="batch has not changed"):
+    with pytest.warns(UserWarning, match="data have not changed"):
         model.train(iterations=HINT_AFTER + 1, verbose=0)
     assert not model.opt._optimizer_step_post_hooks
 
