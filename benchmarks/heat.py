@@ -44,13 +44,14 @@ def table() -> str:
         errors = [abs(json.loads(r["unknowns"])["diffusivity"] / 0.1 - 1) for r in own]
         cells = [method, lr, str(len(own)), text.spread(errors)]
         lines.append([*cells, *(text.spread_of(own, f"{at}_error") for at in ("final", "best"))])
-    stops = [r for r in read(stopping.PATH) if r["problem"] == "heat" and r["held_out_error"]]
-    for rate in LRS:
-        own = [r for r in stops if float(r["lr"]) == rate]
-        if own:
-            names = ("held_out_unknown_error", "held_out_error", "best_error")
-            cells = ["Adam, 10 % held out", str(rate), str(len(own))]
-            lines.append([*cells, *(text.spread_of(own, name) for name in names)])
+    stops = [r for r in read(stopping.PATH) if r["problem"] == "heat"]
+    for rule, name in text.STOPS.items():
+        for rate in LRS:
+            own = [r for r in stops if float(r["lr"]) == rate and r[f"{rule}_error"]]
+            if own:
+                names = (f"{rule}_unknown_error", f"{rule}_error", "best_error")
+                cells = [f"Adam, {name}", str(rate), str(len(own))]
+                lines.append([*cells, *(text.spread_of(own, name) for name in names)])
     return text.table("method|lr|seeds|diffusivity error|field, final|field, best", lines)
 
 

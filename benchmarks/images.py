@@ -39,7 +39,6 @@ ADAM_LRS = (3e-5, 1e-4, 3e-4)
 OURS_LR, OTHER_LRS = 3e-5, (1e-4, 3e-4)
 """The others on the first noise draw only."""
 KEYS = ("image", "noise", "seed", "method", "lr", "iterations", "sigma")
-STOPS = {"discrepancy": "discrepancy", "sure": "SURE, twin", "held_out": "10 % held out"}
 OURS = ("SNRAdam", "SNRSOAP")
 KEPT = ("final_psnr", "best_psnr", "memorized")
 
@@ -227,7 +226,7 @@ def cells() -> str:
     for image, noise, draws in _cells():
         whole = [own for draw in draws.values() if "oracle" in (own := _scores(draw))]
         if whole:
-            names = ("oracle", *STOPS)
+            names = ("oracle", *text.STOPS)
             stopped = [f"{median(own[name] for own in whole):.2f}" for name in names]
             found = [image, noise, str(len(whole)), *stopped]
             for cls in OURS:
@@ -235,7 +234,7 @@ def cells() -> str:
                 middle = _cell(*map(median, zip(*known, strict=True))) if known else ""
                 found += [middle, str(len(known))]
             lines.append(found)
-    titles = ["image", "noise", "draws", "Adam's oracle", *STOPS.values()]
+    titles = ["image", "noise", "draws", "Adam's oracle", *text.STOPS.values()]
     for cls in OURS:
         titles += [f"{cls}, label floor: final (best), memorized", "draws"]
     return text.table(titles, lines)
@@ -308,7 +307,7 @@ def _scores(draw: Draw) -> dict[str, float]:
     if len(adam) < len(ADAM_LRS):
         return {}
     found = {"oracle": max(float(row["best_psnr"]) for row in adam)}
-    for rule in STOPS:
+    for rule in text.STOPS:
         rows = draw if rule == "held_out" else adam
         known = [float(row[f"{rule}_psnr"]) for row in rows if row[f"{rule}_psnr"]]
         if not known:

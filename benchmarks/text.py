@@ -9,6 +9,9 @@ from typing import Any
 
 Rows = list[dict[str, str]]
 
+STOPS = {"discrepancy": "discrepancy", "sure": "SURE, twin", "held_out": "10 % held out"}
+"""Rules that stop Adam: in names of columns, and in tables."""
+
 
 def table(titles: str | Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A table in Markdown; the titles may be one string with | between them."""
