@@ -36,10 +36,9 @@ NOISES = (15, 25, 50)
 TWIN_LR = 1e-4
 """Adam's learning rate with a twin run."""
 ADAM_LRS = (3e-5, 1e-4, 3e-4)
-OURS_LR, OTHER_LRS = 3e-5, (1e-4, 3e-4)
-"""The others on the first noise draw only."""
+OURS = {"SNRAdam": 3e-5, "SNRSOAP": 1e-4}
+"""Ours, and the learning rates of all draws; the other rates on the first one only."""
 KEYS = ("image", "noise", "seed", "method", "lr", "iterations", "sigma")
-OURS = ("SNRAdam", "SNRSOAP")
 KEPT = ("final_psnr", "best_psnr", "memorized")
 
 
@@ -198,13 +197,14 @@ def runs() -> list[Run]:
                 cell = (image, noise, seed)
                 found += [Run(*cell, "Adam", lr, 500) for lr in ADAM_LRS]
                 found += [Run(*cell, "Adam, 10 % held out", 1e-4, 300)]
-                found += [Run(*cell, "SNRAdam, label floor", OURS_LR, 5000)]
-                later += [Run(*cell, "SNRSOAP, label floor", OURS_LR, 5000)]
+                found += [Run(*cell, "SNRAdam, label floor", OURS["SNRAdam"], 5000)]
+                later += [Run(*cell, "SNRSOAP, label floor", OURS["SNRSOAP"], 5000)]
                 if seed == 0:
                     found += [
                         Run(*cell, f"{cls}, label floor", lr, 5000)
-                        for cls in OURS
-                        for lr in OTHER_LRS
+                        for cls, own in OURS.items()
+                        for lr in ADAM_LRS
+                        if lr != own
                     ]
                     found += [Run(*cell, f"{cls}, constant gate", 1e-4, 5000) for cls in OURS]
                 if (image, noise, seed) == ("camera", 25, 0):
@@ -229,8 +229,8 @@ def cells() -> str:
             names = ("oracle", *text.STOPS)
             stopped = [f"{median(own[name] for own in whole):.2f}" for name in names]
             found = [image, noise, str(len(whole)), *stopped]
-            for cls in OURS:
-                known = [_kept(row) for d in draws.values() if (row := _ours(d, cls, OURS_LR))]
+            for cls, lr in OURS.items():
+                known = [_kept(row) for d in draws.values() if (row := _ours(d, cls, lr))]
                 middle = _cell(*map(median, zip(*known, strict=True))) if known else ""
                 found += [middle, str(len(known))]
             lines.append(found)
@@ -244,7 +244,7 @@ def rates() -> str:
     """What ours ends with less Adam's oracle of the same draw, by learning rate."""
     lines = []
     for cls in OURS:
-        for lr in sorted((OURS_LR, *OTHER_LRS)):
+        for lr in ADAM_LRS:
             differences = [
                 float(row["final_psnr"]) - _scores(draw)["oracle"]
                 for *_, draws in _cells()
