@@ -24,6 +24,7 @@ _BLOCKS = 64
 """Complete blocks of four pixels that an estimate of sigma from them needs."""
 _ROUND_OFF = 1e-6
 """Noise of less than this, relative to the image's standard deviation, is none."""
+_TIFF = (".tif", ".tiff")
 _MAD = 0.6745
 """Median of |N(0, 1)|."""
 
@@ -105,7 +106,8 @@ def read_image(image: ArrayLike | str | Path) -> Array:
     """An array as it is; a file by imageio: PNG, JPEG, TIFF (all pages), and what else it knows.
 
     Of colors with 16 bits in a PNG file it reads 8, with a warning: they want a TIFF file, or an
-    array.
+    array. Planes of color in a TIFF file (which three or four pages may be declared to be, by a
+    library's guess) come last.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -131,7 +133,7 @@ def _read(path: Path) -> Array:
     kind = path.suffix.lower()
     if kind == ".npy":
         return np.asarray(np.load(path))
-    if kind in (".tif", ".tiff"):
+    if kind in _TIFF:
         return _read_tiff(path)
     if kind in (".jpg", ".jpeg") and iio.immeta(path).get("mode") == "CMYK":
         return np.asarray(iio.imread(path, mode="RGB"))
@@ -165,8 +167,13 @@ def write_image(path: str | Path, image: Array) -> None:
     path = Path(path)
     if path.suffix == ".npy":
         np.save(path, image)
+        return
+    image = image.astype(np.uint8) * 255 if image.dtype.kind == "b" else image
+    if path.suffix.lower() in _TIFF and image.ndim == 3 and image.shape[-1] > 4:
+        # A volume: three or four pages would be taken for the planes of a color image.
+        iio.imwrite(path, image, is_batch=True)
     else:
-        iio.imwrite(path, image.astype(np.uint8) * 255 if image.dtype.kind == "b" else image)
+        iio.imwrite(path, image)
 
 
 def check_writable(path: str | Path, image: Array) -> None:
@@ -183,7 +190,7 @@ def check_writable(path: str | Path, image: Array) -> None:
         raise ValueError(f"{path.name} has no ending of an image's: choose .png, .tif or .npy.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {path.parent} to write {path.name} to.")
-    sample = image[tuple(slice(2) if n > 4 else slice(None) for n in image.shape)]
+    sample = image[tuple(slice(5) for _ in image.shape)]  # still more than there are colors
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder) / f"trial{path.suffix}"
         try:

@@ -26,7 +26,13 @@ from sciml_snr.inr.images import (
     predict,
 )
 from sciml_snr.inr.networks import Siren
-from sciml_snr.inr.picture import check_writable, estimate_sigma, read_image, take_apart
+from sciml_snr.inr.picture import (
+    check_writable,
+    estimate_sigma,
+    read_image,
+    take_apart,
+    write_image,
+)
 from tests.cases import assert_same_bits
 
 SMALL = {"hidden_features": 16, "hidden_layers": 2}
@@ -157,6 +163,18 @@ def test_pages_written_one_by_one(tmp_path) -> None:
             file.write(page)
     with pytest.raises(ValueError, match=r"its pages differ: uint8 \(9, 12\), uint8 \(20, 12\)"):
         take_apart(path)
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.npy"])
+@pytest.mark.parametrize(
+    "shape", [(2, 9, 8), (3, 9, 8), (4, 9, 8), (5, 9, 8), (3, 9, 8, 3), (9, 8, 4)]
+)
+def test_what_is_written_is_read(tmp_path, name: str, shape: tuple[int, ...]) -> None:
+    """Also volumes of as few pages as a color image has planes."""
+    image = np.arange(math.prod(shape), dtype=np.uint16).reshape(shape)
+    check_writable(tmp_path / name, image)
+    write_image(tmp_path / name, image)
+    np.testing.assert_array_equal(read_image(tmp_path / name), image)
 
 
 def test_colors_in_planes(tmp_path) -> None:
