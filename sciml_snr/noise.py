@@ -45,7 +45,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from ._tensors import as_real, norms_are_finite, state_like
+from ._tensors import as_real, is_16_bit, norms_are_finite, state_like
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Prediction and target of one shape -> a number, as torch.nn.functional.mse_loss."""
@@ -64,6 +64,9 @@ class NoisyTerm(NamedTuple):
     step; infinity where every step draws fresh ones."""
     loss: Loss = mse_loss
     """A mean over entries of a function of prediction minus target."""
+    drawn_anew: bool = True
+    """Whether a part of the population is another one in every step; if it stays for several, its
+    noise does not average away."""
 
     def weighted_loss(self) -> Tensor:
         """What the term adds to the training loss."""
@@ -92,7 +95,7 @@ class NoiseFloor(Mapping[Tensor, Tensor]):
         for name, rate in (("rho", rho), ("beta1", beta1)):
             if not 0 <= rate < 1:
                 raise ValueError(f"{name} must be >= 0 and < 1, got {rate}.")
-        if not isinstance(every, int) or every < 1:
+        if every < 1 or every != int(every):
             raise ValueError(f"every must be an integer >= 1, got {every}.")
         self.rho = rho
         self.every = every
@@ -282,6 +285,7 @@ class LabelNoise(NoiseFloor):
             raise ValueError(
                 f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ."
             )
+        check_sigma(torch.as_tensor(sigma))
         terms = [NoisyTerm(prediction - target, sigma, 1.0, population, self.loss)]
         self.update(terms, exact_terms=extra is not None)
         loss = self.loss(prediction, target)
@@ -517,7 +521,10 @@ def _weighable(terms: Iterable[NoisyTerm]) -> list[NoisyTerm]:
     if any(t.loss is not mse_loss or _is_batch(t) for t in terms):
         return []
     return [
-        t._replace(residual=t.residual.detach(), sigma=torch.as_tensor(t.sigma).detach())
+        t._replace(
+            residual=t.residual.detach(),
+            sigma=t.sigma.detach() if isinstance(t.sigma, Tensor) else t.sigma,
+        )
         for t in terms
     ]
 
@@ -535,7 +542,8 @@ def noise_scale(term: NoisyTerm, beta1: float) -> Tensor:
     if term.population is not None and not term.population > 0:
         raise ValueError(f"population must be a positive number, got {term.population}.")
     residual, sigma = _residual_and_sigma(term)
-    share = 1.0 if term.population is None else min(1.0, len(residual) / term.population)
+    stays = term.population is None or not term.drawn_anew
+    share = 1.0 if stays else min(1.0, len(residual) / (term.population or 1.0))
     averaged = share + (1 - share) * (1 - beta1) / (1 + beta1)
     lowered = (averaged / _misfit(residual, sigma).clamp_min(1)).sqrt()
     return term.weight / residual.numel() * lowered * score_deviation(term.loss, sigma)
@@ -624,4 +632,5 @@ def _misfit(residual: Tensor, sigma: Tensor) -> Tensor:
 
 def _count(residual: Tensor, sigma: Tensor) -> Tensor:
     """Number of data that carry an error."""
-    return (sigma.expand_as(residual) > 0).sum().to(residual.dtype)
+    kind = torch.float32 if is_16_bit(residual) else residual.dtype  # others cannot count so far
+    return (sigma.expand_as(residual) > 0).sum().to(kind)

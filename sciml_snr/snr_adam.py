@@ -195,13 +195,13 @@ class SNRAdam(Optimizer):
         Raises:
             ValueError: it is another optimizer's.
         """
-        needed = {"gate", *(() if "basis" not in self.defaults else ("basis",))}
-        if any(needed - group.keys() for group in state_dict["param_groups"]):
-            raise ValueError(
-                f"This is not a state of {type(self).__name__}: its groups have no "
-                f"{', '.join(sorted(needed))}. Begin with a new optimizer: moments of another one "
-                "know nothing of the noise."
-            )
+        turned = "basis" in self.defaults
+        for group in state_dict["param_groups"]:
+            if "gate" not in group or ("basis" in group) != turned:
+                raise ValueError(
+                    f"This is not a state of {type(self).__name__}, but of another optimizer: its "
+                    "moments mean something else. Begin with a new one."
+                )
         super().load_state_dict(state_dict)
         saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
@@ -520,7 +520,11 @@ def _multi_tensor_snr_adam(slots: list[_Slot], group: dict[str, Any]) -> list[Te
     torch._foreach_div_(denoms, [(1 - beta2**step) ** 0.5 for step in steps])
     torch._foreach_add_(denoms, group["eps"])
     gates = _foreach_gates(slots, group)
-    gated = [m if q is None else m * q for m, q in zip(ms, gates, strict=True)]
+    gated, opened = list(ms), [i for i, q in enumerate(gates) if q is not None]
+    if opened:
+        products = torch._foreach_mul([ms[i] for i in opened], [q for q in gates if q is not None])
+        for i, product in zip(opened, products, strict=True):
+            gated[i] = product
     torch._foreach_addcdiv_(params, gated, denoms, [-(lr / (1 - beta1**step)) for step in steps])
     return gates
 

@@ -816,6 +816,7 @@ def test_many_data_in_float16_have_a_floor():
         floor = LabelNoise([w], sigma=0.5)
         floor.update([NoisyTerm(x.to(dtype) @ w - x.to(dtype) + 1.0, 0.5)])
         floors.append(floor[w].float())
+        assert float(floor.excess) == pytest.approx(0.75, abs=0.01)  # R = 4
     torch.testing.assert_close(floors[0], floors[1], rtol=0.05, atol=0)
 
 

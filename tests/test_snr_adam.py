@@ -827,7 +827,12 @@ def test_loaded_state_is_the_saved_state(dtype):
 
 @pytest.mark.parametrize(
     ("cls", "other"),
-    [(SNRAdam, torch.optim.AdamW), (SNRSOAP, torch.optim.AdamW), (SNRSOAP, SNRAdam)],
+    [
+        (SNRAdam, torch.optim.AdamW),
+        (SNRSOAP, torch.optim.AdamW),
+        (SNRSOAP, SNRAdam),
+        (SNRAdam, SNRSOAP),
+    ],
 )
 def test_a_state_of_another_optimizer_is_refused(cls, other):
     optimizer, saved = cls(parameters()), other(parameters())

@@ -46,7 +46,9 @@ class NoisyPointSetBC(PointSetBC):  # type: ignore[misc]
         shuffle: bool = True,
     ) -> None:
         shapes = np.shape(points), np.shape(values)
-        if len(shapes[0]) != 2 or (shapes[1] and len(shapes[1]) != 2):
+        components = len(component) if isinstance(component, list) else 1
+        column = len(shapes[1]) == 1 and shapes[1][0] not in (1, components)
+        if len(shapes[0]) != 2 or column or len(shapes[1]) > 2:
             raise ValueError(
                 f"points {shapes[0]} must be (n, d), and values {shapes[1]} a number or (n, m): "
                 "one-dimensional arrays become columns by x[:, None]."
@@ -80,8 +82,12 @@ def as_sigma(sigma: Any, points: int, components: int) -> torch.Tensor:
     Raises:
         ValueError: it is no number, negative, not finite or of another length than the points.
     """
+    if isinstance(sigma, torch.Tensor):
+        sigma = sigma.detach().cpu().double().numpy()
     try:
-        given = np.asarray("None" if sigma is None else sigma, dtype=float)
+        given = np.asarray(sigma)
+        if given.dtype.kind not in "biuf":
+            raise TypeError
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"sigma must be a number or an array of numbers, got {sigma!r}."
@@ -219,6 +225,7 @@ class ModelNoise:
             check_loss(self._loss(place))
         self._last_points: dict[int, tuple[Any, bool]] = {}
         """By term from the end: points of the last step, and whether they were new in it."""
+        self._first_points: Any = None
         self._recorder: RecordingLosses | None = None
         if self._by_term:
             self._recorder = RecordingLosses.of(data)
@@ -242,7 +249,8 @@ class ModelNoise:
         weights = [1.0] * len(residuals)
         if self.model.loss_weights is not None:
             given = self.model.loss_weights
-            weights = list(given) if np.ndim(given) else [given]
+            several = isinstance(given, (list, tuple)) or np.ndim(given)
+            weights = list(given) if several else [given]
             weights *= len(residuals) if len(weights) == 1 else 1
         found = [
             self._term(residuals, place % len(residuals), sigma, weights)
@@ -266,30 +274,35 @@ class ModelNoise:
             sigma = sigma.reshape(-1, 1)
         from_end = i - len(residuals)
         population: float | None = None
+        drawn_anew = True
         data = self.model.data
         if from_end >= -len(self._conditions):
             condition = self._conditions[from_end]
             if getattr(condition, "batch_size", None) is not None:
-                if self._is_drawn_anew(from_end, condition.batch_indices, at_first=True):
-                    population = len(condition)
+                population = len(condition)
+                drawn_anew = self._is_drawn_anew(from_end, condition.batch_indices, at_first=True)
                 if sigma.ndim and len(sigma) > 1:
                     rows = torch.as_tensor(condition.batch_indices, device=sigma.device)
                     sigma = sigma[rows]
-        elif self._is_drawn_anew(from_end, getattr(data, "train_x_all", None), at_first=False):
-            population = math.inf
-            if sigma.ndim and len(sigma) > 1:
-                raise ValueError(
-                    f"sigma of loss term {i} has {len(sigma)} entries, but its points are drawn "
-                    "anew in every step: give one number."
-                )
-        elif getattr(data, "train_y", None) is not None and not self._conditions:
-            population = len(data.train_y)
-        if sigma.ndim and len(sigma) not in (1, len(residual)):
+        else:
+            points = getattr(data, "train_x_all", None)
+            are_new = self._is_drawn_anew(from_end, points, at_first=False)
+            if self._is_resampled():
+                population, drawn_anew = math.inf, are_new
+                if sigma.ndim and len(sigma) > 1:
+                    raise ValueError(
+                        f"sigma of loss term {i} has {len(sigma)} entries, but its points have "
+                        "been drawn anew: give one number."
+                    )
+            elif getattr(data, "train_y", None) is not None and not self._conditions:
+                population = len(data.train_y)
+        if sigma.ndim == residual.ndim and len(sigma) not in (1, len(residual)):
             raise ValueError(
                 f"sigma of loss term {i} has {len(sigma)} entries for {len(residual)} residuals: "
                 "give one per residual, or one number (in batches of supervised data always)."
             )
-        return NoisyTerm(residual, sigma, float(weights[i]), population, self._loss(i))
+        loss = self._loss(i)
+        return NoisyTerm(residual, sigma, float(weights[i]), population, loss, drawn_anew)
 
     def _is_equation(self, from_end: int) -> bool:
         """Whether a term, counted from the last one, is no comparison of outputs with data."""
@@ -299,6 +312,13 @@ class ModelNoise:
             return True
         values = (PointSetBC.error, DirichletBC.error, IC.error)
         return type(self._conditions[from_end]).error not in values
+
+    def _is_resampled(self) -> bool:
+        """Whether the equation's points have been drawn anew since the training began."""
+        points = getattr(self.model.data, "train_x_all", None)
+        if self._first_points is None:
+            self._first_points = points
+        return points is not self._first_points
 
     def _is_drawn_anew(self, from_end: int, points: Any, at_first: bool) -> bool:
         """Whether a term has other points in every step, as far as this one and the last can tell:

@@ -125,7 +125,7 @@ def set_SNR_options(
     options = dict(locals())
     if floor not in ("auto", "label", "stream"):
         raise ValueError(f"Invalid floor: {floor!r}; it must be 'auto', 'label' or 'stream'.")
-    if not isinstance(floor_every, int) or floor_every < 1:
+    if not isinstance(floor_every, (int, np.integer)) or floor_every < 1:
         raise ValueError(f"Invalid floor_every: {floor_every!r}; it must be an integer >= 1.")
     if not isinstance(gate_external, bool):
         raise ValueError(f"Invalid gate_external: {gate_external!r}; it must be True or False.")
@@ -231,7 +231,7 @@ def _build(
             **options,
         )
     optimizer = plain(groups, **options)
-    if floor == "auto" and options["gate"] != "none" and _compiling:
+    if floor == "auto" and noise is None and options["gate"] != "none" and _compiling:
         _hint_later(optimizer, _compiling[-1][0])
     return optimizer
 

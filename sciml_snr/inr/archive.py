@@ -90,6 +90,8 @@ def run_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         found: dict[str, Any] = json.loads(path.read_text())
+        if not isinstance(found, dict) or "options" not in found:
+            raise ValueError("it has no options")
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): remove {folder} and begin anew.") from error
     return found

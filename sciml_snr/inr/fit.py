@@ -452,9 +452,12 @@ def read_checkpoint(folder: Path | None, steps: int) -> dict[str, Any]:
     path = folder / "checkpoint.pt"
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    except (OSError, MemoryError):
+        raise
     except Exception as error:  # whatever a file of another kind makes torch say
         raise ValueError(
-            f"{path} is damaged: there is nothing to resume. Remove {folder} and begin anew."
+            f"{path} is damaged ({error}): there is nothing to resume. Remove {folder} and begin "
+            "anew."
         ) from error
     if steps < state["step"]:
         raise ValueError(

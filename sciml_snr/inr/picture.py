@@ -106,13 +106,12 @@ def read_image(image: ArrayLike | str | Path) -> Array:
     """An array as it is; a file by imageio: PNG, JPEG, TIFF (all pages), and what else it knows.
 
     Of colors with 16 bits in a PNG file it reads 8, with a warning: they want a TIFF file, or an
-    array. Planes of color in a TIFF file (which three or four pages may be declared to be, by a
-    library's guess) come last.
+    array. Planes of color in a TIFF file, which three or four pages may be declared to be by a
+    library's guess, are pages here: they want ``channel_axis=0``.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read as an image, its pages differ in shape or dtype, or the
-            array is a masked one.
+        ValueError: the file cannot be read as an image, or the array is a masked one.
     """
     if isinstance(image, np.ma.MaskedArray):
         raise ValueError("image is a masked array: give its data as image, its mask as mask=.")
@@ -137,7 +136,7 @@ def _read(path: Path) -> Array:
         return _read_tiff(path)
     if kind in (".jpg", ".jpeg") and iio.immeta(path).get("mode") == "CMYK":
         return np.asarray(iio.imread(path, mode="RGB"))
-    if kind == ".png" and path.read_bytes()[24:26] in (b"\x10\x02", b"\x10\x06"):
+    if kind == ".png" and path.read_bytes()[24:26] in (b"\x10\x02", b"\x10\x04", b"\x10\x06"):
         warnings.warn(
             f"{path} has colors of 16 bits, of which 8 are read: give a TIFF file, or an array.",
             stacklevel=5,
@@ -146,18 +145,34 @@ def _read(path: Path) -> Array:
 
 
 def _read_tiff(path: Path) -> Array:
-    """All pages, also those that were written one by one (a series each); colors last."""
+    """All pages, also those that were written one by one (a series each)."""
+    import imageio.v3 as iio
     import tifffile
 
-    with tifffile.TiffFile(path) as file:
-        parts = []
-        for series in file.series:
-            part = series.asarray()
-            parts.append(np.moveaxis(part, 0, -1) if series.axes[0] == "S" else part)
-    kinds = {(part.shape, str(part.dtype)) for part in parts}
-    if len(kinds) > 1:
-        raise ValueError(f"its pages differ: {', '.join(f'{d} {s}' for s, d in sorted(kinds))}.")
-    return parts[0] if len(parts) == 1 else np.stack(parts)
+    try:
+        file = tifffile.TiffFile(path)
+    except tifffile.TiffFileError:
+        return np.asarray(iio.imread(path))  # of another format
+    with file:
+        first, *others = file.series
+        if len({(s.shape, s.dtype, len(s.pages)) for s in file.series}) == len(first.pages) == 1:
+            found = np.stack([series.asarray() for series in file.series])
+            found = found if others else found[0]
+        else:
+            found = first.asarray()
+            if others:
+                warnings.warn(
+                    f"{path} holds {1 + len(others)} images that are no pages of one: the first "
+                    f"one is read, of shape {first.shape}.",
+                    stacklevel=6,
+                )
+        if first.axes[0] == "S":
+            warnings.warn(
+                f"{path} holds {first.shape[0]} pages, or as many planes of color: say so by "
+                "channel_axis=0 (--channel-axis 0).",
+                stacklevel=6,
+            )
+    return np.asarray(found)
 
 
 def write_image(path: str | Path, image: Array) -> None:

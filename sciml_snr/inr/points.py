@@ -151,10 +151,14 @@ def _read_columns(path: Path) -> tuple[Array, Array | None]:
     if not text.strip():
         raise _Unusable(f"{path} is empty.")
     lines = text.strip().splitlines()
-    separator = next((s for s in (",", ";") if s in lines[-1]), None)
-    first = lines[0].replace(separator or " ", " ").split()
-    count_and_comment = len(first) == 1 and first[0].isdigit()
-    skipped = 2 if count_and_comment else int(not all(map(_is_number, first)))
+    last = next((line for line in reversed(lines) if not line.startswith("#")), "")
+    separator = next((s for s in (",", ";") if s in last), None)
+    first, second = (line.replace(separator or " ", " ").split() for line in [*lines, ""][:2])
+    numeric = len(second) > 1 and all(map(_is_number, second))
+    if len(first) == 1 and first[0].isdigit():  # a count, and mostly a comment
+        skipped = 1 if numeric else 2
+    else:
+        skipped = int(not all(map(_is_number, first)))
     rows = np.loadtxt(lines, delimiter=separator, skiprows=skipped, ndmin=2)
     if rows.shape[1] in (2, 3):
         return rows, None
@@ -211,8 +215,11 @@ def _read_mesh(path: Path, sample: int | None, seed: int) -> tuple[Array, Array 
 
 def _obj_normals(path: Path) -> Array | None:
     """The normals of an OBJ file without faces, one per vertex: trimesh leaves them out."""
-    lines = [line.split()[1:4] for line in path.read_text().splitlines() if line[:3] == "vn "]
-    return np.array(lines, dtype=float) if lines else None
+    text = path.read_text(errors="replace")
+    found = [fields[1:4] for line in text.splitlines() if (fields := line.split())[:1] == ["vn"]]
+    if not found or any(len(numbers) != 3 for numbers in found):
+        return None
+    return np.array(found, dtype=float)
 
 
 def _ply_normals(cloud: Any) -> Array | None:

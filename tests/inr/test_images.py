@@ -161,8 +161,8 @@ def test_pages_written_one_by_one(tmp_path) -> None:
     with tifffile.TiffWriter(path) as file:
         for page in (LAYOUTS["grey bytes"], LAYOUTS["grey bytes"][:9]):
             file.write(page)
-    with pytest.raises(ValueError, match=r"its pages differ: uint8 \(9, 12\), uint8 \(20, 12\)"):
-        take_apart(path)
+    with pytest.warns(UserWarning, match=r"2 images that are no pages .* \(20, 12\)"):
+        assert take_apart(path).shape == (20, 12)
 
 
 @pytest.mark.parametrize("name", ["a.tif", "a.npy"])
@@ -180,9 +180,16 @@ def test_what_is_written_is_read(tmp_path, name: str, shape: tuple[int, ...]) ->
 def test_colors_in_planes(tmp_path) -> None:
     planes = np.moveaxis(LAYOUTS["RGB"], -1, 0)
     tifffile.imwrite(tmp_path / "a.tif", planes, planarconfig="separate", photometric="rgb")
-    picture = take_apart(tmp_path / "a.tif")
+    with pytest.warns(UserWarning, match=r"3 pages, or as many planes .* channel_axis=0"):
+        picture = take_apart(tmp_path / "a.tif", channel_axis=0)
     np.testing.assert_array_equal(picture.pixels, LAYOUTS["RGB"])
     assert picture.shape == (20, 12)
+
+
+def test_a_file_of_another_format_by_a_tiffs_name(tmp_path) -> None:
+    iio.imwrite(tmp_path / "a.png", LAYOUTS["grey bytes"])
+    (tmp_path / "a.png").rename(tmp_path / "a.tif")
+    assert take_apart(tmp_path / "a.tif").shape == (20, 12)
 
 
 def test_bits_that_are_lost_are_told(tmp_path) -> None:

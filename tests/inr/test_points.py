@@ -119,8 +119,9 @@ def test_a_count_and_a_comment(tmp_path: Path) -> None:
     points, _ = sphere(20)
     columns(tmp_path / "a.xyz", points)
     text = (tmp_path / "a.xyz").read_text()
-    (tmp_path / "a.xyz").write_text("20\na comment\n" + text)
-    assert read_cloud(tmp_path / "a.xyz").points == pytest.approx(points, abs=1e-6)
+    for head in ("20\na comment\n", "20\n", "20\n\n"):
+        (tmp_path / "a.xyz").write_text(head + text + "# the end, really\n")
+        assert read_cloud(tmp_path / "a.xyz").points == pytest.approx(points, abs=1e-6)
 
 
 def test_normals_of_an_obj_file_without_faces(tmp_path: Path) -> None:
@@ -130,8 +131,9 @@ def test_normals_of_an_obj_file_without_faces(tmp_path: Path) -> None:
     (tmp_path / "a.obj").write_text("\n".join(lines))
     cloud = read_cloud(tmp_path / "a.obj")
     assert cloud.points == pytest.approx(points) and cloud.normals == pytest.approx(normals)
-    (tmp_path / "a.obj").write_text("\n".join(lines[:-1]))  # not one for each: whose are they?
-    assert read_cloud(tmp_path / "a.obj").normals is None
+    for end in ([], ["vn 1 0"]):  # not one for each: whose are they?
+        (tmp_path / "a.obj").write_text("\n".join(["# Größe", *lines[:-1], *end]), "latin-1")
+        assert read_cloud(tmp_path / "a.obj").normals is None
 
 
 @pytest.mark.parametrize("suffix", [".ply", ".obj", ".stl", ".off", ".glb"])
