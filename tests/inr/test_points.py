@@ -132,7 +132,7 @@ def test_normals_of_an_obj_file_without_faces(tmp_path: Path) -> None:
     cloud = read_cloud(tmp_path / "a.obj")
     assert cloud.points == pytest.approx(points) and cloud.normals == pytest.approx(normals)
     for end in ([], ["vn 1 0"]):  # not one for each: whose are they?
-        (tmp_path / "a.obj").write_text("\n".join(["# Größe", *lines[:-1], *end]), "latin-1")
+        (tmp_path / "a.obj").write_text("\n".join([*lines[:-1], *end]))
         assert read_cloud(tmp_path / "a.obj").normals is None
 
 
