@@ -542,8 +542,9 @@ def noise_scale(term: NoisyTerm, beta1: float) -> Tensor:
     if term.population is not None and not term.population > 0:
         raise ValueError(f"population must be a positive number, got {term.population}.")
     residual, sigma = _residual_and_sigma(term)
-    stays = term.population is None or not term.drawn_anew
-    share = 1.0 if stays else min(1.0, len(residual) / (term.population or 1.0))
+    share = 1.0  # of the noise that is the same in every step
+    if term.population is not None and term.drawn_anew:
+        share = min(share, len(residual) / term.population)
     averaged = share + (1 - share) * (1 - beta1) / (1 + beta1)
     lowered = (averaged / _misfit(residual, sigma).clamp_min(1)).sqrt()
     return term.weight / residual.numel() * lowered * score_deviation(term.loss, sigma)

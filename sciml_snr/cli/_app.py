@@ -116,7 +116,7 @@ def run_folders(
     for name, folder in folders.items():
         FitOptions(optimizer=name, patience=patience)  # refuses a name before any work
         if not resume:
-            open_folder(folder, resume)
+            open_folder(folder, resume=False)
     return folders
 
 

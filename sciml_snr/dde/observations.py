@@ -45,16 +45,16 @@ class NoisyPointSetBC(PointSetBC):  # type: ignore[misc]
         batch_size: int | None = None,
         shuffle: bool = True,
     ) -> None:
+        super().__init__(points, values, component, batch_size, shuffle)
         shapes = np.shape(points), np.shape(values)
-        components = len(component) if isinstance(component, list) else 1
+        components = _components(self)
         column = len(shapes[1]) == 1 and shapes[1][0] not in (1, components)
         if len(shapes[0]) != 2 or column or len(shapes[1]) > 2:
             raise ValueError(
                 f"points {shapes[0]} must be (n, d), and values {shapes[1]} a number or (n, m): "
                 "one-dimensional arrays become columns by x[:, None]."
             )
-        super().__init__(points, values, component, batch_size, shuffle)
-        self.sigma = as_sigma(sigma, len(self), _components(self))
+        self.sigma = as_sigma(sigma, len(self), components)
 
 
 def conditions_of(data: Any) -> list[Any]:
