@@ -23,9 +23,9 @@ def state_like(p: Tensor) -> Tensor:
 
 
 def norms_are_finite(tensors: Iterable[Tensor]) -> bool:
-    """False where an entry is NaN or infinite, or a norm overflows; one sync per device."""
-    by_device: dict[torch.device, list[Tensor]] = {}
+    """False where an entry is NaN or infinite, or a norm overflows; one sync per kind."""
+    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for tensor in tensors:
-        by_device.setdefault(tensor.device, []).append(tensor)
-    norms = [[norm.float() for norm in torch._foreach_norm(ts)] for ts in by_device.values()]
-    return all(math.isfinite(torch.stack(own).sum()) for own in norms)
+        alike.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    norms = [torch.stack(torch._foreach_norm(own)) for own in alike.values()]
+    return all(math.isfinite(own.float().sum()) for own in norms)

@@ -266,14 +266,15 @@ class SNRAdam(Optimizer):
         for group in self.param_groups:
             if group["gate"] == "none":
                 continue
-            beta1, sign = group["betas"][0], -1 if group["maximize"] else 1
+            beta1 = group["betas"][0]
             averages, grads = [], []
             for p in group["params"]:
                 state = self.state.get(p)
                 if p.grad is None or not state:
                     continue
                 if p in noisy_grads:
-                    grad = sign * noisy_grads[p].to(state["exp_avg"].dtype)
+                    grad = noisy_grads[p].to(state["exp_avg"].dtype)
+                    grad = -grad if group["maximize"] else grad
                 else:
                     grad = torch.zeros_like(state["exp_avg"])
                 if "exp_avg_noisy" not in state:  # as if the gradient had always been this one

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from deepxde import losses as dde_losses
+from deepxde.data import PDE
 from deepxde.icbc import IC, DirichletBC, PointSetBC, PointSetOperatorBC
 from torch.nn.functional import mse_loss
 
@@ -116,6 +117,10 @@ def _as_tensor(
     return torch.as_tensor(given, dtype=dtype, device=device)
 
 
+_RANDOM_OR_MIXING = (torch.nn.modules.batchnorm._NormBase, torch.nn.modules.dropout._DropoutNd)
+"""Layers that draw anew in every pass, or whose outputs depend on the other points'."""
+
+
 class RecordingLosses:
     """A DeepXDE data object's ``losses_train`` that remembers the residual of every term.
 
@@ -126,6 +131,7 @@ class RecordingLosses:
 
     def __init__(self, data: Any) -> None:
         self.data = data
+        self.inputs: Any = None
         self.residuals: list[torch.Tensor] = []
         self.terms = 0
         """Number of loss terms that the residuals belong to."""
@@ -141,7 +147,7 @@ class RecordingLosses:
         self, targets: Any, outputs: Any, loss_fn: Any, inputs: Any, model: Any, aux: Any = None
     ) -> Any:
         """As ``Data.losses_train``."""
-        self.residuals = []
+        self.inputs, self.residuals = inputs, []
         several = isinstance(loss_fn, (list, tuple))
         recording = [*map(self._recording, loss_fn)] if several else self._recording(loss_fn)
         losses = type(self.data).losses_train(
@@ -159,7 +165,7 @@ class RecordingLosses:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has no last forward pass: tensors inside a graph cannot be copied."""
-        return {**self.__dict__, "residuals": []}
+        return {**self.__dict__, "inputs": None, "residuals": []}
 
 
 class ModelNoise:
@@ -226,6 +232,9 @@ class ModelNoise:
         self._last_points: dict[int, tuple[Any, bool]] = {}
         """By term from the end: points of the last step, and whether they were new in it."""
         self._first_points: Any = None
+        self._may_be_apart: bool | None = None
+        """Whether a forward pass over the measured points alone makes the same of them: looked at
+        in the first step."""
         self._recorder: RecordingLosses | None = None
         if self._by_term:
             self._recorder = RecordingLosses.of(data)
@@ -237,6 +246,7 @@ class ModelNoise:
         """The noisy terms of the last forward pass; none twice."""
         assert self._recorder is not None
         residuals, self._recorder.residuals = self._recorder.residuals, []
+        inputs, self._recorder.inputs = self._recorder.inputs, None
         if not residuals:
             return []
         if len(residuals) != self._recorder.terms:
@@ -252,11 +262,50 @@ class ModelNoise:
             several = isinstance(given, (list, tuple)) or np.ndim(given)
             weights = list(given) if several else [given]
             weights *= len(residuals) if len(weights) == 1 else 1
+        residuals = self._on_their_own(residuals, inputs)
         found = [
             self._term(residuals, place % len(residuals), sigma, weights)
             for place, sigma in self._by_term.items()
         ]
         return [t for t in found if t.residual.requires_grad and t.residual.numel()]
+
+    def _on_their_own(self, residuals: list[torch.Tensor], inputs: Any) -> list[torch.Tensor]:
+        """The residuals, those of measured outputs from a forward pass over their points alone.
+
+        The floor's and the noisy terms' backward passes then go through these points, and not
+        through the equation's, too. Where that is no gain, or may be something else (an ``error``
+        of one's own, outputs that depend on other points', too), they are left as they are.
+        """
+        data, net = self.model.data, self.model.net
+        places = sorted(place % len(residuals) - len(residuals) for place in self._by_term)
+        is_first = self._may_be_apart is None
+        if is_first:
+            self._may_be_apart = (
+                isinstance(data, PDE)
+                and type(data).losses is PDE.losses
+                and data.auxiliary_var_fn is None
+                and places[0] >= -len(data.bcs)
+                and all(type(data.bcs[i]).error is PointSetBC.error for i in places)
+                and not any(isinstance(module, _RANDOM_OR_MIXING) for module in net.modules())
+            )
+        if not self._may_be_apart:
+            return residuals
+        ends = np.cumsum(data.num_bcs)
+        spans = [(ends[i] - data.num_bcs[i], ends[i]) for i in places]
+        if 2 * sum(end - start for start, end in spans) > len(inputs):
+            return residuals
+        found, end = list(residuals), 0
+        with torch.enable_grad():
+            measured = torch.cat([inputs[start:end] for start, end in spans])
+            outputs = net(measured.detach().requires_grad_())
+            for i in places:
+                start, end = end, end + data.num_bcs[i]
+                found[i] = data.bcs[i].error(None, None, outputs, start, end)
+        if is_first:
+            self._may_be_apart = all(
+                (found[i] - residuals[i]).norm() <= 1e-3 * residuals[i].norm() for i in places
+            )
+        return found if self._may_be_apart else residuals
 
     def _check_count(self, terms: int) -> None:
         if self._count is not None and self._count != terms:

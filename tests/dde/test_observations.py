@@ -18,7 +18,12 @@ from sciml_snr import (
     exact_label_noise,
     set_SNR_options,
 )
-from sciml_snr.dde.observations import LabelGatedSNRAdam, LabelGatedSNRSOAP, RecordingLosses
+from sciml_snr.dde.observations import (
+    LabelGatedSNRAdam,
+    LabelGatedSNRSOAP,
+    ModelNoise,
+    RecordingLosses,
+)
 from sciml_snr.dde.registration import EXACT_GATES, LABEL_GATE, OPTIMIZERS, STREAM_GATE
 from tests.cases import assert_same_bits
 
@@ -545,6 +550,72 @@ def test_floor_is_the_variance_of_all_measurements(float64):
     )
     error = (flat(floor(m)) - expected).abs()
     assert (error <= 5 * math.sqrt(2 / 1500) * expected).all()
+
+
+class Centered(dde.nn.FNN):
+    """Outputs that depend on the other points'."""
+
+    def forward(self, inputs):
+        found = super().forward(inputs)
+        return found - found.mean()
+
+
+class Dropped(dde.nn.FNN):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.dropped = torch.nn.Dropout(0.5)
+
+    def forward(self, inputs):
+        return self.dropped(super().forward(inputs))
+
+
+def passes_through(kind, conditions, points=40):
+    """The numbers of points that two steps send through a network, the floor and the gradients."""
+    np.random.seed(0)
+    conditions = conditions()
+    m = model()
+    m.data = dde.data.PDE(
+        LINE, m.data.pde, conditions, num_domain=points, train_distribution="uniform"
+    )
+    torch.manual_seed(0)
+    m.net = kind([1, 8, 8, 1], "tanh", "Glorot uniform")
+    m.compile("snr_adam", lr=1e-2, verbose=0)
+    seen = []
+    m.net.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    torch.manual_seed(1)
+    for _ in range(2):
+        m.train_step(m.data.train_x, None, None)
+    noisy_grads = m.opt.floor.noisy_grads
+    return seen, [m.opt.floor[p] for p in noisy_grads], list(noisy_grads.values())
+
+
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        lambda: [noisy()],
+        lambda: [ends(), noisy(), exact(), noisy(0.3, X[:2], Y[:2])],
+        lambda: [noisy(batch_size=3)],
+    ],
+    ids=["one", "among others", "a batch"],
+)
+def test_few_measured_points_have_a_pass_of_their_own(monkeypatch, conditions):
+    count, own_floor, own_grads = passes_through(dde.nn.FNN, conditions)
+    measured = sum(c.batch_size or len(c) for c in conditions() if isinstance(c, NoisyPointSetBC))
+    assert count[1::2] == [measured] * 2
+    monkeypatch.setattr(ModelNoise, "_on_their_own", lambda self, residuals, inputs: residuals)
+    count, common_floor, common_grads = passes_through(dde.nn.FNN, conditions)
+    assert len(count) == 2
+    for own, common in ((own_floor, common_floor), (own_grads, common_grads)):
+        torch.testing.assert_close(own, common, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "points", "passes"),
+    [(Centered, 40, [46, 6, 46]), (Dropped, 40, [46, 46]), (dde.nn.FNN, 5, [11, 11])],
+    ids=["points depend on each other", "dropout", "most are measured"],
+)
+def test_others_go_through_the_common_pass(kind, points, passes):
+    assert passes_through(kind, lambda: [noisy()], points=points)[0] == passes
 
 
 def test_adding_exact_conditions_does_not_change_the_floor():
