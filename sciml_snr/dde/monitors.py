@@ -122,7 +122,7 @@ class MemorizationMonitor(_UntilBest):
             self._lanes = [_Lane(self.model) for _ in self.twins.shifts]
             self._record()
         for lane in self._lanes:
-            lane.follow(self.model.opt)
+            lane.follow(self.model)
 
     def on_batch_begin(self) -> None:
         """Remember what the model's step will start from, besides weights."""
@@ -346,12 +346,21 @@ class _Lane:
     """
 
     def __init__(self, model: Any) -> None:
-        self._data = {t: t.detach().clone() for t in _weights(model)}
+        self._data: dict[torch.Tensor, torch.Tensor] = {}
+        self._take_up(model)
         self._grads: dict[torch.Tensor, torch.Tensor | None] = {}
         self._opt: Any = None
 
-    def follow(self, opt: Any) -> None:
-        """Step with a copy of this optimizer's state from now on."""
+    def _take_up(self, model: Any) -> None:
+        """Begin with the model's own values of what it did not have before."""
+        for tensor in _weights(model):
+            if tensor not in self._data:
+                self._data[tensor] = tensor.detach().clone()
+
+    def follow(self, model: Any) -> None:
+        """Step with a copy of its optimizer's state from now on, unknowns that are new included."""
+        self._take_up(model)
+        opt = model.opt
         if opt is not self._opt:
             self._opt = opt
             state = {name: getattr(opt, name) for name in _OPTIMIZER_STATE if hasattr(opt, name)}
@@ -379,13 +388,16 @@ _OPTIMIZER_STATE = ("state", "floor", "_floor")
 
 
 class _Moment:
-    """The random numbers and learning rates at one moment; inside ``with`` it is that moment."""
+    """Random numbers, learning rates and what an optimizer of ours has seen of the points, at one
+    moment; inside ``with`` it is that moment."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self._cpu = torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         self._lrs = [group["lr"] for group in model.opt.param_groups]
+        self._noise = getattr(model.opt, "noise", None)
+        self._seen = dict(self._noise.seen) if self._noise else {}
 
     def _lr(self) -> None:
         groups = self.model.opt.param_groups
@@ -402,8 +414,12 @@ class _Moment:
         if self._cuda:
             torch.cuda.set_rng_state_all(self._cuda)
         self._lr()
+        if self._noise:
+            self._now, self._noise.seen = self._noise.seen, dict(self._seen)
 
     def __exit__(self, *error: Any) -> None:
+        if self._noise:
+            self._noise.seen = self._now
         self._lr()
         self._fork.__exit__(*error)
         self.model.lr_scheduler = self._scheduler

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -168,6 +168,10 @@ class RecordingLosses:
         return {**self.__dict__, "inputs": None, "residuals": []}
 
 
+_UNKNOWN = object()
+"""In the place of points that are not known."""
+
+
 class ModelNoise:
     """What is known of the measurement errors in a DeepXDE model's loss.
 
@@ -229,8 +233,9 @@ class ModelNoise:
             self._check_count(len(self._losses))
         for place in self._by_term:
             check_loss(self._loss(place))
-        self._last_points: dict[int, tuple[Any, bool]] = {}
-        """By term from the end: points of the last step, and whether they were new in it."""
+        self.seen: dict[int, tuple[Any, bool, bool]] = {}
+        """By term from the end: points of the last step, whether they were new in it, and whether
+        they were taken to be new in every step."""
         self._first_points: Any = None
         self._may_be_apart: bool | None = None
         """Whether a forward pass over the measured points alone makes the same of them: looked at
@@ -373,10 +378,22 @@ class ModelNoise:
         """Whether a term has other points in every step, as far as this one and the last can tell:
         points that stay for more than one keep their errors, which do not average away.
         ``at_first``: what to take for granted."""
-        last, was_new = self._last_points.get(from_end, (None, at_first))
-        is_new = points is not last if from_end in self._last_points else at_first
-        self._last_points[from_end] = points, is_new
+        last, was_new, _ = self.seen.get(from_end, (_UNKNOWN, at_first, at_first))
+        is_new = was_new if last is _UNKNOWN else points is not last
+        self.seen[from_end] = points, is_new, is_new and was_new
         return is_new and was_new
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been seen of the points, without the points."""
+        return {
+            "resampled": self._first_points is not None and self._is_resampled(),
+            "drawn_anew": {place: anew for place, (*_, anew) in self.seen.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there: the next step's points are taken for what the last one's were."""
+        self._first_points = _UNKNOWN if state["resampled"] else None
+        self.seen = {place: (_UNKNOWN, anew, anew) for place, anew in state["drawn_anew"].items()}
 
     def _loss(self, place: int) -> Loss:
         """The loss of a term, in torch's order of arguments."""
@@ -399,27 +416,28 @@ class _LabelGated(SNRAdam):
 
     Args:
         params, options: as for the optimizer.
-        terms: gives the noisy terms of the last forward pass.
-        exact_terms: whether the loss has others beside them.
+        noise: gives the noisy terms of the last forward pass.
         every: refresh the floor every so many steps.
     """
 
-    _terms: Callable[[], list[NoisyTerm]] = list  # a copy's: none
+    # A copy's:
+    noise: ModelNoise | None = None
+    _terms: Callable[[], list[NoisyTerm]] = list
     _exact_terms = False
 
     def __init__(
         self,
         params: Any,
         *,
-        terms: Callable[[], list[NoisyTerm]],
-        exact_terms: bool,
+        noise: ModelNoise,
         every: int,
         **options: Any,
     ) -> None:
         super().__init__(params, **options)
         gated = [group for group in self.param_groups if group["gate"] != "none"]
-        self._terms = terms
-        self._exact_terms = exact_terms
+        self.noise = noise
+        self._terms = noise.terms
+        self._exact_terms = noise.has_exact_terms
         self.floor = LabelNoise(
             [p for group in gated for p in group["params"]],
             rho=self.defaults["rho"],
@@ -441,14 +459,18 @@ class _LabelGated(SNRAdam):
         return super().step(closure, self.floor if floor is None else floor)
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's state with the floor's."""
-        return {**super().state_dict(), "label_noise": self.floor.state_dict()}
+        """The optimizer's state with the floor's, and with what has been seen of the points."""
+        state = {**super().state_dict(), "label_noise": self.floor.state_dict()}
+        return state if self.noise is None else {**state, "points": self.noise.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state with or without a floor."""
-        super().load_state_dict({k: v for k, v in state_dict.items() if k != "label_noise"})
+        own = ("label_noise", "points")
+        super().load_state_dict({k: v for k, v in state_dict.items() if k not in own})
         if "label_noise" in state_dict:
             self.floor.load_state_dict(state_dict["label_noise"])
+        if self.noise is not None and "points" in state_dict:
+            self.noise.load_state_dict(state_dict["points"])
 
 
 class LabelGatedSNRAdam(_LabelGated):

@@ -222,11 +222,10 @@ def _build(
         "decoupled_weight_decay": False,  # DeepXDE's l2 regularizer is Adam's L2 term
         "foreach": True,  # the networks are small: calls cost more than arithmetic, on CPU too
     }
-    if noise is not None and options["gate"] != "none" and _trains_gated(groups):
+    if noise is not None and options["gate"] != "none":
         return label_gated(  # type: ignore[no-any-return]
             groups,
-            terms=noise.terms,
-            exact_terms=noise.has_exact_terms,
+            noise=noise,
             every=every,
             **options,
         )
@@ -288,13 +287,6 @@ def _named(groups: list[Any]) -> list[Any]:
     if groups and isinstance(groups[0], dict):
         return [{**group, "params": named(group["params"])} for group in groups]
     return named(groups)
-
-
-def _trains_gated(groups: list[Any]) -> bool:
-    """Whether a gated parameter is trained; with a frozen network only coefficients may be."""
-    groups = groups if groups and isinstance(groups[0], dict) else [{"params": groups}]
-    gated = [group["params"] for group in groups if group.get("gate") != "none"]
-    return any(p.requires_grad for params in gated for _, p in params)
 
 
 def _model_noise(sigma: Any, required: bool) -> ModelNoise | None:

@@ -18,14 +18,14 @@ def oscillator(kind: str, shift=0.0, sigma=0.3):
     """A compiled model of u'' + k u = 0, noisy u, k unknown, seeded; and its callbacks."""
     dde.config.set_random_seed(3)
     k = dde.Variable(30.0)
-    minibatch = kind == "minibatch"
+    kind, minibatch = kind.removesuffix(" in batches"), kind.endswith("in batches")
     bc = NoisyPointSetBC(X, Y, sigma, batch_size=8 if minibatch else None)
     bc.values = bc.values + torch.as_tensor(shift).to(bc.values)
     equation = lambda x, u: 1e-2 * (dde.grad.hessian(u, x) + k * u)  # noqa: E731
     data = dde.data.PDE(dde.geometry.Interval(0, 1), equation, [bc], num_domain=20)
     model = dde.Model(data, dde.nn.FNN([1, 12, 12, 1], "tanh", "Glorot normal"))
     name, decay = kind, None
-    if kind in ("decay", "minibatch"):
+    if kind == "decay":
         name, decay = "adam", ("step", 5, 0.5)
     model.compile(name, lr=1e-2, decay=decay, external_trainable_variables=k, verbose=0)
     callbacks = [dde.callbacks.PDEPointResampler(period=1, bc_points=True)] if minibatch else []
@@ -36,7 +36,8 @@ def train(model, callbacks, iterations=20):
     model.train(iterations=iterations, display_every=7, callbacks=callbacks, verbose=0)
 
 
-KINDS = ["adam", "sgd", "decay", "minibatch", "snr_adam", "snr_soap", "L-BFGS"]
+KINDS = ["adam", "sgd", "decay", "snr_adam", "snr_soap", "L-BFGS"]
+KINDS += ["decay in batches", "snr_adam in batches", "snr_soap in batches"]
 
 
 @pytest.fixture
@@ -96,6 +97,20 @@ def test_a_second_training_goes_on_with_the_same_twins(short_lbfgs) -> None:
     train(twice, [again], None)
     assert len(again.twins.rows) > len(monitor.twins.rows)
     assert again.twins.rows[-1].share > 0
+
+
+@pytest.mark.parametrize("name", ["adam", "snr_adam"])
+def test_unknowns_that_come_later_are_trained_once(name: str) -> None:
+    found = []
+    for monitored in (True, False):
+        model, _, k = oscillator("adam")
+        callbacks = [MemorizationMonitor(period=10)] if monitored else []
+        model.compile("adam", lr=1e-2, verbose=0)  # without k
+        train(model, callbacks, 5)
+        model.compile(name, lr=1e-2, external_trainable_variables=k, verbose=0)
+        train(model, callbacks, 5)
+        found.append((k.item(), model.predict(X).tolist()))
+    assert found[0] == found[1] and found[0][0] != 30
 
 
 def test_memorizing_network_is_seen_to_memorize() -> None:
