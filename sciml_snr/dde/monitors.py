@@ -16,7 +16,13 @@ from deepxde.icbc import PointSetBC
 from ..memorization import TAU, Twins, as_array
 from ..noise import NoisyTerm
 from ..population_risk import PopulationRisk
-from .observations import ModelNoise, NoisyPointSetBC, RecordingLosses, as_sigma
+from .observations import (
+    ModelNoise,
+    NoisyPointSetBC,
+    RecordingLosses,
+    as_sigma,
+    loss_weights_of,
+)
 
 
 class _UntilBest(Callback):  # type: ignore[misc]
@@ -235,9 +241,8 @@ class PopulationRiskMonitor(_UntilBest):
         total = model.outputs_losses_train(state.X_train, state.y_train, state.train_aux_vars)[1]
         residuals = self._recorder.residuals
         places = [place % len(residuals) for place in self._conditions or [0]]
-        weights = model.loss_weights
-        weights = [1.0] * len(residuals) if weights is None else weights
-        losses = [float(weights[i]) * residuals[i].square().mean(1) for i in places]
+        weights = loss_weights_of(model, len(residuals))
+        losses = [weights[i] * _square(residuals[i]) for i in places]
         for i, rows in zip(places, losses, strict=True):
             if not torch.allclose(rows.mean(), total[i], rtol=1e-4):
                 raise ValueError('PopulationRiskMonitor: the loss of measurements has to be "MSE".')
@@ -245,6 +250,11 @@ class PopulationRiskMonitor(_UntilBest):
         self._recorder.residuals = []
         extra = total.detach().sum() - sum(rows.detach().mean() for rows in losses)
         return losses, extra, terms
+
+
+def _square(residual: torch.Tensor) -> torch.Tensor:
+    """(n,) mean squared residual of each of n rows."""
+    return residual.square().reshape(len(residual), -1).mean(1)
 
 
 def _point_sets(data: Any, wanted: Callable[[Any], bool]) -> dict[int, Any]:

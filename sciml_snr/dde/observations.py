@@ -63,6 +63,20 @@ def conditions_of(data: Any) -> list[Any]:
     return list(getattr(getattr(data, "pde", None), "bcs", getattr(data, "bcs", ())))
 
 
+def _listed(loss_weights: Any) -> list[Any]:
+    """What was given for ``compile``'s loss_weights, a number or None included."""
+    if loss_weights is None:
+        return []
+    several = isinstance(loss_weights, (list, tuple)) or np.ndim(loss_weights)
+    return list(loss_weights) if several else [loss_weights]
+
+
+def loss_weights_of(model: Any, terms: int) -> list[float]:
+    """A compiled model's weight of every loss term."""
+    weights = [float(weight) for weight in _listed(model.loss_weights) or [1.0]]
+    return weights * terms if len(weights) == 1 else weights
+
+
 def has_fixed_measurements(data: Any) -> bool:
     """Whether there are values at points that are the same in every step, whatever is resampled."""
     return any(
@@ -218,14 +232,19 @@ class ModelNoise:
                 self._by_term[0] = as_sigma(sigma, shape[0], shape[-1])
         for s in self._by_term.values():
             check_sigma(_as_tensor(s))
-        equations = getattr(getattr(data, "pde", None), "pde", getattr(data, "pde", None))
-        some_exact = (
-            equations is not None or len(self._by_term) < len(self._conditions)
-            if self._count is None
-            else len(self._by_term) < self._count
-        )
-        places = [i if i < 0 else i - (self._count or 1) for i in self._by_term]
-        self.has_exact_terms = some_exact or len({self._is_equation(i) for i in places}) == 2
+        noisy = {i if i < 0 else i - (self._count or 1) for i in self._by_term}
+        given = _listed(model.loss_weights)
+        if len(given) > 1:  # a term of weight 0 is none
+            terms = {i for i in range(-len(given), 0) if given[i] != 0}
+        elif self._count is not None:
+            terms = set(range(-self._count, 0))
+        else:
+            terms = set(range(-max(len(self._conditions), 1), 0))
+            equations = getattr(getattr(data, "pde", None), "pde", getattr(data, "pde", None))
+            if equations is not None:
+                terms.add(-len(self._conditions) - 1)
+        kinds = {self._is_equation(i) for i in noisy & terms}
+        self.has_exact_terms = bool(terms - noisy) or len(kinds) == 2
         """Whether measured values stand beside terms without an error, such as an equation's
         residual, or beside equations with one (a measured source)."""
         self._losses = loss if isinstance(loss, (list, tuple)) else [loss]
@@ -261,12 +280,7 @@ class ModelNoise:
                 'set_SNR_options(floor="stream").'
             )
         self._check_count(len(residuals))
-        weights = [1.0] * len(residuals)
-        if self.model.loss_weights is not None:
-            given = self.model.loss_weights
-            several = isinstance(given, (list, tuple)) or np.ndim(given)
-            weights = list(given) if several else [given]
-            weights *= len(residuals) if len(weights) == 1 else 1
+        weights = loss_weights_of(self.model, len(residuals))
         residuals = self._on_their_own(residuals, inputs)
         found = [
             self._term(residuals, place % len(residuals), sigma, weights)

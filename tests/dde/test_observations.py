@@ -436,6 +436,18 @@ def test_equations_alone_have_nothing_to_stand_beside(name):
 
 
 @BY_NAME
+def test_a_term_of_weight_0_is_none(name):
+    set_SNR_options()
+    m = trained(model(noisy()), name, loss_weights=[0, 1])
+    assert gate(m) == LABEL_GATE and not m.opt.floor.noisy_grads
+    m = trained(model(noisy(), ends()), name, loss_weights=[0, 1, 2])
+    assert gate(m) == EXACT_GATES[name] and m.opt.floor.noisy_grads
+    set_SNR_options(sigma=[0.3, None])
+    m = trained(model(noisy()), name, loss_weights=[0, 1])
+    assert gate(m) == LABEL_GATE
+
+
+@BY_NAME
 @pytest.mark.parametrize("floor_option", ["auto", "stream"])
 @pytest.mark.parametrize("kind", UNMEASURED)
 def test_without_them_it_is_the_published_rule(kind, floor_option, name):

@@ -13,7 +13,9 @@ def truth(x):
     return np.sin(6 * x)
 
 
-def model_on(x, optimizer="adam", seed=0, sigma=SIGMA, batch_size=None, equation=True):
+def model_on(
+    x, optimizer="adam", seed=0, sigma=SIGMA, batch_size=None, equation=True, weights=None
+):
     """u'' + 36 u = 0 and noisy u at x."""
     dde.config.set_random_seed(seed)
     y = truth(x) + sigma * np.random.default_rng(seed).normal(size=x.shape)
@@ -21,7 +23,8 @@ def model_on(x, optimizer="adam", seed=0, sigma=SIGMA, batch_size=None, equation
     residual = (lambda x, u: dde.grad.hessian(u, x) + 36 * u) if equation else None
     data = dde.data.PDE(dde.geometry.Interval(0, 1), residual, [bc], num_domain=16)
     model = dde.Model(data, dde.nn.FNN([1, 16, 16, 1], "tanh", "Glorot normal"))
-    weights = [1e-3, 1] if equation else [1]
+    if weights is None:
+        weights = [1e-3, 1] if equation else [1]
     model.compile(optimizer, lr=5e-3, loss_weights=weights, verbose=0)
     return model
 
@@ -41,6 +44,15 @@ def test_model_trains_as_if_alone(optimizer: str) -> None:
     alone = model_on(x, optimizer, batch_size=8)
     train(alone, [], 12)
     assert np.array_equal(watched.predict(x), alone.predict(x))
+
+
+def test_one_loss_weight_is_for_all_terms() -> None:
+    x, found = np.random.default_rng(0).uniform(0, 1, (24, 1)), []
+    for weights in ([2.0, 2.0], [2.0], 2.0):
+        model, monitor = model_on(x, weights=weights), PopulationRiskMonitor()
+        train(model, [monitor], 3)
+        found.append(monitor.risk.rows)
+    assert found[0] == found[1] == found[2] and len(found[0]) == 4
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "snr_adam"])
