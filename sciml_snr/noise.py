@@ -73,6 +73,26 @@ class NoisyTerm(NamedTuple):
         return self.weight * self.loss(self.residual, torch.zeros_like(self.residual))
 
 
+Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]]
+"""As for a torch optimizer, without groups."""
+
+
+def _listed(params: Params) -> list[Tensor]:
+    """The parameters, without their names."""
+    if not isinstance(params, Tensor):
+        found = [p[1] if isinstance(p, tuple) else p for p in params]
+        if all(isinstance(p, Tensor) for p in found):
+            return list(dict.fromkeys(found))
+    raise TypeError(
+        "params must be an iterable of parameters, such as net.parameters() (of param_groups: "
+        "[p for group in optimizer.param_groups for p in group['params']])."
+    )
+
+
+def _shape(x: Tensor) -> tuple[int, ...]:
+    return tuple(x.shape)
+
+
 class NoiseFloor(Mapping[Tensor, Tensor]):
     """A running average of squared draws of the gradient's noise: parameter -> variance.
 
@@ -80,17 +100,20 @@ class NoiseFloor(Mapping[Tensor, Tensor]):
     and as pairs of reals (variances of real and imaginary part) for complex ones.
 
     Args:
-        params: the parameters to keep a floor for.
-        rho: decay rate of the average over draws.
+        params: the parameters (or named ones) to keep a floor for. Those that are frozen at a draw
+            are left out of it.
+        rho: decay rate of the average over draws. A parameter that a draw does not reach keeps its
+            average, as Adam keeps the moments of one without gradient.
         every: draw at every so many calls only; cost follows.
         beta1: decay rate of the optimizer's first moment.
 
     Raises:
+        TypeError: params are no parameters.
         ValueError: an argument is out of range.
     """
 
     def __init__(
-        self, params: Iterable[Tensor], rho: float = 0.99, every: int = 1, beta1: float = 0.9
+        self, params: Params, rho: float = 0.99, every: int = 1, beta1: float = 0.9
     ) -> None:
         for name, rate in (("rho", rho), ("beta1", beta1)):
             if not 0 <= rate < 1:
@@ -100,7 +123,7 @@ class NoiseFloor(Mapping[Tensor, Tensor]):
         self.rho = rho
         self.every = every
         self.beta1 = beta1
-        self.params = [p for p in params if p.requires_grad]
+        self.params = _listed(params)
         if not self.params:
             raise ValueError("There are no parameters to keep a floor for.")
         self.draws: dict[Tensor, Tensor] = {}
@@ -113,7 +136,9 @@ class NoiseFloor(Mapping[Tensor, Tensor]):
         self._mean_sq = {p: state_like(p) for p in self.params}
         self._variance: dict[Tensor, Tensor] = {}
         self._calls = 0
-        self._passes = 0
+        self._passes = dict.fromkeys(self.params, 0)
+        self._reached = True
+        """Whether the last draw had a gradient by any parameter."""
 
     @functools.cached_property
     def excess(self) -> Tensor | float:
@@ -138,26 +163,37 @@ class NoiseFloor(Mapping[Tensor, Tensor]):
 
     def _draw(self, noise: Tensor) -> None:
         """Average in one draw: the gradient of the scalar ``noise``, whose graph stays alive."""
-        found = torch.autograd.grad(noise, self.params, retain_graph=True, allow_unused=True)
-        self._average(dict(zip(self.params, found, strict=True)))
+        draws = self._gradients(noise)
+        self._reached = bool(draws)
+        self._average(draws)
+
+    def _gradients(self, total: Tensor) -> dict[Tensor, Tensor]:
+        """Gradient of a scalar by those parameters that it depends on; its graph stays alive."""
+        trained = [p for p in self.params if p.requires_grad]
+        if not trained or not total.requires_grad:
+            return {}
+        found = torch.autograd.grad(total, trained, retain_graph=True, allow_unused=True)
+        return {p: g for p, g in zip(trained, found, strict=True) if g is not None}
 
     def _average(self, draws: Mapping[Tensor, Tensor | None]) -> None:
         present = {p: draw for p, draw in draws.items() if draw is not None}
         # Nothing of a step with NaN, which the optimizer refuses, is to stay in the average.
-        if not present or not norms_are_finite(present.values()):
+        if not norms_are_finite(present.values()):
             return
-        self._passes += 1
-        torch._foreach_mul_(list(self._mean_sq.values()), self.rho)
         found = [as_real(draw.to(self._mean_sq[p].dtype)) for p, draw in present.items()]
         averages = [as_real(self._mean_sq[p]) for p in present]
-        torch._foreach_addcmul_(averages, found, found, 1 - self.rho)
+        if present:
+            torch._foreach_mul_(averages, self.rho)
+            torch._foreach_addcmul_(averages, found, found, 1 - self.rho)
+        for p in present:
+            self._passes[p] += 1
         self.draws = present
         self._correct_bias()
 
     def _correct_bias(self) -> None:
-        """The average started from zero, as Adam's moments do."""
-        correction = 1 - self.rho**self._passes
-        corrected = torch._foreach_div(list(self._mean_sq.values()), correction)
+        """The averages started from zero, as Adam's moments do."""
+        corrections = [1 - self.rho ** max(passes, 1) for passes in self._passes.values()]
+        corrected = torch._foreach_div(list(self._mean_sq.values()), corrections)
         self._variance = dict(zip(self._mean_sq, corrected, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
@@ -165,16 +201,28 @@ class NoiseFloor(Mapping[Tensor, Tensor]):
         return {
             "mean_sq": list(self._mean_sq.values()),
             "calls": self._calls,
-            "passes": self._passes,
+            "passes": list(self._passes.values()),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from :meth:`state_dict` of a floor for the same parameters."""
-        for own, saved in zip(self._mean_sq.values(), state["mean_sq"], strict=True):
-            own.copy_(saved)
-        self._calls, self._passes = state["calls"], state["passes"]
+        """Continue from :meth:`state_dict` of a floor for the same parameters.
+
+        Raises:
+            ValueError: it is one for others.
+        """
+        averages, passes = state["mean_sq"], state["passes"]
+        shapes, own = [list(map(_shape, x)) for x in (averages, self._mean_sq)]
+        if shapes != own:
+            raise ValueError(
+                f"This is a state of a floor for parameters of the shapes {shapes}, not {own}."
+            )
+        for average, saved in zip(self._mean_sq.values(), averages, strict=True):
+            average.copy_(saved)
+        if isinstance(passes, int):  # before 0.2 it was one number for all
+            passes = [passes] * len(averages)
+        self._calls, self._passes = state["calls"], dict(zip(self._passes, passes, strict=True))
         self.draws, self._variance = {}, {}
-        if self._passes:
+        if any(passes):
             self._correct_bias()
 
 
@@ -207,7 +255,7 @@ class LabelNoise(NoiseFloor):
 
     def __init__(
         self,
-        params: Iterable[Tensor],
+        params: Params,
         sigma: float | Tensor | None = None,
         *,
         rho: float = 0.99,
@@ -218,9 +266,8 @@ class LabelNoise(NoiseFloor):
         super().__init__(params, rho, every, beta1)
         if sigma is not None:
             check_sigma(torch.as_tensor(sigma))
-        check_loss(loss)
         self.sigma = sigma
-        self.loss = loss
+        self.loss = check_loss(loss)
 
     def update(self, terms: Iterable[NoisyTerm], exact_terms: bool = False) -> None:
         """Account for one step's data terms; the graph stays alive for the loss's own backward.
@@ -235,7 +282,7 @@ class LabelNoise(NoiseFloor):
                 small by a factor f, noise is so fitted until R is 1, down to f^2 of what there is.)
         """
         terms = [term for term in terms if term.residual.numel()]
-        self.noisy_grads = {}
+        self.draws, self.noisy_grads = {}, {}
         if terms and self._is_due():
             for term in terms:
                 check_sigma(torch.as_tensor(term.sigma))
@@ -260,8 +307,8 @@ class LabelNoise(NoiseFloor):
     ) -> Tensor:
         """Update the floor, and backpropagate ``loss(prediction, target) + extra``.
 
-        Once a step: with ``extra``, the gradients that the step sees must be this call's own, not
-        accumulated over calls nor rescaled.
+        Once a step: the gradients that the step sees must be this call's own, not accumulated over
+        calls (:meth:`update` takes several terms at once), nor rescaled or clipped.
 
         Args:
             prediction: (n, m), attached to the graph.
@@ -276,7 +323,8 @@ class LabelNoise(NoiseFloor):
             The loss, a detached scalar.
 
         Raises:
-            ValueError: ``sigma`` was not given, or the shapes differ.
+            ValueError: ``sigma`` was not given, the shapes differ, or the prediction depends on
+                none of the floor's parameters.
         """
         sigma = self.sigma if sigma is None else sigma
         if sigma is None:
@@ -288,6 +336,11 @@ class LabelNoise(NoiseFloor):
         check_sigma(torch.as_tensor(sigma))
         terms = [NoisyTerm(prediction - target, sigma, 1.0, population, self.loss)]
         self.update(terms, exact_terms=extra is not None)
+        if not self._reached:
+            raise ValueError(
+                "The prediction depends on none of this floor's parameters: they are frozen, or "
+                "those of another network (a copy has its own)."
+            )
         loss = self.loss(prediction, target)
         if extra is not None:
             loss = loss + extra
@@ -302,8 +355,7 @@ class LabelNoise(NoiseFloor):
                 term.weighted_loss() * (1.0 if alone else noisy_part(term)) for term in terms
             )
         assert isinstance(loss, Tensor)
-        grads = torch.autograd.grad(loss, self.params, retain_graph=True, allow_unused=True)
-        return {p: g for p, g in zip(self.params, grads, strict=True) if g is not None}
+        return self._gradients(loss)
 
     def _random_sign_sum(self, term: NoisyTerm) -> Tensor:
         """What the random-sign pass differentiates: its gradient is one draw of h."""
@@ -333,7 +385,7 @@ class SamplingNoise(NoiseFloor):
 
     def __init__(
         self,
-        params: Iterable[Tensor],
+        params: Params,
         *,
         rho: float = 0.99,
         every: int = 1,
@@ -397,7 +449,7 @@ class StreamNoise(NoiseFloor):
     Source: E. Litman and G. Guo, arXiv:2605.01172, Algorithm 1.
     """
 
-    def __init__(self, params: Iterable[Tensor], *, rho: float = 0.99, beta1: float = 0.9) -> None:
+    def __init__(self, params: Params, *, rho: float = 0.99, beta1: float = 0.9) -> None:
         super().__init__(params, rho, beta1=beta1)
         self._mean = {p: state_like(p) for p in self.params}
 
@@ -406,16 +458,16 @@ class StreamNoise(NoiseFloor):
         """Account for the gradients that are in ``.grad`` now; call it once a step."""
         self._is_due()
         root = math.sqrt((1 + self.beta1) / 2)
-        draws: dict[Tensor, Tensor | None] = {}
+        draws: dict[Tensor, Tensor] = {}
         for p, mean in self._mean.items():
             if p.grad is not None:
                 grad = p.grad.to(mean.dtype)
                 draws[p] = root * (grad - mean)
-        self._average(draws)
-        if self.draws:
-            for p in self.draws:
-                assert p.grad is not None
-                self._mean[p].lerp_(p.grad.to(self._mean[p].dtype), 1 - self.beta1)
+        if draws:
+            self._average(draws)
+        for p in self.draws:
+            assert p.grad is not None
+            self._mean[p].lerp_(p.grad.to(self._mean[p].dtype), 1 - self.beta1)
 
     def state_dict(self) -> dict[str, Any]:
         """The running averages: tensors and numbers only."""
@@ -581,21 +633,23 @@ def score_deviation(loss: Loss, sigma: Tensor) -> Tensor:
     return deviation.where(sigma > 0, 0)  # no error, no noise, also where the score jumps at 0
 
 
-def check_loss(loss: Loss) -> None:
-    """Refuse a loss that has no floor: not a mean over entries of a function of the difference.
+def check_loss(loss: Loss) -> Loss:
+    """``mse_loss`` for the squared error in any form, another loss as it is.
 
     Raises:
-        ValueError: says so.
+        ValueError: it has no floor: it is not a mean over entries of a function of the difference.
     """
     if loss is mse_loss:
-        return
+        return loss
     target = torch.tensor([[0.3], [-1.2], [0.7], [2.0]])
     error = torch.tensor([[0.5], [-0.1], [1.7], [-2.3]])
     cause = None
     try:
         apart = torch.stack([loss(e[None], 0 * e[None]) for e in error])
         together = loss(target + error, target)
+        in_a_row = loss(error.flatten(), 0 * error.flatten())  # not one weight per output
         fits = not together.ndim and torch.allclose(together, apart.mean(), rtol=1e-4)
+        fits = fits and torch.allclose(in_a_row, together, rtol=1e-4)
         fits = fits and bool(apart.any())  # a cross-entropy of one class is 0
     except Exception as found:  # one for targets of another kind, such as classes
         fits, cause = False, found
@@ -605,6 +659,9 @@ def check_loss(loss: Loss) -> None:
             f"There is no label floor for the loss {name}: it is derived for a mean over entries "
             "of a function of prediction minus target, as mse_loss, l1_loss, huber_loss are."
         ) from cause
+    error = torch.tensor([1e-3, 0.5, -2.3, 1e3])
+    squares = torch.stack([loss(e[None, None], 0 * e[None, None]) for e in error])
+    return mse_loss if torch.allclose(squares, error**2, rtol=1e-4) else loss
 
 
 def check_sigma(sigma: Tensor) -> None:

@@ -37,6 +37,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
@@ -118,6 +119,7 @@ class SNRAdam(Optimizer):
         ...     optimizer.step()
     """
 
+    _has_stepped = False  # since it was made or loaded
     _floor: Floor | None = None  # of the last step, for gate_stats(); not part of the state
     _excess: Tensor | float = 0.0  # likewise
     _initial_keys = ("exp_avg", "exp_avg_sq", "exp_grad_var")
@@ -174,17 +176,20 @@ class SNRAdam(Optimizer):
             foreach=foreach,
             differentiable=differentiable,
         )
+        defaults = plain_numbers(defaults)
         validate_options(defaults)
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; its own options are checked like the constructor's."""
+        param_group = plain_numbers(param_group)
         validate_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """For copies and loaded states; of those without today's options, what they were."""
         super().__setstate__(state)
+        self._has_stepped = False
         for group in self.param_groups:
             group.setdefault("rise_steps", 0)
             group.setdefault("discrepancy", False)
@@ -227,19 +232,26 @@ class SNRAdam(Optimizer):
             What the closure returned, or None.
 
         Raises:
-            TypeError: a floor is given in the closure's place.
+            TypeError: a floor is given in the closure's place, or it is no mapping.
             RuntimeError: a gradient is sparse.
-            ValueError: a floor has another shape than its parameter.
+            ValueError: a floor has another shape than its parameter or is negative, or it is one
+                for other parameters.
             FloatingPointError: a gradient or floor is not finite (unless ``nonfinite="skip"``).
         """
         loss = None
         if isinstance(closure, Mapping):
             raise TypeError("The floor is given by name: optimizer.step(floor=floor).")
+        if floor is not None and not isinstance(floor, Mapping):
+            raise TypeError(
+                "A floor maps parameters to variances: a sciml_snr.NoiseFloor such as LabelNoise, "
+                f"or a dict, not {floor!r}."
+            )
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         if not self._check_inputs(floor):
             return loss
+        given = floor
         noisy_grads = floor.noisy_grads if isinstance(floor, NoiseFloor) else {}
         opens = any(group["discrepancy"] for group in self.param_groups)
         self._excess = floor.excess if opens and isinstance(floor, NoiseFloor) else 0.0
@@ -248,16 +260,17 @@ class SNRAdam(Optimizer):
         for group in self.param_groups:
             for slots in self._slots(group, floor):
                 stepped.append((slots, self._update(_decayed(slots, group), group), group))
-        self._average_noisy(noisy_grads)
+        self._average_noisy(noisy_grads, given)
         if noisy_grads:
             self._follow_exact_terms(stepped)
         for slots, *_ in stepped:
             for slot in slots:
                 if slot.rounded is not None:
                     slot.rounded.copy_(slot.param)
+        self._has_stepped = True
         return loss
 
-    def _average_noisy(self, noisy_grads: Mapping[Tensor, Tensor]) -> None:
+    def _average_noisy(self, noisy_grads: Mapping[Tensor, Tensor], floor: Floor | None) -> None:
         """The noisy terms' share of the first moment, in the parameters' own coordinates."""
         if not noisy_grads:  # all of the loss is noisy now: begin anew when it is not
             for state in self.state.values():
@@ -270,8 +283,8 @@ class SNRAdam(Optimizer):
             averages, grads = [], []
             for p in group["params"]:
                 state = self.state.get(p)
-                if p.grad is None or not state:
-                    continue
+                if p.grad is None or not state or floor is None or p not in floor:
+                    continue  # a floor does not tell what it does not keep
                 if p in noisy_grads:
                     grad = noisy_grads[p].to(state["exp_avg"].dtype)
                     grad = -grad if group["maximize"] else grad
@@ -335,8 +348,11 @@ class SNRAdam(Optimizer):
         """Mean q and open fraction of the last step, overall or of one parameter group.
 
         Computed from the state when asked for; a training loop that does not ask pays nothing.
-        Parameters that have not been stepped do not count; NaN if none has.
+        Parameters that have not been stepped do not count; NaN if none has, and of a copy or after
+        :meth:`load_state_dict` until the next step: the last one's floor is not part of the state.
         """
+        if not self._has_stepped:
+            return GateStats(math.nan, math.nan, 0)
         groups = self.param_groups if group is None else [self.param_groups[group]]
         total, opened, numel = 0.0, 0.0, 0
         with torch.no_grad():
@@ -391,6 +407,12 @@ class SNRAdam(Optimizer):
 
     def _check_inputs(self, floor: Floor | None) -> bool:
         """Refuse what cannot be stepped on before anything changes; False: skip this step."""
+        params = (p for group in self.param_groups for p in group["params"])
+        if floor and not any(p in floor for p in params):
+            raise ValueError(
+                "The floor is one for other parameters: it has none of this optimizer's (a copy of "
+                "a network has its own)."
+            )
         finite: list[_Checked] = []
         for g, group in enumerate(self.param_groups):
             for i, p in enumerate(group["params"]):
@@ -405,6 +427,10 @@ class SNRAdam(Optimizer):
                 variance = None if floor is None else floor.get(p)
                 if variance is not None:
                     _check_floor(variance, p, group, g, i)
+                    if not isinstance(floor, NoiseFloor) and _is_negative(variance):
+                        raise ValueError(
+                            f"The floor of {_name(group, g, i)} is negative; it is a variance."
+                        )
                     finite.append(_Checked(variance, "floor", group, g, i))
                 noisy = floor.noisy_grads.get(p) if isinstance(floor, NoiseFloor) else None
                 if noisy is not None:
@@ -620,6 +646,11 @@ def _check_floor(variance: Tensor, p: Tensor, *which: Any) -> None:
     )
 
 
+def _is_negative(variance: Tensor) -> bool:
+    entries = as_real(variance)
+    return bool(((entries < 0) & entries.isfinite()).any())
+
+
 def _first_nonfinite(entries: list[_Checked]) -> _Checked | None:
     """The first entry whose tensor is not finite; entries to be raised on come first."""
     if norms_are_finite(entry.tensor for entry in entries):
@@ -629,6 +660,17 @@ def _first_nonfinite(entries: list[_Checked]) -> _Checked | None:
         if not torch.isfinite(entry.tensor).all():
             return entry
     return None
+
+
+def plain_numbers(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with numpy's scalars as Python's, so that every state can be loaded."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(plain, value))
+        return value.item() if isinstance(value, np.generic) else value
+
+    return {name: plain(value) for name, value in options.items()}
 
 
 def require_option(options: Mapping[str, Any], name: str, ok: bool, what: str) -> None:
@@ -648,7 +690,7 @@ def validate_options(options: Mapping[str, Any]) -> None:
 
     def number(name: str, low: float, high: float = math.inf) -> None:
         value = options[name]
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and name == "lr":
             require(name, value.numel() == 1, "a number or a 1-element tensor")
             value = value.item()
         span = f"a finite number >= {low:g}" + (f" and < {high:g}" if high < math.inf else "")

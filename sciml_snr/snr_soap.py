@@ -26,7 +26,7 @@ from torch.optim.optimizer import ParamsT
 
 from ._tensors import as_real, state_like
 from .noise import NoiseFloor
-from .snr_adam import Floor, SNRAdam, _Slot, require_option
+from .snr_adam import Floor, SNRAdam, _Slot, plain_numbers, require_option
 
 BASES = ("both", "gradient", "floor")
 
@@ -83,11 +83,13 @@ class SNRSOAP(SNRAdam):
         max_precondition_dim: int = 2048,
         **options: Any,
     ) -> None:
-        own = dict(
-            basis=basis,
-            shampoo_beta=shampoo_beta,
-            precondition_frequency=precondition_frequency,
-            max_precondition_dim=max_precondition_dim,
+        own = plain_numbers(
+            dict(
+                basis=basis,
+                shampoo_beta=shampoo_beta,
+                precondition_frequency=precondition_frequency,
+                max_precondition_dim=max_precondition_dim,
+            )
         )
         validate_basis_options(own)
         super().__init__(params, lr, betas, eps, weight_decay, **options)
@@ -97,7 +99,7 @@ class SNRSOAP(SNRAdam):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; its own options are checked like the constructor's."""
-        validate_basis_options(param_group)
+        validate_basis_options(plain_numbers(param_group))
         super().add_param_group(param_group)
 
     def _in_own_coordinates(self, floor: Floor | None) -> Floor | None:
@@ -110,13 +112,13 @@ class SNRSOAP(SNRAdam):
         rotated: dict[Tensor, Tensor] = {}
         for group in self.param_groups:
             for p in group["params"]:
-                if p.grad is None:
-                    continue
                 state = self.state[p]
+                if p.grad is None and not state:
+                    continue
                 if not state:
                     self._init_state(p, state)
-                draw = None if floor is None else _draw(floor, p, state)
-                if _is_matrix(p):
+                draw = None if floor is None or p.grad is None else _draw(floor, p, state)
+                if _is_matrix(p) and p.grad is not None:
                     grad = p.grad.to(state["exp_avg"].dtype)
                     _turn(state, grad.flatten(1), None if draw is None else draw.flatten(1), group)
                 if draw is not None and floor is not None:
@@ -159,13 +161,13 @@ class SNRSOAP(SNRAdam):
 
 
 def _draw(floor: NoiseFloor, p: Tensor, state: Mapping[str, Any]) -> Tensor | None:
-    """The floor's draw for p: zeros where the noise does not reach p, None if there was no draw."""
+    """The floor's draw for p; zeros where no noise has reached p yet, None if there was none."""
     if not floor.draws or p not in floor:
         return None
     draw = floor.draws.get(p)
-    if draw is None:
-        return torch.zeros_like(state["exp_floor"])
-    return draw.to(state["exp_floor"].dtype)
+    if draw is not None:
+        return draw.to(state["exp_floor"].dtype)
+    return None if state["exp_floor"].any() else torch.zeros_like(state["exp_floor"])
 
 
 def _is_matrix(p: Tensor) -> bool:

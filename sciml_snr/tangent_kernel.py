@@ -196,7 +196,7 @@ def preconditioner_of(net: nn.Module, optimizer: Optimizer) -> Tensor:
 def _gates(optimizer: SNRAdam) -> dict[Tensor, Tensor]:
     """q of the last step, per parameter."""
     return {
-        slot.param: _gate_of(slot, group)
+        slot.param if slot.rounded is None else slot.rounded: _gate_of(slot, group)
         for group in optimizer.param_groups
         for slots in optimizer._slots(group, optimizer._floor, only_stepped=True)
         for slot in slots

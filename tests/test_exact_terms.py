@@ -349,6 +349,22 @@ def test_a_parameter_that_leaves_the_noisy_terms_forgets_them():
     torch.testing.assert_close(optimizer.state[p]["exp_avg_noisy"], 0.9 * before)
 
 
+@OPTIMIZERS
+def test_what_a_floor_does_not_keep_has_no_exact_terms(cls):
+    """All of its gradient would count as exact, and the gate would hold nothing back."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
+    x, y = torch.randn(20, 2), torch.randn(20, 1)
+    optimizer = cls(net.parameters(), lr=1e-2, gate="hard", alpha=1e12)  # nothing passes
+    floor = LabelNoise(net[2].parameters(), sigma=0.1)
+    before = net[0].weight.detach().clone()
+    for _ in range(5):
+        optimizer.zero_grad()
+        floor.backward(net(x), y, extra=(net(x) ** 2).mean())
+        optimizer.step(floor=floor)
+    assert_same_bits(net[0].weight.detach(), before)
+
+
 def test_of_several_terms_one_is_exact_by_what_its_error_does_not_explain():
     net, x, y, z = linear_problem()
     params = list(net.parameters())

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 from sciml_snr import LabelNoise, NoisyTerm, SNRAdam
 from sciml_snr.memorization import memorized_share
@@ -321,12 +322,29 @@ def test_a_mapping_empty_until_the_first_pass():
     first = next(f.parameters())
     assert len(floor) == 0 and list(floor) == [] and floor.get(first) is None
     floor.update([NoisyTerm(f(points()), 0.1)])
-    assert list(floor) == list(floor.keys()) == floor.params == list(f.parameters())
+    assert [*map(id, floor)] == [*map(id, floor.keys())] == [*map(id, [*f.parameters(), frozen])]
     assert len(floor) == len(floor.params) and first in floor
-    assert frozen not in floor and floor.get(frozen) is None
     assert all(floor[p].shape == p.shape and not floor[p].requires_grad for p in floor)
+    assert not floor[frozen].any()
     with pytest.raises(KeyError):
-        floor[frozen]
+        floor[torch.ones(1)]
+
+
+def test_parameters_may_be_frozen_and_thawed():
+    f = net()
+    first, last = next(f.parameters()), list(f.parameters())[-1]
+    first.requires_grad_(False)
+    floor = LabelNoise(f.named_parameters(), rho=0.5)
+    for _ in range(3):
+        floor.update([NoisyTerm(f(points()), 0.1)], exact_terms=True)
+        assert first not in floor.draws and first not in floor.noisy_grads
+    assert not floor[first].any()
+    first.requires_grad_(True)
+    last.requires_grad_(False)
+    before = floor[last]
+    floor.update([NoisyTerm(f(points()), 0.1)], exact_terms=True)
+    assert_same_bits(floor[last], before)
+    torch.testing.assert_close(floor[first], floor.draws[first] ** 2)
 
 
 def test_parameters_outside_of_the_graph_have_floor_zero():
@@ -389,10 +407,71 @@ def test_wrong_every_is_refused(every):
         LabelNoise(network().parameters(), every=every)
 
 
-@pytest.mark.parametrize("params", [[], [torch.ones(2)]], ids=["none", "frozen"])
-def test_no_parameters_are_refused(params):
+def test_no_parameters_are_refused():
     with pytest.raises(ValueError, match="no parameters"):
+        LabelNoise([])
+
+
+@pytest.mark.parametrize("params", [torch.ones(2), [{"params": [torch.ones(2)]}], [1.0]])
+def test_what_is_no_parameter_is_refused(params):
+    with pytest.raises(TypeError, match="iterable of parameters"):
         LabelNoise(params)
+
+
+@pytest.mark.parametrize("kind", ["frozen", "another network's"])
+def test_a_prediction_that_depends_on_none_is_refused(kind):
+    f, other = network(), network()
+    floor = LabelNoise(f.parameters(), sigma=0.1)
+    x, y = batch(0)
+    if kind == "frozen":
+        f.requires_grad_(False)
+    with pytest.raises(ValueError, match="depends on none of this floor's parameters"):
+        floor.backward((other if kind != "frozen" else f)(x), y)
+
+
+def test_a_state_for_other_parameters_is_refused():
+    floor = LabelNoise(nn.Linear(2, 8).parameters(), sigma=0.1)
+    with pytest.raises(ValueError, match=r"\(1, 2\), \(1,\)\], not \[\(8, 2\), \(8,\)\]"):
+        floor.load_state_dict(LabelNoise(nn.Linear(2, 1).parameters()).state_dict())
+
+
+def test_a_state_with_one_number_of_passes():
+    f = network()
+    floor, old = LabelNoise(f.parameters(), sigma=0.1), LabelNoise(f.parameters(), sigma=0.1)
+    for t in range(3):
+        x, y = batch(t)
+        floor.backward(f(x), y)
+    old.load_state_dict({**floor.state_dict(), "passes": 3})
+    assert_same_bits(list(old.values()), list(floor.values()))
+
+
+def test_parameters_that_take_turns_have_floors_of_their_own():
+    p, q = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    floor = LabelNoise([p, q], rho=0.9)
+    for t in range(40):
+        floor.update(constant_draws(p if t % 2 else q))
+    both = LabelNoise([p], rho=0.9)
+    both.update(constant_draws(p))
+    torch.testing.assert_close([floor[p], floor[q]], [both[p], both[p]])
+
+
+def test_no_terms_no_draws():
+    p = nn.Parameter(torch.ones(1))
+    floor = LabelNoise([p])
+    floor.update(constant_draws(p))
+    assert floor.draws
+    floor.update([])
+    assert not floor.draws
+
+
+@pytest.mark.parametrize("loss", [nn.MSELoss(), lambda a, b: (a - b).square().mean()])
+def test_the_squared_error_goes_by_any_name(loss):
+    assert LabelNoise([torch.ones(1)], loss=loss).loss is mse_loss
+
+
+@pytest.mark.parametrize("loss", [nn.HuberLoss(delta=5.0), lambda a, b: 2 * mse_loss(a, b)])
+def test_others_are_no_squared_error(loss):
+    assert LabelNoise([torch.ones(1)], loss=loss).loss is loss
 
 
 def test_backward_needs_sigma_and_like_shapes():
@@ -444,12 +523,6 @@ def test_a_state_from_before_the_first_pass_empties_the_floor():
     fit_on(f, floor, 2)
     floor.load_state_dict(LabelNoise(f.parameters()).state_dict())
     assert not floor
-
-
-def test_a_state_for_other_parameters_is_refused():
-    floor = LabelNoise(list(network().parameters())[:2])
-    with pytest.raises(ValueError):
-        floor.load_state_dict(LabelNoise(network().parameters()).state_dict())
 
 
 # With SNRAdam ----------------------------------------------------------------------------------

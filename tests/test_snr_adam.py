@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import io
 import math
 import pickle
 
@@ -890,6 +891,70 @@ def q_by_hand(state, options, floor=None):
         "stein": d / (d + options["alpha"] * s),
     }[options["gate"]]
     return q.flatten()
+
+
+@pytest.mark.parametrize("how", ["loaded", "copied"])
+def test_gate_stats_are_nan_until_the_next_step(how):
+    """The last step's floor is not part of the state; the streaming one would be another gate's."""
+    params = parameters()
+    optimizer = SNRAdam(params, z=1.0)
+    floor = {p: torch.full_like(p, 100.0) for p in params}
+    feed(optimizer, 3, floor=floor)
+    assert optimizer.gate_stats().mean_q < 0.1
+    if how == "copied":
+        later = copy.deepcopy(optimizer)
+    else:
+        later = SNRAdam(params, z=1.0)
+        later.load_state_dict(optimizer.state_dict())
+    assert math.isnan(later.gate_stats().mean_q)
+    copies = later.param_groups[0]["params"]
+    own = dict(zip(copies, floor.values(), strict=True))
+    feed(later, 1, start=3, floor=own)
+    assert later.gate_stats().mean_q < 0.1
+
+
+def test_a_floor_for_other_parameters_is_refused():
+    optimizer = SNRAdam(parameters())
+    with pytest.raises(ValueError, match="none of this optimizer's"):
+        feed(optimizer, 1, floor={p: torch.ones_like(p) for p in parameters()})
+
+
+@pytest.mark.parametrize("floor", [0.1, [torch.ones(1)]])
+def test_a_floor_that_is_no_mapping_is_refused(floor):
+    with pytest.raises(TypeError, match="maps parameters to variances"):
+        SNRAdam(parameters()).step(floor=floor)
+
+
+def test_a_negative_floor_is_refused():
+    params = parameters()
+    optimizer, before = SNRAdam(params), [p.detach().clone() for p in params]
+    floor = {p: torch.ones_like(p) for p in params}
+    floor[params[1]][2] = -0.5
+    with pytest.raises(ValueError, match=r"parameter 1 of group 0.*is negative"):
+        feed(optimizer, 1, floor=floor)
+    assert_same_bits([p.detach() for p in params], before)
+
+
+@pytest.mark.parametrize("by", ["constructor", "group"])
+def test_numbers_of_numpy_become_pythons(by):
+    options = {
+        "lr": np.float32(1e-3),
+        "z": np.int64(2),
+        "warmup_steps": np.int32(3),
+        "betas": (np.float32(0.5), np.float64(0.9)),
+    }
+    if by == "constructor":
+        optimizer = SNRAdam(parameters(), **options)
+    else:
+        optimizer = SNRAdam([{"params": parameters(), **options}])
+    group = optimizer.param_groups[0]
+    assert [type(group[name]) for name in options] == [float, int, int, tuple]
+    assert [type(beta) for beta in group["betas"]] == [float, float]
+    feed(optimizer, 1)
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    torch.load(file, weights_only=True)
 
 
 def test_gate_stats_are_nan_before_any_step():

@@ -466,6 +466,20 @@ def test_parameters_that_the_noise_does_not_reach_are_not_gated(gate):
     assert optimizer.gate_stats().mean_q == pytest.approx(1)
 
 
+def test_parameters_that_take_turns_are_gated_by_floors_of_their_own():
+    params = [nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(3, 3))]
+    optimizer, floor = SNRSOAP(params, gate="hard", z=1.0), Given(params)
+    for t in range(8):
+        noise = gradients(params, 1000 + t)
+        draws = [1e4 * noise[i] if t % 2 == i else None for i in range(2)]
+        floor.give(*draws)
+        for p, g, draw in zip(params, gradients(params, t), draws, strict=True):
+            p.grad = None if draw is None else g
+        optimizer.step(floor=floor)
+    assert [optimizer.state[p]["floor_step"] for p in params] == [4, 4]
+    assert optimizer.gate_stats() == (0.0, 0.0, 18)  # the idle one, too
+
+
 def test_parameters_without_a_floor_stream():
     params = parameters()
     partly, streaming = SNRSOAP(params, **OFTEN), SNRSOAP(parameters(), **OFTEN)

@@ -120,6 +120,19 @@ def test_other_preconditioners() -> None:
         preconditioner_of(net, SNRSOAP(net.parameters()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_closed_gate_leaves_no_preconditioner(dtype):
+    net = network(dtype)
+    optimizer = SNRAdam(net.parameters(), gate="hard", alpha=1e6)
+    floor = {p: torch.ones_like(p) for p in net.parameters()}
+    for t in range(3):
+        x, y = batch(t, dtype=dtype)
+        optimizer.zero_grad()
+        nn.functional.mse_loss(net(x), y).backward()
+        optimizer.step(floor=floor)
+    assert not preconditioner_of(net, optimizer).any()
+
+
 # Along a trajectory
 
 
