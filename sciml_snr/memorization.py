@@ -131,20 +131,23 @@ def memorized_map(fit: ArrayLike, clean: ArrayLike, noisy: ArrayLike, width: flo
     .. math:: \mu(x) = (w * (f-u) e)(x) \,/\, (w * e^2)(x)
 
     Args:
-        fit, clean, noisy: (h, w) or (h, w, c), c channels counted together; or (h,), (h, w, d).
+        fit, clean, noisy: (h,), (h, w) or (h, w, c), c channels counted together.
         width: standard deviation of the window w, in grid points.
 
     Returns:
-        (h, w) shares.
+        (h,) or (h, w) shares.
 
     Raises:
-        ValueError: shapes differ, there is no noise, or the width is not positive.
+        ValueError: shapes differ or have more than three dimensions, there is no noise, or the
+            width is not positive.
     """
     split_residual(fit, clean, noisy)  # the checks
     if not width > 0:
         raise ValueError(f"width must be positive, got {width}.")
     f, u, y = (as_array(a) for a in (fit, clean, noisy))
     e = y - u
+    if e.ndim > 3:
+        raise ValueError(f"fit has the shape {e.shape}: give (h,), (h, w) or (h, w, c).")
     products = [(f - u) * e, e**2]
     if e.ndim == 3:
         products = [p.sum(-1) for p in products]
@@ -225,8 +228,8 @@ class Twins:
         clean: u, the truth, where it is known: then what is recorded holds the true values too.
 
     Raises:
-        ValueError: sigma is 0 everywhere, negative or of the wrong shape; another argument is out
-            of range.
+        ValueError: labels are not finite; sigma is 0 everywhere, negative or of the wrong shape;
+            another argument is out of range.
 
     Example:
         >>> twins = Twins(y, sigma=0.1)
@@ -254,6 +257,8 @@ class Twins:
         if not 0 < tau < math.inf:
             raise ValueError(f"tau must be a positive number, got {tau}.")
         self._y = as_array(labels)
+        if not np.isfinite(self._y).all():
+            raise ValueError("labels has entries that are NaN or infinite: leave them out.")
         self._sigma = check_deviation(sigma, self._y.shape, allow_zero=True)
         self._clean = None if clean is None else as_array(clean)
         if self._clean is not None and self._clean.shape != self._y.shape:
@@ -401,9 +406,12 @@ def _history(fits: Any, shape: tuple[int, ...]) -> Array:
 
 
 def as_array(values: Any) -> Array:
-    """Numbers, arrays or tensors (on any device, attached or not) as a float64 array."""
+    """Numbers, arrays or tensors (any device and dtype, attached or not) as a float64 array; NaN
+    where an array is masked."""
     if hasattr(values, "detach"):
-        values = values.detach().cpu()
+        values = values.detach().cpu().double()
+    elif isinstance(values, np.ma.MaskedArray):
+        values = np.ma.filled(values.astype(np.float64), np.nan)
     elif isinstance(values, (list, tuple)):
         values = [as_array(v) for v in values]
     return np.asarray(values, dtype=np.float64)

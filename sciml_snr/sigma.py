@@ -21,6 +21,8 @@ import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
+from .memorization import as_array
+
 Array = NDArray[np.float64]
 
 MIN_DOF = 5  # degrees of freedom; with five the standard error is a third of sigma
@@ -86,7 +88,7 @@ def estimate_sigma_image(
 
     Source: D. Donoho and I. Johnstone, Biometrika 81 (1994) 425, in scikit-image.
     """
-    pixels = np.asarray(image, dtype=float)
+    pixels = as_array(image)
     dims = 2 if channel_axis is None else 3
     if pixels.ndim != dims:
         raise ValueError(
@@ -162,7 +164,7 @@ def estimate_sigma_scattered(
     Biometrika 73 (1986) 625; P. Hall, J. Kay and D. Titterington, Biometrika 77 (1990) 521;
     neighbours in d dimensions: D. Evans and A. Jones, Proc. R. Soc. A 464 (2008) 2831.
     """
-    x, y = np.asarray(points, dtype=float), np.asarray(values, dtype=float)
+    x, y = as_array(points), as_array(values)
     x = x[:, None] if x.ndim == 1 else x
     if x.ndim != 2 or y.ndim not in (1, 2) or len(x) != len(y):
         raise ValueError(
@@ -270,7 +272,7 @@ def estimate_sigma_repeats(values: ArrayLike, groups: ArrayLike | None = None) -
         ValueError: shapes do not fit, entries are not finite, or there are fewer than five degrees
             of freedom (measurements less groups).
     """
-    y = np.asarray(values, dtype=float)
+    y = as_array(values)
     if groups is None and y.ndim == 2:
         labels = np.repeat(np.arange(len(y)), y.shape[1])
         y = y.reshape(-1)
@@ -284,7 +286,10 @@ def estimate_sigma_repeats(values: ArrayLike, groups: ArrayLike | None = None) -
     _check_finite("values", y, "leave them out, and give values and groups as (n,) and (n,).")
     if labels.dtype.kind == "f":
         _check_finite("groups", labels, "leave those measurements out.")
-    _, labels = np.unique(labels, return_inverse=True)
+    try:
+        _, labels = np.unique(labels, return_inverse=True)
+    except TypeError as error:  # numbers and strings are not to be sorted together
+        raise ValueError("groups must be all numbers or all strings, and none missing.") from error
     _, counts, scatter = _within(y[:, None] - (y.mean() if y.size else 0.0), labels)
     dof = len(y) - len(counts)
     if dof < MIN_DOF:
@@ -323,7 +328,7 @@ def estimate_sigma_residuals(residual: ArrayLike, dof: float) -> SigmaEstimate:
         ValueError: ``dof`` is negative or leaves fewer than five degrees of freedom, or residuals
             are missing or not finite.
     """
-    r = np.asarray(residual, dtype=float)
+    r = as_array(residual)
     if r.size == 0:
         raise ValueError("residual is empty.")
     _check_finite("residual", r, "has the run diverged?")

@@ -236,6 +236,22 @@ def test_bad_options_of_twins(options: dict, message: str) -> None:
         Twins(NOISE, **{"sigma": 1.0, **options})
 
 
+def test_labels_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(ValueError, match="labels has entries that are NaN"):
+        Twins([1.0, math.nan, 2.0], sigma=0.1)
+
+
+def test_maps_have_two_dimensions_at_most() -> None:
+    with pytest.raises(ValueError, match=r"shape \(4, 4, 4, 1\)"):
+        memorized_map(np.ones((4, 4, 4, 1)), np.zeros((4, 4, 4, 1)), np.ones((4, 4, 4, 1)))
+
+
+def test_twins_of_16_bit_fits() -> None:
+    twins = Twins(torch.ones(4, dtype=torch.bfloat16), sigma=0.5)
+    fits = [torch.ones(4, dtype=torch.bfloat16, requires_grad=True)] * 2
+    assert twins.record(1, fits[0], fits[1:]).share == 0
+
+
 def test_bad_fits_are_refused() -> None:
     twins = Twins(NOISE, 1.0)
     with pytest.raises(ValueError, match="2 fits for 1 twins"):

@@ -432,6 +432,26 @@ def test_an_estimate_is_a_number() -> None:
         assert repr(same) == repr(estimate) and same.sigma == 1.25
 
 
+def test_groups_of_several_kinds_are_refused() -> None:
+    with pytest.raises(ValueError, match="all numbers or all strings"):
+        estimate_sigma_repeats(np.ones(12), ["a", "b", None] * 4)
+
+
+def test_masked_values_are_refused() -> None:
+    x = np.linspace(0, 1, 50)[:, None]
+    values = np.ma.masked_greater(np.r_[np.sin(x[:-1, 0]), 1e6], 10)
+    with pytest.raises(ValueError, match="values has 1 of 50 entries that are NaN"):
+        estimate_sigma_scattered(x, values)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_tensors_of_any_kind(dtype: torch.dtype) -> None:
+    x = torch.linspace(0, 1, 50)[:, None]
+    y = (0.1 * torch.randn(50, generator=torch.Generator().manual_seed(0))).to(dtype)
+    found = estimate_sigma_scattered(x, y.requires_grad_())
+    assert found == estimate_sigma_scattered(x.numpy(), y.detach().double().numpy())
+
+
 def test_torch_tensors_and_no_warnings() -> None:
     x = torch.rand(50, 2, generator=torch.Generator().manual_seed(0))
     with warnings.catch_warnings():
