@@ -22,6 +22,7 @@ from .observations import (
     RecordingLosses,
     as_sigma,
     loss_weights_of,
+    sigma_of_targets,
 )
 
 
@@ -83,7 +84,8 @@ class MemorizationMonitor(_UntilBest):
 
     Raises:
         ValueError: an argument is out of range; or, when training begins, there are no measurements
-            whose error is known, or an earlier training has gone back to its best moment.
+            whose error is known, batches of supervised data, or an earlier training has gone back to
+            its best moment.
 
     Example:
         >>> monitor = sciml_snr.MemorizationMonitor()
@@ -127,6 +129,7 @@ class MemorizationMonitor(_UntilBest):
             self.twins = Twins(values, deviation, clean=clean, **self._options)
             self._lanes = [_Lane(self.model) for _ in self.twins.shifts]
             self._record()
+        self._measured.check_batch(self.model.train_state.y_train)
         for lane in self._lanes:
             lane.follow(self.model)
 
@@ -247,7 +250,7 @@ class PopulationRiskMonitor(_UntilBest):
             if not torch.allclose(rows.mean(), total[i], rtol=1e-4):
                 raise ValueError('PopulationRiskMonitor: the loss of measurements has to be "MSE".')
         terms = self._noise.terms() if self._noise else None
-        self._recorder.residuals = []
+        self._recorder.take()
         extra = total.detach().sum() - sum(rows.detach().mean() for rows in losses)
         return losses, extra, terms
 
@@ -313,7 +316,7 @@ class _Measured:
         """(n,) standard deviations of their errors."""
         if self.supervised:
             shape = np.shape(self.model.data.train_y)
-            return np.broadcast_to(as_array(as_sigma(self._sigma, *shape)), shape).ravel()
+            return np.broadcast_to(as_array(sigma_of_targets(self._sigma, shape)), shape).ravel()
         parts = []
         for bc in self.conditions:
             shape = self._shape(bc)
@@ -330,9 +333,23 @@ class _Measured:
             parts.append(fit_of(self.model, bc).ravel())
         return np.concatenate(parts)
 
+    def check_batch(self, targets: Any) -> None:
+        """Refuse batches of supervised data: which of them they are is not known.
+
+        Raises:
+            ValueError: says so.
+        """
+        everything = self.model.data.train_y if self.supervised else targets
+        if targets is not everything and not np.array_equal(targets, everything):
+            raise ValueError(
+                "MemorizationMonitor: batches of supervised data do not tell which of the targets "
+                "they hold. Train with batch_size=None."
+            )
+
     @contextlib.contextmanager
     def moved(self, shift: Any, targets: Any) -> Iterator[Any]:
         """Values with the (n,) shift added; gives the targets that belong to them."""
+        self.check_batch(targets)
         if self.supervised:
             yield targets + shift.reshape(targets.shape).astype(targets.dtype)
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -97,18 +98,7 @@ def as_sigma(sigma: Any, points: int, components: int) -> torch.Tensor:
     Raises:
         ValueError: it is no number, negative, not finite or of another length than the points.
     """
-    if isinstance(sigma, torch.Tensor):
-        sigma = sigma.detach().cpu().double().numpy()
-    try:
-        given = np.asarray(sigma)
-        if given.dtype.kind not in "biuf":
-            raise TypeError
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"sigma must be a number or an array of numbers, got {sigma!r}."
-        ) from error
-    found = torch.as_tensor(given, dtype=torch.get_default_dtype())
-    check_sigma(found)
+    found = _checked(sigma)
     found = found.reshape(-1, 1) if found.ndim < 2 else found
     if found.ndim > 2 or found.shape[1] not in (1, components):
         raise ValueError(
@@ -123,11 +113,54 @@ def as_sigma(sigma: Any, points: int, components: int) -> torch.Tensor:
     return found
 
 
+def sigma_of_targets(sigma: Any, shape: tuple[int, ...]) -> torch.Tensor:
+    """A standard deviation as a tensor that broadcasts to supervised targets of this shape.
+
+    Raises:
+        ValueError: as :func:`as_sigma`; or it might belong to several of the targets' axes.
+    """
+    if len(shape) == 2:
+        return as_sigma(sigma, shape[0], shape[1])
+    if len(shape) < 2:
+        return as_sigma(sigma, shape[0] if shape else 1, 1)[:, 0]
+    found = _checked(sigma)
+    if found.numel() > 1 and not _broadcasts(found, shape):
+        raise ValueError(
+            f"sigma has the shape {tuple(found.shape)} for targets of the shape {shape}: give one "
+            "number, or an array with as many axes, each of the targets' length or 1."
+        )
+    return found
+
+
+def _checked(sigma: Any) -> torch.Tensor:
+    """A number or an array of any shape as a tensor."""
+    if isinstance(sigma, torch.Tensor):
+        sigma = sigma.detach().cpu().double().numpy()
+    try:
+        given = np.asarray(sigma)
+        if given.dtype.kind not in "biuf":
+            raise TypeError
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"sigma must be a number or an array of numbers, got {sigma!r}."
+        ) from error
+    found = torch.as_tensor(given, dtype=torch.get_default_dtype())
+    check_sigma(found)
+    return found
+
+
+def _broadcasts(sigma: torch.Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether it has the same axes, each of the same length or 1."""
+    return sigma.ndim == len(shape) and all(
+        own in (1, n) for own, n in zip(sigma.shape, shape, strict=True)
+    )
+
+
 def _as_tensor(
     sigma: Any, dtype: torch.dtype = torch.float64, device: torch.device | None = None
 ) -> torch.Tensor:
     """A sigma of any kind."""
-    given = sigma if isinstance(sigma, torch.Tensor) else np.asarray(sigma)
+    given = sigma.detach() if isinstance(sigma, torch.Tensor) else np.asarray(sigma)
     return torch.as_tensor(given, dtype=dtype, device=device)
 
 
@@ -138,6 +171,8 @@ _RANDOM_OR_MIXING = (torch.nn.modules.batchnorm._NormBase, torch.nn.modules.drop
 class RecordingLosses:
     """A DeepXDE data object's ``losses_train`` that remembers the residual of every term.
 
+    The user's own one goes on being called, be it of the class or of the object.
+
     DeepXDE gives each term's loss function the residual (or targets and outputs), in the order of
     ``loss_weights``: residuals of the equations, then conditions. Models that share their data
     share the recorder, and one that is compiled without us afterwards is not to notice it.
@@ -145,6 +180,7 @@ class RecordingLosses:
 
     def __init__(self, data: Any) -> None:
         self.data = data
+        self._own = vars(data).get("losses_train")
         self.inputs: Any = None
         self.residuals: list[torch.Tensor] = []
         self.terms = 0
@@ -164,11 +200,21 @@ class RecordingLosses:
         self.inputs, self.residuals = inputs, []
         several = isinstance(loss_fn, (list, tuple))
         recording = [*map(self._recording, loss_fn)] if several else self._recording(loss_fn)
-        losses = type(self.data).losses_train(
-            self.data, targets, outputs, recording, inputs, model, aux=aux
-        )
+        losses = self.original(targets, outputs, recording, inputs, model, aux=aux)
         self.terms = len(losses) if isinstance(losses, (list, tuple)) else 1
         return losses
+
+    @property
+    def original(self) -> Any:
+        """The data's ``losses_train`` as it would be without us."""
+        own = self._own
+        return MethodType(type(self.data).losses_train, self.data) if own is None else own
+
+    def take(self) -> tuple[Any, list[torch.Tensor]]:
+        """Inputs and residuals of the last forward pass, once: then None, []."""
+        found = self.inputs, self.residuals
+        self.inputs, self.residuals = None, []
+        return found
 
     def _recording(self, loss: Any) -> Callable[[Any, Any], Any]:
         def record(y_true: Any, y_pred: Any) -> Any:
@@ -206,7 +252,7 @@ class ModelNoise:
         """Sigmas by the place of their term, from 0 or, for conditions, from -1 backwards."""
         if isinstance(sigma, (list, tuple)):
             self._by_term = {
-                i: s for i, s in enumerate(sigma) if s is not None and np.any(np.asarray(s) != 0)
+                i: s for i, s in enumerate(sigma) if s is not None and _as_tensor(s).any()
             }
             self._count: int | None = len(sigma)
             first = len(sigma) - len(self._conditions)
@@ -228,8 +274,9 @@ class ModelNoise:
                         "order of loss_weights."
                     )
                 targets = getattr(data, "train_y", None)  # supervised data
-                shape = (1,) if targets is None else np.shape(targets)
-                self._by_term[0] = as_sigma(sigma, shape[0], shape[-1])
+                self._by_term[0] = sigma_of_targets(
+                    sigma, () if targets is None else np.shape(targets)
+                )
         for s in self._by_term.values():
             check_sigma(_as_tensor(s))
         noisy = {i if i < 0 else i - (self._count or 1) for i in self._by_term}
@@ -269,9 +316,14 @@ class ModelNoise:
     def terms(self) -> list[NoisyTerm]:
         """The noisy terms of the last forward pass; none twice."""
         assert self._recorder is not None
-        residuals, self._recorder.residuals = self._recorder.residuals, []
-        inputs, self._recorder.inputs = self._recorder.inputs, None
-        if not residuals:
+        inputs, residuals = self._recorder.take()
+        now = conditions_of(self.model.data)
+        if [*map(id, now)] != [*map(id, self._conditions)]:
+            raise ValueError(
+                "The conditions have changed since compile, which looks at their errors: compile "
+                "again."
+            )
+        if inputs is None:
             return []
         if len(residuals) != self._recorder.terms:
             raise ValueError(
@@ -280,6 +332,11 @@ class ModelNoise:
                 'set_SNR_options(floor="stream").'
             )
         self._check_count(len(residuals))
+        if self._count is None and not self._conditions and len(residuals) > 1:
+            raise ValueError(
+                f"sigma is given for the loss as a whole, but {type(self.model.data).__name__} has "
+                f"{len(residuals)} loss terms: give a list with one sigma per loss term."
+            )
         weights = loss_weights_of(self.model, len(residuals))
         residuals = self._on_their_own(residuals, inputs)
         found = [
@@ -301,7 +358,9 @@ class ModelNoise:
         if is_first:
             self._may_be_apart = (
                 isinstance(data, PDE)
-                and type(data).losses is PDE.losses
+                and getattr(data.losses, "__func__", None) is PDE.losses
+                and self._recorder is not None
+                and getattr(self._recorder.original, "__func__", None) is PDE.losses_train
                 and data.auxiliary_var_fn is None
                 and places[0] >= -len(data.bcs)
                 and all(type(data.bcs[i]).error is PointSetBC.error for i in places)
@@ -338,20 +397,25 @@ class ModelNoise:
     ) -> NoisyTerm:
         residual = residuals[i]
         sigma = _as_tensor(sigma, residual.dtype, residual.device)
-        if sigma.ndim == 1 and residual.ndim == 2:
-            sigma = sigma.reshape(-1, 1)
+        if sigma.numel() == 1:
+            sigma = sigma.reshape(())
+        elif residual.ndim == 2 and sigma.ndim == 1:
+            sigma = sigma[:, None]
+        elif residual.ndim == 1 and sigma.ndim == 2 and sigma.shape[1] == 1:
+            sigma = sigma[:, 0]
+        shape = tuple(residual.shape)
         from_end = i - len(residuals)
         population: float | None = None
         drawn_anew = True
+        rows: Any = slice(None)
         data = self.model.data
         if from_end >= -len(self._conditions):
             condition = self._conditions[from_end]
             if getattr(condition, "batch_size", None) is not None:
                 population = len(condition)
                 drawn_anew = self._is_drawn_anew(from_end, condition.batch_indices, at_first=True)
-                if sigma.ndim and len(sigma) > 1:
-                    rows = torch.as_tensor(condition.batch_indices, device=sigma.device)
-                    sigma = sigma[rows]
+                shape = (len(condition), *shape[1:])
+                rows = torch.as_tensor(condition.batch_indices, device=sigma.device)
         else:
             points = getattr(data, "train_x_all", None)
             are_new = self._is_drawn_anew(from_end, points, at_first=False)
@@ -364,11 +428,14 @@ class ModelNoise:
                     )
             elif getattr(data, "train_y", None) is not None and not self._conditions:
                 population = len(data.train_y)
-        if sigma.ndim == residual.ndim and len(sigma) not in (1, len(residual)):
+        if sigma.ndim and not _broadcasts(sigma, shape):
             raise ValueError(
-                f"sigma of loss term {i} has {len(sigma)} entries for {len(residual)} residuals: "
-                "give one per residual, or one number (in batches of supervised data always)."
+                f"sigma of loss term {i} has the shape {tuple(sigma.shape)} for data of the shape "
+                f"{shape}: give one number, one per point, or one per value (in batches of "
+                "supervised data one number)."
             )
+        if sigma.ndim and len(sigma) > 1:
+            sigma = sigma[rows]
         loss = self._loss(i)
         return NoisyTerm(residual, sigma, float(weights[i]), population, loss, drawn_anew)
 

@@ -185,6 +185,38 @@ def test_an_exception_in_a_twins_step_leaves_the_model_as_it_was(monkeypatch) ->
     assert torch.equal(model.data.bcs[0].values, alone.data.bcs[0].values)
 
 
+class Flat(dde.nn.FNN):
+    def forward(self, inputs):
+        return super().forward(inputs)[:, 0]
+
+
+def test_targets_without_columns() -> None:
+    found = []
+    for y, net in ((Y, dde.nn.FNN), (Y[:, 0], Flat)):
+        dde.config.set_random_seed(0)
+        data = dde.data.DataSet(X_train=X, y_train=y, X_test=X, y_test=y)
+        model = dde.Model(data, net([1, 8, 1], "tanh", "Glorot normal"))
+        model.compile("adam", lr=1e-2, verbose=0)
+        monitor = MemorizationMonitor(sigma=np.full(24, 0.3), period=5)
+        train(model, [monitor], 10)
+        found.append(monitor.twins.rows)
+    assert np.array_equal(found[0], found[1], equal_nan=True)
+
+
+@pytest.mark.parametrize("batch_size", [10, 24])
+def test_batches_of_supervised_data_are_refused_before_the_first_step(batch_size: int) -> None:
+    x = (X.astype(np.float32), X.astype(np.float32))
+    data = dde.data.Triple(x, Y.astype(np.float32), x, Y.astype(np.float32))
+    model = dde.Model(data, dde.nn.DeepONet([1, 6], [1, 6], "tanh", "Glorot normal"))
+    model.compile("adam", lr=1e-2, verbose=0)
+    monitor = MemorizationMonitor(sigma=0.3)
+    with pytest.raises(ValueError, match="Train with batch_size=None"):
+        model.train(iterations=2, batch_size=batch_size, callbacks=[monitor], verbose=0)
+    assert model.train_state.step == 0
+    train(model, [monitor], 2)
+    assert monitor.twins.rows[-1].iteration == 2
+
+
 def test_bad_input() -> None:
     for options, message in [
         ({"period": 0}, "period must be at least 1"),

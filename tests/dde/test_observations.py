@@ -1157,6 +1157,164 @@ def test_an_error_per_point_of_points_drawn_anew_is_refused():
         m.train(iterations=5, callbacks=[resampler], verbose=0)
 
 
+class TwoLosses(dde.data.DataSet):
+    def losses(self, targets, outputs, loss_fn, inputs, model, aux=None):
+        return [loss_fn(targets[:3], outputs[:3]), loss_fn(targets[3:], outputs[3:])]
+
+
+def test_one_number_is_not_for_several_losses():
+    """It would be for the first of them."""
+    data = TwoLosses(X_train=X, y_train=Y, X_test=X, y_test=Y)
+    choose(sigma=0.3)
+    m = dde.Model(data, dde.nn.FNN([1, 6, 1], "tanh", "Glorot uniform"))
+    m.compile("snr_adam", lr=1e-3, verbose=0)
+    with pytest.raises(ValueError, match="TwoLosses has 2 loss terms: give a list with one sigma"):
+        m.train(iterations=1, verbose=0)
+    choose(sigma=[0.3, 0.1])
+    trained(m, iterations=2)
+
+
+def test_conditions_that_have_changed_want_another_compile():
+    """A condition that comes last would have the error of the one before it."""
+    m = model(noisy())
+    m.compile("snr_adam", lr=1e-3, verbose=0)
+    m.data.bcs.append(ends())
+    m.data.train_x_bc = None
+    m.data.resample_train_points()
+    with pytest.raises(ValueError, match=r"conditions have changed since compile.* compile again"):
+        m.train(iterations=1, verbose=0)
+    trained(m, iterations=2)
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+@pytest.mark.parametrize("entries", [5, 60])
+def test_a_list_entry_of_another_length_is_refused(entries, batch_size):
+    choose(sigma=[None, np.full(entries, 0.3)])
+    m = model(dde.icbc.PointSetBC(X, Y, batch_size=batch_size))
+    m.compile("snr_adam", lr=1e-3, verbose=0)
+    with pytest.raises(ValueError, match=rf"term 1 has the shape \({entries}, 1\) .*\(6, 1\)"):
+        m.train(iterations=1, verbose=0)
+
+
+def test_losses_train_of_ones_own_are_called_still():
+    found = []
+    for shared in (False, True):
+        m = model(noisy(), ends())
+        original, calls = m.data.losses_train, []
+
+        def tripled(*args, original=original, calls=calls, **kwargs):
+            calls.append(args)
+            return [3 * loss for loss in original(*args, **kwargs)]
+
+        m.data.losses_train = tripled
+        if shared:  # with another model that was compiled before
+            other = model()
+            other.data = m.data
+            trained(other, iterations=1)
+            calls.clear()
+        trained(m, iterations=5)
+        assert len(calls) >= 5
+        found.append(m.losshistory.loss_train[0])
+    plain = trained(model(noisy(), ends()), iterations=5).losshistory.loss_train[0]
+    np.testing.assert_allclose(found, [3 * plain] * 2, rtol=1e-6)
+    recorder = m.data.losses_train
+    assert RecordingLosses.of(m.data) is recorder and recorder.original is not recorder
+    assert not passes_on_their_own(m)
+
+
+def passes_on_their_own(m):
+    """Whether few measured points have a forward pass of their own."""
+    seen = []
+    hook = m.net.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    m.train_step(m.data.train_x, None, None)
+    hook.remove()
+    return len(seen) > 1
+
+
+@pytest.mark.parametrize("own", ["losses", "losses_train"])
+def test_losses_of_ones_own_have_no_pass_of_their_own(own):
+    conditions = noisy(0.3, X[:2], Y[:2]), ends()
+    m = model(*conditions)
+    assert passes_on_their_own(trained(m, iterations=1))
+    m = model(*conditions)
+    original = getattr(m.data, own)
+    setattr(m.data, own, lambda *args, **kwargs: original(*args, **kwargs))
+    assert not passes_on_their_own(trained(m, iterations=1))
+
+
+def test_losses_train_that_form_no_residuals_are_refused():
+    m = model(noisy())
+    m.data.losses_train = lambda targets, outputs, *_, **__: [outputs.square().mean()] * 2
+    m.compile("snr_adam", lr=1e-3, verbose=0)
+    with pytest.raises(ValueError, match=r"PDE forms 0 residuals for 2 loss terms"):
+        m.train(iterations=1, verbose=0)
+
+
+class Flat(dde.nn.FNN):
+    """Outputs (n,)."""
+
+    def forward(self, inputs):
+        return super().forward(inputs)[:, 0]
+
+
+@pytest.mark.parametrize("sigma", [0.3, SIGMA, SIGMA[:, None], [SIGMA]])
+def test_targets_without_columns(sigma):
+    choose(sigma=sigma)
+    data = dde.data.DataSet(X_train=X, y_train=Y[:, 0], X_test=X, y_test=Y[:, 0])
+    m = dde.Model(data, Flat([1, 6, 1], "tanh", "Glorot uniform"))
+    (found,) = expected_floors(m)
+    residual = m.net(torch.as_tensor(X, dtype=torch.float32)) - torch.as_tensor(Y[:, 0]).float()
+    own = sigma[0] if isinstance(sigma, list) else sigma
+    own = torch.as_tensor(np.broadcast_to(np.ravel(own), 6).copy())[:, None]
+    assert_close(found, variance_of(m, [(residual[:, None], own, 1)]))
+
+
+@pytest.mark.parametrize("sigma", [0.3, SIGMA, [None, SIGMA[:, None]]])
+def test_an_operator_without_columns(sigma):
+    choose(sigma=sigma)
+    slope = dde.icbc.PointSetOperatorBC(X, 0.0, lambda x, u, _: dde.grad.jacobian(u, x)[:, 0])
+    m = model(slope)
+    (found,) = expected_floors(m)
+    own = sigma[1] if isinstance(sigma, list) else sigma
+    assert_close(found, variance_of(m, [(slopes(m), own, 1)]))
+
+
+class TwoOutputs(torch.nn.Module):
+    """Of 4 functions at 4 points: (4, 4, 2)."""
+
+    regularizer = None
+
+    def __init__(self):
+        super().__init__()
+        self.branch, self.trunk = torch.nn.Linear(3, 2), torch.nn.Linear(1, 2)
+
+    def forward(self, inputs):
+        return self.branch(inputs[0])[:, None] * self.trunk(inputs[1])
+
+
+def cartesian():
+    rng = np.random.default_rng(0)
+    x = tuple(rng.random((4, n)).astype(np.float32) for n in (3, 1))
+    y = rng.random((4, 4, 2)).astype(np.float32)
+    return dde.Model(dde.data.TripleCartesianProd(x, y, x, y), TwoOutputs())
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_outputs_at_points_of_functions_have_an_error_per_value(as_list):
+    sigma = np.random.default_rng(1).random((4, 4, 2))
+    choose(sigma=[sigma] if as_list else sigma)
+    m = cartesian()
+    (found,) = expected_floors(m)
+    residual = m.net(tuple(map(torch.as_tensor, m.data.train_x)))
+    residual = residual - torch.as_tensor(m.data.train_y)
+    flat = residual.reshape(-1, 1), sigma.reshape(-1, 1), 1
+    assert_close(found, variance_of(m, [flat]))
+    for ambiguous in (np.full((4, 1), 0.1), np.full(4, 0.1), np.full((4, 2), 0.1)):
+        choose(sigma=[ambiguous] if as_list else ambiguous)
+        with pytest.raises(ValueError, match="give one number"):
+            trained(cartesian(), iterations=1)
+
+
 def operator(kind, *conditions):
     """u_x = v for five functions v."""
 
