@@ -63,10 +63,12 @@ class ProgressBar(Callback):  # type: ignore[misc]
         self._progress: Progress | None = None
         self._finalizer: Any = None
         self._losses: Any = None
+        self._first_step = 0
 
     def on_train_begin(self) -> None:
         """Start the bar (anew, if an interrupted training left one standing)."""
         self.stop()
+        self._first_step = self.model.train_state.step
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -86,9 +88,10 @@ class ProgressBar(Callback):  # type: ignore[misc]
             self._stop_after(loop)
 
     def on_epoch_end(self) -> None:
-        """Advance by one iteration; show the loss when DeepXDE has computed a new one."""
+        """Advance (L-BFGS: by many iterations); show the loss when there is a new one."""
         if self._progress is not None:
-            self._progress.advance(self._task)
+            done = self.start + self.model.train_state.step - self._first_step
+            self._progress.update(self._task, completed=done)
             losses = self.model.train_state.loss_train
             if losses is not self._losses:
                 self._losses = losses

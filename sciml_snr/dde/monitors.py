@@ -84,8 +84,8 @@ class MemorizationMonitor(_UntilBest):
 
     Raises:
         ValueError: an argument is out of range; or, when training begins, there are no measurements
-            whose error is known, batches of supervised data, or an earlier training has gone back to
-            its best moment.
+            whose error is known, or batches of supervised data; or an earlier training has gone
+            back to its best moment.
 
     Example:
         >>> monitor = sciml_snr.MemorizationMonitor()

@@ -14,6 +14,7 @@ from deepxde.data import PDE
 from deepxde.icbc import IC, DirichletBC, PointSetBC, PointSetOperatorBC
 from torch.nn.functional import mse_loss
 
+from ..memorization import as_array
 from ..noise import LabelNoise, Loss, NoisyTerm, check_loss, check_sigma
 from ..snr_adam import Floor, SNRAdam
 from ..snr_soap import SNRSOAP
@@ -28,14 +29,14 @@ class NoisyPointSetBC(PointSetBC):  # type: ignore[misc]
 
     Args:
         points: (n, d) array of points.
-        values: scalar or (n, m) array of measured values.
+        values: scalar, or (n, m) or (1, m) array, of measured values of m components.
         sigma: standard deviation of their error, in their units: a scalar, (n,) or (n, 1) for one
             per point, (1, m) for one per component, or (n, m).
         component, batch_size, shuffle: as for ``PointSetBC``.
 
     Raises:
         ValueError: sigma is negative, not finite or of another length than the points, or points
-            or values have no column per coordinate or component.
+            or values are not finite or have no column per coordinate or component.
     """
 
     def __init__(
@@ -48,14 +49,26 @@ class NoisyPointSetBC(PointSetBC):  # type: ignore[misc]
         shuffle: bool = True,
     ) -> None:
         super().__init__(points, values, component, batch_size, shuffle)
-        shapes = np.shape(points), np.shape(values)
+        self.values: torch.Tensor
         components = _components(self)
-        column = len(shapes[1]) == 1 and shapes[1][0] not in (1, components)
-        if len(shapes[0]) != 2 or column or len(shapes[1]) > 2:
+        shape = tuple(self.values.shape)
+        if len(shape) < 2 and self.values.numel() in (1, components):
+            shape = (1, components)
+        if self.points.ndim != 2 or shape not in ((1, components), (len(self), components)):
             raise ValueError(
-                f"points {shapes[0]} must be (n, d), and values {shapes[1]} a number or (n, m): "
-                "one-dimensional arrays become columns by x[:, None]."
+                f"points {self.points.shape} must be (n, d), and values {tuple(self.values.shape)} "
+                f"a number, ({len(self)}, {components}) or (1, {components}), a column per "
+                "component: one-dimensional arrays become columns by x[:, None]."
             )
+        if batch_size is not None:  # DeepXDE takes a batch's rows of them
+            self.values = self.values.expand(len(self), components)
+        for name, given in (("points", self.points), ("values", as_array(self.values))):
+            wrong = ~np.isfinite(given)
+            if wrong.any():
+                raise ValueError(
+                    f"{name} must be finite, but {wrong.sum()} of their {wrong.size} numbers are "
+                    "not: leave such measurements out."
+                )
         self.sigma = as_sigma(sigma, len(self), components)
 
 
@@ -78,12 +91,16 @@ def loss_weights_of(model: Any, terms: int) -> list[float]:
     return weights * terms if len(weights) == 1 else weights
 
 
-def has_fixed_measurements(data: Any) -> bool:
-    """Whether there are values at points that are the same in every step, whatever is resampled."""
-    return any(
-        isinstance(condition, (PointSetBC, PointSetOperatorBC)) and condition.batch_size is None
-        for condition in conditions_of(data)
-    )
+def measurements_of(data: Any) -> list[Any]:
+    """The conditions that compare with values at points of the user's."""
+    kinds = (PointSetBC, PointSetOperatorBC)
+    return [condition for condition in conditions_of(data) if isinstance(condition, kinds)]
+
+
+def is_supervised(data: Any) -> bool:
+    """Whether the loss compares with targets, and nothing else."""
+    physics = hasattr(data, "bcs") or hasattr(data, "pde")
+    return not physics and getattr(data, "train_y", None) is not None
 
 
 def _components(condition: Any) -> int:
@@ -156,7 +173,7 @@ def _broadcasts(sigma: torch.Tensor, shape: tuple[int, ...]) -> bool:
     )
 
 
-def _as_tensor(
+def as_tensor(
     sigma: Any, dtype: torch.dtype = torch.float64, device: torch.device | None = None
 ) -> torch.Tensor:
     """A sigma of any kind."""
@@ -252,7 +269,7 @@ class ModelNoise:
         """Sigmas by the place of their term, from 0 or, for conditions, from -1 backwards."""
         if isinstance(sigma, (list, tuple)):
             self._by_term = {
-                i: s for i, s in enumerate(sigma) if s is not None and _as_tensor(s).any()
+                i: s for i, s in enumerate(sigma) if s is not None and as_tensor(s).any()
             }
             self._count: int | None = len(sigma)
             first = len(sigma) - len(self._conditions)
@@ -278,7 +295,7 @@ class ModelNoise:
                     sigma, () if targets is None else np.shape(targets)
                 )
         for s in self._by_term.values():
-            check_sigma(_as_tensor(s))
+            check_sigma(as_tensor(s))
         noisy = {i if i < 0 else i - (self._count or 1) for i in self._by_term}
         given = _listed(model.loss_weights)
         if len(given) > 1:  # a term of weight 0 is none
@@ -396,7 +413,7 @@ class ModelNoise:
         self, residuals: Sequence[torch.Tensor], i: int, sigma: Any, weights: Sequence[float]
     ) -> NoisyTerm:
         residual = residuals[i]
-        sigma = _as_tensor(sigma, residual.dtype, residual.device)
+        sigma = as_tensor(sigma, residual.dtype, residual.device)
         if sigma.numel() == 1:
             sigma = sigma.reshape(())
         elif residual.ndim == 2 and sigma.ndim == 1:

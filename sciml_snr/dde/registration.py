@@ -9,19 +9,19 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-import torch
 from torch.optim import Optimizer
 
 from ..gate import EXACT_GATES, LABEL_GATE, STREAM_GATE, with_options
 from ..noise import check_sigma
-from ..snr_adam import SNRAdam, validate_options
+from ..snr_adam import SNRAdam, plain_numbers, validate_options
 from ..snr_soap import SNRSOAP, validate_basis_options
 from .observations import (
     LabelGatedSNRAdam,
     LabelGatedSNRSOAP,
     ModelNoise,
-    has_fixed_measurements,
+    as_tensor,
+    is_supervised,
+    measurements_of,
 )
 
 OPTIMIZERS: dict[str, tuple[type[SNRAdam], Any]] = {
@@ -122,10 +122,11 @@ def set_SNR_options(
     Raises:
         ValueError: A value is out of range; nothing is changed then.
     """
-    options = dict(locals())
+    options = plain_numbers(locals())
+    floor_every, gate_external = options["floor_every"], options["gate_external"]
     if floor not in ("auto", "label", "stream"):
         raise ValueError(f"Invalid floor: {floor!r}; it must be 'auto', 'label' or 'stream'.")
-    if not isinstance(floor_every, (int, np.integer)) or floor_every < 1:
+    if not isinstance(floor_every, int) or floor_every < 1:
         raise ValueError(f"Invalid floor_every: {floor_every!r}; it must be an integer >= 1.")
     if not isinstance(gate_external, bool):
         raise ValueError(f"Invalid gate_external: {gate_external!r}; it must be True or False.")
@@ -133,7 +134,7 @@ def set_SNR_options(
         if isinstance(entry, str):
             raise ValueError(f"Invalid sigma: {entry!r}; it must be a number or an array.")
         if entry is not None:
-            check_sigma(torch.as_tensor(np.asarray(entry), dtype=torch.float64))
+            check_sigma(as_tensor(entry))
     given = {k: v for k, v in options.items() if v is not None or k not in STREAM_GATE}
     validate_options({**_DEFAULTS, **given})
     validate_basis_options(given)
@@ -248,7 +249,7 @@ _hinted = False
 def _hint_later(optimizer: Optimizer, model: Any) -> None:
     """Warn, once in a process, when the streaming floor sees the same data in every step."""
     seen: list[Any] = [None, 0]
-    fixed = has_fixed_measurements(model.data)
+    fixed = any(condition.batch_size is None for condition in measurements_of(model.data))
 
     def look(*_: Any) -> None:
         global _hinted
@@ -258,7 +259,7 @@ def _hint_later(optimizer: Optimizer, model: Any) -> None:
         if seen[1] < HINT_AFTER:
             return
         handle.remove()
-        if not _hinted:
+        if not _hinted and (measurements_of(model.data) or is_supervised(model.data)):
             _hinted = True
             warnings.warn(
                 f"The data have not changed in {HINT_AFTER} steps, and nothing is known of their "

@@ -276,6 +276,32 @@ def test_measurements_without_columns_are_refused(given):
         noisy(0.1, **given)
 
 
+@pytest.mark.parametrize(
+    ("shape", "component"),
+    [((6, 2), 0), ((1, 6), 0), ((6, 1), [0, 1]), ((5, 1), 0), ((6, 1, 1), 0)],
+)
+def test_values_of_another_shape_are_refused(shape, component):
+    with pytest.raises(ValueError, match=r"values .* a number, \(6, \d\) or \(1, \d\)"):
+        noisy(0.1, values=np.ones(shape), component=component)
+
+
+@pytest.mark.parametrize("entry", [math.nan, math.inf])
+@pytest.mark.parametrize("given", ["points", "values"])
+def test_measurements_that_are_no_numbers_are_refused(given, entry):
+    wrong = Y.copy()
+    wrong[2] = entry
+    with pytest.raises(ValueError, match=f"{given} must be finite, but 1 of their 6 numbers"):
+        noisy(0.1, **{given: wrong})
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+@pytest.mark.parametrize("values", [0.5, np.full((1, 1), 0.5)])
+def test_one_value_for_all_points(values, batch_size):
+    m = trained(model(noisy(values=values, batch_size=batch_size)), iterations=2)
+    given = noisy(values=np.full((6, 1), 0.5), batch_size=batch_size)
+    assert_same_bits(weights(m), weights(trained(model(given), iterations=2)))
+
+
 def test_one_value_for_all_points_is_no_column():
     assert noisy(0.1, values=np.array([0.4])).values.shape == (1,)
     assert noisy(torch.tensor(0.1, dtype=torch.bfloat16)).sigma.shape == (1, 1)
@@ -1001,6 +1027,17 @@ def test_a_list_goes_with_the_loss_weights(name):
     (found,) = expected_floors(m, name, loss_weights=[0.5, 3, 2, 7])
     at_points = m.net(torch.as_tensor(X + 0.1, dtype=torch.float32)) - torch.as_tensor(Y).float()
     assert_close(found, variance_of(m, [(equation(m), 0.2, 0.5), (at_points, SIGMA, 2)]))
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_an_error_that_is_a_tensor_of_a_graph(as_list):
+    sigma = torch.full((6, 1), 0.3, requires_grad=True) * 1
+    choose(sigma=[None, sigma] if as_list else sigma)
+    told = trained(model(dde.icbc.PointSetBC(X, Y)), iterations=3)
+    choose(sigma=[None, np.full((6, 1), 0.3)])
+    assert_same_bits(
+        weights(told), weights(trained(model(dde.icbc.PointSetBC(X, Y)), iterations=3))
+    )
 
 
 def test_none_in_a_list_leaves_a_condition_its_own_error():

@@ -407,6 +407,20 @@ def test_no_hint_where_points_are_drawn_anew(not_hinted, period):
     assert hints(poisson(), callbacks=[resampler]) == 1
 
 
+def test_no_hint_without_data(not_hinted):
+    forward = poisson()
+    forward.data.bcs.pop()
+    forward.data.train_x_bc = None
+    forward.data.resample_train_points()
+    assert hints(forward) == 0
+
+
+def test_hint_for_supervised_data(not_hinted):
+    line = dde.geometry.Interval(-1, 1)
+    net = dde.nn.FNN([1, 4, 1], "tanh", "Glorot uniform")
+    assert hints(dde.Model(dde.data.Function(line, np.square, 4, 4), net)) == 1
+
+
 def test_no_hint_for_other_optimizers(not_hinted):
     assert hints(poisson(), name="adam") == 0
 
@@ -544,6 +558,23 @@ def test_options_not_given_go_back_to_their_defaults():
     set_SNR_options(**ALL_OTHER)
     set_SNR_options(rho=0.5)
     assert SNR_options == {**defaults(set_SNR_options), "rho": 0.5}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_numbers_of_numpy_are_as_good(tmp_path, name):
+    """And can be restored."""
+    found = []
+    for lr, number, whole in ((0.01, float, int), (np.float64(0.01), np.float64, np.int64)):
+        betas = number(0.8), number(0.99)
+        set_SNR_options(z=number(2), betas=betas, floor_every=whole(2), sigma=number(0.1))
+        model = trained(name, 5, lr=lr, regularization=["l2", number(1e-3)])
+        found.append(weights(model))
+        path = model.save(str(tmp_path / "model"))
+        restored = poisson(regularization=["l2", number(1e-3)])
+        restored.compile(name, lr=np.float32(1e-3), verbose=0)
+        restored.restore(path)
+        assert restored.opt.param_groups[0]["lr"] == 0.01
+    assert torch.equal(*found)
 
 
 def test_options_leave_a_compiled_model_alone():
