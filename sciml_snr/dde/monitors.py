@@ -423,7 +423,8 @@ class _Moment:
         self._cpu = torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         self._lrs = [group["lr"] for group in model.opt.param_groups]
-        self._noise = getattr(model.opt, "noise", None)
+        noise = getattr(model.opt, "noise", None)
+        self._noise = noise if isinstance(noise, ModelNoise) else None
         self._seen = dict(self._noise.seen) if self._noise else {}
 
     def _lr(self) -> None:
