@@ -12,7 +12,6 @@ import torch
 from deepxde import losses as dde_losses
 from deepxde.data import PDE
 from deepxde.icbc import IC, DirichletBC, PointSetBC, PointSetOperatorBC
-from torch.nn.functional import mse_loss
 
 from ..memorization import as_array
 from ..noise import LabelNoise, Loss, NoisyTerm, check_loss, check_sigma
@@ -314,8 +313,7 @@ class ModelNoise:
         self._losses = loss if isinstance(loss, (list, tuple)) else [loss]
         if self._count is not None and len(self._losses) > 1:
             self._check_count(len(self._losses))
-        for place in self._by_term:
-            check_loss(self._loss(place))
+        self._loss_by_term = {place: check_loss(self._loss(place)) for place in self._by_term}
         self.seen: dict[int, tuple[Any, bool, bool]] = {}
         """By term from the end: points of the last step, whether they were new in it, and whether
         they were taken to be new in every step."""
@@ -357,8 +355,7 @@ class ModelNoise:
         weights = loss_weights_of(self.model, len(residuals))
         residuals = self._on_their_own(residuals, inputs)
         found = [
-            self._term(residuals, place % len(residuals), sigma, weights)
-            for place, sigma in self._by_term.items()
+            self._term(residuals, place, sigma, weights) for place, sigma in self._by_term.items()
         ]
         return [t for t in found if t.residual.requires_grad and t.residual.numel()]
 
@@ -410,8 +407,9 @@ class ModelNoise:
             )
 
     def _term(
-        self, residuals: Sequence[torch.Tensor], i: int, sigma: Any, weights: Sequence[float]
+        self, residuals: Sequence[torch.Tensor], place: int, sigma: Any, weights: Sequence[float]
     ) -> NoisyTerm:
+        i = place % len(residuals)
         residual = residuals[i]
         sigma = as_tensor(sigma, residual.dtype, residual.device)
         if sigma.numel() == 1:
@@ -453,7 +451,7 @@ class ModelNoise:
             )
         if sigma.ndim and len(sigma) > 1:
             sigma = sigma[rows]
-        loss = self._loss(i)
+        loss = self._loss_by_term[place]
         return NoisyTerm(residual, sigma, float(weights[i]), population, loss, drawn_anew)
 
     def _is_equation(self, from_end: int) -> bool:
@@ -496,8 +494,6 @@ class ModelNoise:
     def _loss(self, place: int) -> Loss:
         """The loss of a term, in torch's order of arguments."""
         chosen = dde_losses.get(self._losses[place if len(self._losses) > 1 else 0])
-        if chosen is dde_losses.mean_squared_error:
-            return mse_loss
 
         def loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
             return chosen(target, prediction)  # type: ignore[no-any-return]
