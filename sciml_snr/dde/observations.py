@@ -432,9 +432,10 @@ class ModelNoise:
                 shape = (len(condition), *shape[1:])
                 rows = torch.as_tensor(condition.batch_indices, device=sigma.device)
         else:
-            points = getattr(data, "train_x_all", None)
-            are_new = self._is_drawn_anew(from_end, points, at_first=False)
-            if self._is_resampled():
+            are_new = self._is_drawn_anew(from_end, self._equation_points(), at_first=False)
+            if getattr(data, "online", False):  # dde.data.Function
+                population = math.inf
+            elif self._is_resampled():
                 population, drawn_anew = math.inf, are_new
                 if sigma.ndim and len(sigma) > 1:
                     raise ValueError(
@@ -463,9 +464,15 @@ class ModelNoise:
         values = (PointSetBC.error, DirichletBC.error, IC.error)
         return type(self._conditions[from_end]).error not in values
 
+    def _equation_points(self) -> Any:
+        """The equation's points, of an operator's equation as well."""
+        data = self.model.data
+        holder = data if hasattr(data, "train_x_all") else getattr(data, "pde", None)
+        return getattr(holder, "train_x_all", None)
+
     def _is_resampled(self) -> bool:
         """Whether the equation's points have been drawn anew since the training began."""
-        points = getattr(self.model.data, "train_x_all", None)
+        points = self._equation_points()
         if self._first_points is None:
             self._first_points = points
         return points is not self._first_points

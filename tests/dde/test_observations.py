@@ -1172,6 +1172,28 @@ def test_points_drawn_anew_bring_fresh_errors():
     assert not torch.equal(flat(expected[0]), flat(expected[1]))
 
 
+@pytest.mark.parametrize("kind", ["operator", "function"])
+def test_points_of_other_data_that_are_drawn_anew(kind):
+    choose(sigma=[0.2, None] if kind == "operator" else 0.2)
+    if kind == "operator":
+        m = operator(dde.data.PDEOperator, zero_at_points())
+        callbacks = [dde.callbacks.PDEPointResampler(period=1)]
+    else:
+        data = dde.data.Function(LINE, np.sin, 8, 8, "pseudo", online=True)
+        m, callbacks = dde.Model(data, dde.nn.FNN([1, 6, 1], "tanh", "Glorot uniform")), []
+    m.compile("snr_adam", lr=1e-3, verbose=0)
+    found, update = [], m.opt.floor.update
+
+    def record(terms, **options):
+        found.append(terms[0])
+        update(terms, **options)
+
+    m.opt.floor.update = record
+    m.train(iterations=4, callbacks=callbacks, verbose=0)
+    assert [term.population for term in found[1:]] == [math.inf] * 3
+    assert all(term.drawn_anew for term in found[2:])
+
+
 @pytest.mark.parametrize("measured", ["source", "values"])
 def test_points_that_stay_keep_their_errors(measured):
     """Only what is new in every step averages away."""
