@@ -218,7 +218,7 @@ class NoiseFloor(Mapping[Tensor, Tensor]):
             )
         for average, saved in zip(self._mean_sq.values(), averages, strict=True):
             average.copy_(saved)
-        if isinstance(passes, int):  # before 0.2 it was one number for all
+        if isinstance(passes, int):  # of an earlier version: one number for all
             passes = [passes] * len(averages)
         self._calls, self._passes = state["calls"], dict(zip(self._passes, passes, strict=True))
         self.draws, self._variance = {}, {}
