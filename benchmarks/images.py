@@ -305,7 +305,7 @@ def _scores(draw: Draw) -> dict[str, float]:
     """Adam's oracle and every stopping rule, each at its best rate (by the truth); empty where one
     has not been run."""
     adam = [row for row in draw if row["method"] == "Adam"]
-    if len(adam) < len(ADAM_LRS):
+    if {(float(row["lr"]), int(row["iterations"])) for row in adam} != set(ADAM_LRS.items()):
         return {}
     found = {"oracle": max(float(row["best_psnr"]) for row in adam)}
     for rule in text.STOPS:

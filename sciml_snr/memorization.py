@@ -412,7 +412,7 @@ def as_array(values: Any) -> Array:
         values = values.detach().cpu().double()
     elif isinstance(values, np.ma.MaskedArray):
         values = np.ma.filled(values.astype(np.float64), np.nan)
-    elif isinstance(values, (list, tuple)):
+    elif isinstance(values, (list, tuple)) and any(hasattr(v, "detach") for v in values):
         values = [as_array(v) for v in values]
     return np.asarray(values, dtype=np.float64)
 

@@ -89,10 +89,6 @@ def _listed(params: Params) -> list[Tensor]:
     )
 
 
-def _shape(x: Tensor) -> tuple[int, ...]:
-    return tuple(x.shape)
-
-
 class NoiseFloor(Mapping[Tensor, Tensor]):
     """A running average of squared draws of the gradient's noise: parameter -> variance.
 
@@ -100,8 +96,8 @@ class NoiseFloor(Mapping[Tensor, Tensor]):
     and as pairs of reals (variances of real and imaginary part) for complex ones.
 
     Args:
-        params: the parameters (or named ones) to keep a floor for. Those that are frozen at a draw
-            are left out of it.
+        params: the parameters (or named ones) to keep a floor for. One that is frozen has none
+            before its first draw.
         rho: decay rate of the average over draws. A parameter that a draw does not reach keeps its
             average, as Adam keeps the moments of one without gradient.
         every: draw at every so many calls only; cost follows.
@@ -133,10 +129,10 @@ class NoiseFloor(Mapping[Tensor, Tensor]):
         the optimizers let those act where the gate is closed. Empty: all of the loss is noisy."""
         self._weighed: list[NoisyTerm] = []
         """The last call's terms, for :attr:`excess`."""
-        self._mean_sq = {p: state_like(p) for p in self.params}
+        self._mean_sq: dict[Tensor, Tensor] = {}
         self._variance: dict[Tensor, Tensor] = {}
         self._calls = 0
-        self._passes = dict.fromkeys(self.params, 0)
+        self._passes: dict[Tensor, int] = {}
         self._reached = True
         """Whether the last draw had a gradient by any parameter."""
 
@@ -157,51 +153,54 @@ class NoiseFloor(Mapping[Tensor, Tensor]):
 
     def _is_due(self) -> bool:
         """Count a call of the user's; whether it is one that draws."""
-        self.draws = {}
+        self.draws, self._reached = {}, True
         self._calls += 1
         return (self._calls - 1) % self.every == 0
 
     def _draw(self, noise: Tensor) -> None:
         """Average in one draw: the gradient of the scalar ``noise``, whose graph stays alive."""
         draws = self._gradients(noise)
-        self._reached = bool(draws)
+        self._reached = any(draw is not None for draw in draws.values())
         self._average(draws)
 
-    def _gradients(self, total: Tensor) -> dict[Tensor, Tensor]:
-        """Gradient of a scalar by those parameters that it depends on; its graph stays alive."""
+    def _gradients(self, total: Tensor) -> dict[Tensor, Tensor | None]:
+        """Gradient of a scalar by those that are not frozen; None: it does not depend on one."""
         trained = [p for p in self.params if p.requires_grad]
-        if not trained or not total.requires_grad:
+        if not trained:
             return {}
         found = torch.autograd.grad(total, trained, retain_graph=True, allow_unused=True)
-        return {p: g for p, g in zip(trained, found, strict=True) if g is not None}
+        return dict(zip(trained, found, strict=True))
 
     def _average(self, draws: Mapping[Tensor, Tensor | None]) -> None:
         present = {p: draw for p, draw in draws.items() if draw is not None}
         # Nothing of a step with NaN, which the optimizer refuses, is to stay in the average.
-        if not norms_are_finite(present.values()):
+        if not present or not norms_are_finite(present.values()):
             return
-        found = [as_real(draw.to(self._mean_sq[p].dtype)) for p, draw in present.items()]
+        for p in draws:
+            if p not in self._mean_sq:
+                self._mean_sq[p], self._passes[p] = state_like(p), 0
         averages = [as_real(self._mean_sq[p]) for p in present]
-        if present:
-            torch._foreach_mul_(averages, self.rho)
-            torch._foreach_addcmul_(averages, found, found, 1 - self.rho)
+        found = [as_real(draw.to(self._mean_sq[p].dtype)) for p, draw in present.items()]
+        torch._foreach_mul_(averages, self.rho)
+        torch._foreach_addcmul_(averages, found, found, 1 - self.rho)
         for p in present:
             self._passes[p] += 1
         self.draws = present
-        self._correct_bias()
+        self._correct_bias(draws)
 
-    def _correct_bias(self) -> None:
+    def _correct_bias(self, params: Iterable[Tensor]) -> None:
         """The averages started from zero, as Adam's moments do."""
-        corrections = [1 - self.rho ** max(passes, 1) for passes in self._passes.values()]
-        corrected = torch._foreach_div(list(self._mean_sq.values()), corrections)
-        self._variance = dict(zip(self._mean_sq, corrected, strict=True))
+        params = list(params)
+        corrections = [1 - self.rho ** max(self._passes[p], 1) for p in params]
+        corrected = torch._foreach_div([self._mean_sq[p] for p in params], corrections)
+        self._variance.update(zip(params, corrected, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """The running averages: tensors and numbers only."""
+        """The running averages: tensors and numbers only; None of a parameter that has none."""
         return {
-            "mean_sq": list(self._mean_sq.values()),
+            "mean_sq": [self._mean_sq.get(p) for p in self.params],
+            "passes": [self._passes.get(p) for p in self.params],
             "calls": self._calls,
-            "passes": list(self._passes.values()),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -211,19 +210,26 @@ class NoiseFloor(Mapping[Tensor, Tensor]):
             ValueError: it is one for others.
         """
         averages, passes = state["mean_sq"], state["passes"]
-        shapes, own = [list(map(_shape, x)) for x in (averages, self._mean_sq)]
-        if shapes != own:
+        params = self.params
+        if isinstance(passes, int):  # an earlier version: one number, and without what was frozen
+            passes = [passes] * len(averages)
+            if len(averages) < len(params):
+                params = [p for p in params if p.requires_grad]
+        shapes = [None if x is None else tuple(x.shape) for x in averages]
+        own = [tuple(p.shape) for p in params]
+        fits = len(shapes) == len(own)
+        if not fits or any(a not in (None, b) for a, b in zip(shapes, own, strict=True)):
             raise ValueError(
                 f"This is a state of a floor for parameters of the shapes {shapes}, not {own}."
             )
-        for average, saved in zip(self._mean_sq.values(), averages, strict=True):
-            average.copy_(saved)
-        if isinstance(passes, int):  # of an earlier version: one number for all
-            passes = [passes] * len(averages)
-        self._calls, self._passes = state["calls"], dict(zip(self._passes, passes, strict=True))
-        self.draws, self._variance = {}, {}
-        if any(passes):
-            self._correct_bias()
+        self._calls = state["calls"]
+        self._mean_sq, self._passes, self._variance, self.draws = {}, {}, {}, {}
+        for p, saved, count in zip(params, averages, passes, strict=True):
+            if saved is not None:
+                self._mean_sq[p] = state_like(p).copy_(saved)
+                self._passes[p] = count
+        if any(self._passes.values()):
+            self._correct_bias(self._mean_sq)
 
 
 class LabelNoise(NoiseFloor):
@@ -355,7 +361,7 @@ class LabelNoise(NoiseFloor):
                 term.weighted_loss() * (1.0 if alone else noisy_part(term)) for term in terms
             )
         assert isinstance(loss, Tensor)
-        return self._gradients(loss)
+        return {p: g for p, g in self._gradients(loss).items() if g is not None}
 
     def _random_sign_sum(self, term: NoisyTerm) -> Tensor:
         """What the random-sign pass differentiates: its gradient is one draw of h."""
@@ -458,13 +464,10 @@ class StreamNoise(NoiseFloor):
         """Account for the gradients that are in ``.grad`` now; call it once a step."""
         self._is_due()
         root = math.sqrt((1 + self.beta1) / 2)
-        draws: dict[Tensor, Tensor] = {}
+        draws: dict[Tensor, Tensor | None] = {}
         for p, mean in self._mean.items():
-            if p.grad is not None:
-                grad = p.grad.to(mean.dtype)
-                draws[p] = root * (grad - mean)
-        if draws:
-            self._average(draws)
+            draws[p] = None if p.grad is None else root * (p.grad.to(mean.dtype) - mean)
+        self._average(draws)
         for p in self.draws:
             assert p.grad is not None
             self._mean[p].lerp_(p.grad.to(self._mean[p].dtype), 1 - self.beta1)
@@ -647,9 +650,10 @@ def check_loss(loss: Loss) -> Loss:
     try:
         apart = torch.stack([loss(e[None], 0 * e[None]) for e in error])
         together = loss(target + error, target)
-        in_a_row = loss(error.flatten(), 0 * error.flatten())  # not one weight per output
+        square = error.reshape(2, 2)
+        of_two = loss(square, 0 * square)  # neither a sum nor one weight per output
         fits = not together.ndim and torch.allclose(together, apart.mean(), rtol=1e-4)
-        fits = fits and torch.allclose(in_a_row, together, rtol=1e-4)
+        fits = fits and torch.allclose(of_two, together, rtol=1e-4)
         fits = fits and bool(apart.any())  # a cross-entropy of one class is 0
     except Exception as found:  # one for targets of another kind, such as classes
         fits, cause = False, found

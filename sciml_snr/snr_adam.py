@@ -182,7 +182,7 @@ class SNRAdam(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; its own options are checked like the constructor's."""
-        param_group = plain_numbers(param_group)
+        param_group.update(plain_numbers(param_group))
         validate_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
@@ -407,8 +407,8 @@ class SNRAdam(Optimizer):
 
     def _check_inputs(self, floor: Floor | None) -> bool:
         """Refuse what cannot be stepped on before anything changes; False: skip this step."""
-        params = (p for group in self.param_groups for p in group["params"])
-        if floor and not any(p in floor for p in params):
+        gated = [group["params"] for group in self.param_groups if group["gate"] != "none"]
+        if floor and gated and not any(p in floor for params in gated for p in params):
             raise ValueError(
                 "The floor is one for other parameters: it has none of this optimizer's (a copy of "
                 "a network has its own)."
@@ -663,14 +663,18 @@ def _first_nonfinite(entries: list[_Checked]) -> _Checked | None:
 
 
 def plain_numbers(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with numpy's scalars as Python's, so that every state can be loaded."""
+    """The options with numpy's scalars, and tensors but for the learning rate, as Python's numbers:
+    every state can be loaded then."""
 
-    def plain(value: Any) -> Any:
+    def plain(value: Any, name: str) -> Any:
         if isinstance(value, tuple):
-            return tuple(map(plain, value))
-        return value.item() if isinstance(value, np.generic) else value
+            return tuple(plain(part, name) for part in value)
+        is_number = (
+            isinstance(value, Tensor) and value.numel() == 1 and name not in ("lr", "params")
+        )
+        return value.item() if is_number or isinstance(value, np.generic) else value
 
-    return {name: plain(value) for name, value in options.items()}
+    return {name: plain(value, name) for name, value in options.items()}
 
 
 def require_option(options: Mapping[str, Any], name: str, ok: bool, what: str) -> None:

@@ -112,9 +112,9 @@ class SNRSOAP(SNRAdam):
         rotated: dict[Tensor, Tensor] = {}
         for group in self.param_groups:
             for p in group["params"]:
-                state = self.state[p]
-                if p.grad is None and not state:
+                if p.grad is None and not self.state.get(p):
                     continue
+                state = self.state[p]
                 if not state:
                     self._init_state(p, state)
                 draw = None if floor is None or p.grad is None else _draw(floor, p, state)

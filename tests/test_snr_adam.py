@@ -919,6 +919,11 @@ def test_a_floor_for_other_parameters_is_refused():
         feed(optimizer, 1, floor={p: torch.ones_like(p) for p in parameters()})
 
 
+def test_a_floor_for_others_is_of_no_interest_without_a_gate():
+    optimizer = SNRAdam(parameters(), gate="none")
+    feed(optimizer, 1, floor={p: torch.ones_like(p) for p in parameters()})
+
+
 @pytest.mark.parametrize("floor", [0.1, [torch.ones(1)]])
 def test_a_floor_that_is_no_mapping_is_refused(floor):
     with pytest.raises(TypeError, match="maps parameters to variances"):

@@ -76,7 +76,7 @@ def conditions_of(data: Any) -> list[Any]:
     return list(getattr(getattr(data, "pde", None), "bcs", getattr(data, "bcs", ())))
 
 
-def _listed(loss_weights: Any) -> list[Any]:
+def _as_list(loss_weights: Any) -> list[Any]:
     """What was given for ``compile``'s loss_weights, a number or None included."""
     if loss_weights is None:
         return []
@@ -86,7 +86,7 @@ def _listed(loss_weights: Any) -> list[Any]:
 
 def loss_weights_of(model: Any, terms: int) -> list[float]:
     """A compiled model's weight of every loss term."""
-    weights = [float(weight) for weight in _listed(model.loss_weights) or [1.0]]
+    weights = [float(weight) for weight in _as_list(model.loss_weights) or [1.0]]
     return weights * terms if len(weights) == 1 else weights
 
 
@@ -295,8 +295,8 @@ class ModelNoise:
                 )
         for s in self._by_term.values():
             check_sigma(as_tensor(s))
-        noisy = {i if i < 0 else i - (self._count or 1) for i in self._by_term}
-        given = _listed(model.loss_weights)
+        self._noisy = {i if i < 0 else i - (self._count or 1) for i in self._by_term}
+        given = _as_list(model.loss_weights)
         if len(given) > 1:  # a term of weight 0 is none
             terms = {i for i in range(-len(given), 0) if given[i] != 0}
         elif self._count is not None:
@@ -306,10 +306,9 @@ class ModelNoise:
             equations = getattr(getattr(data, "pde", None), "pde", getattr(data, "pde", None))
             if equations is not None:
                 terms.add(-len(self._conditions) - 1)
-        kinds = {self._is_equation(i) for i in noisy & terms}
-        self.has_exact_terms = bool(terms - noisy) or len(kinds) == 2
+        self.has_exact_terms = self._has_exact(terms)
         """Whether measured values stand beside terms without an error, such as an equation's
-        residual, or beside equations with one (a measured source)."""
+        residual, or beside equations with one (a measured source); by the last step's weights."""
         self._losses = loss if isinstance(loss, (list, tuple)) else [loss]
         if self._count is not None and len(self._losses) > 1:
             self._check_count(len(self._losses))
@@ -319,8 +318,9 @@ class ModelNoise:
         they were taken to be new in every step."""
         self._first_points: Any = None
         self._may_be_apart: bool | None = None
-        """Whether a forward pass over the measured points alone makes the same of them: looked at
-        in the first step."""
+        """Whether a forward pass over the measured points alone should make the same of them."""
+        self._is_compared = False
+        """Whether it does has been looked at, in the first such pass."""
         self._recorder: RecordingLosses | None = None
         if self._by_term:
             self._recorder = RecordingLosses.of(data)
@@ -352,7 +352,9 @@ class ModelNoise:
                 f"sigma is given for the loss as a whole, but {type(self.model.data).__name__} has "
                 f"{len(residuals)} loss terms: give a list with one sigma per loss term."
             )
-        weights = loss_weights_of(self.model, len(residuals))
+        count = len(residuals)
+        weights = loss_weights_of(self.model, count)
+        self.has_exact_terms = self._has_exact({i - count for i in range(count) if weights[i]})
         residuals = self._on_their_own(residuals, inputs)
         found = [
             self._term(residuals, place, sigma, weights) for place, sigma in self._by_term.items()
@@ -368,8 +370,7 @@ class ModelNoise:
         """
         data, net = self.model.data, self.model.net
         places = sorted(place % len(residuals) - len(residuals) for place in self._by_term)
-        is_first = self._may_be_apart is None
-        if is_first:
+        if self._may_be_apart is None:
             self._may_be_apart = (
                 isinstance(data, PDE)
                 and getattr(data.losses, "__func__", None) is PDE.losses
@@ -377,7 +378,9 @@ class ModelNoise:
                 and getattr(self._recorder.original, "__func__", None) is PDE.losses_train
                 and data.auxiliary_var_fn is None
                 and places[0] >= -len(data.bcs)
-                and all(type(data.bcs[i]).error is PointSetBC.error for i in places)
+                and all(
+                    getattr(data.bcs[i].error, "__func__", None) is PointSetBC.error for i in places
+                )
                 and not any(isinstance(module, _RANDOM_OR_MIXING) for module in net.modules())
             )
         if not self._may_be_apart:
@@ -393,7 +396,8 @@ class ModelNoise:
             for i in places:
                 start, end = end, end + data.num_bcs[i]
                 found[i] = data.bcs[i].error(None, None, outputs, start, end)
-        if is_first:
+        if not self._is_compared:
+            self._is_compared = True
             self._may_be_apart = all(
                 (found[i] - residuals[i]).norm() <= 1e-3 * residuals[i].norm() for i in places
             )
@@ -454,6 +458,11 @@ class ModelNoise:
             sigma = sigma[rows]
         loss = self._loss_by_term[place]
         return NoisyTerm(residual, sigma, float(weights[i]), population, loss, drawn_anew)
+
+    def _has_exact(self, terms: set[int]) -> bool:
+        """Of the terms of these places, counted from the last one; those of weight 0 are none."""
+        kinds = {self._is_equation(i) for i in self._noisy & terms}
+        return bool(terms - self._noisy) or len(kinds) == 2
 
     def _is_equation(self, from_end: int) -> bool:
         """Whether a term, counted from the last one, is no comparison of outputs with data."""
@@ -524,7 +533,6 @@ class _LabelGated(SNRAdam):
     # A copy's:
     noise: ModelNoise | None = None
     _terms: Callable[[], list[NoisyTerm]] = list
-    _exact_terms = False
 
     def __init__(
         self,
@@ -538,7 +546,6 @@ class _LabelGated(SNRAdam):
         gated = [group for group in self.param_groups if group["gate"] != "none"]
         self.noise = noise
         self._terms = noise.terms
-        self._exact_terms = noise.has_exact_terms
         self.floor = LabelNoise(
             [p for group in gated for p in group["params"]],
             rho=self.defaults["rho"],
@@ -552,7 +559,9 @@ class _LabelGated(SNRAdam):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Refresh the floor, then forget the gradients."""
-        self.floor.update(self._terms(), exact_terms=self._exact_terms)
+        terms = self._terms()
+        exact_terms = self.noise is not None and self.noise.has_exact_terms
+        self.floor.update(terms, exact_terms=exact_terms)
         super().zero_grad(set_to_none)
 
     def step(self, closure: Callable[[], Any] | None = None, floor: Floor | None = None) -> Any:

@@ -676,6 +676,46 @@ def test_few_measured_points_have_a_pass_of_their_own(monkeypatch, conditions):
         torch.testing.assert_close(own, common, rtol=1e-4, atol=1e-6)
 
 
+def test_the_first_pass_of_their_own_is_looked_at():
+    """Also if at first most of the points are measured."""
+    m = model(noisy())
+    m.data.num_domain = 2
+    m.data.resample_train_points()
+    m.net = Centered([1, 8, 8, 1], "tanh", "Glorot uniform")
+    m.compile("snr_adam", lr=1e-2, verbose=0)
+    seen = []
+    m.net.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    m.train_step(m.data.train_x, None, None)
+    m.data.add_anchors(np.linspace(-1, 1, 40)[:, None])
+    for _ in range(2):
+        m.train_step(m.data.train_x, None, None)
+    assert seen == [10, 50, 6, 50]
+
+
+def test_an_error_function_of_a_conditions_own_is_called():
+    condition = noisy()
+    condition.error = lambda x, inputs, outputs, beg, end, aux=None: (
+        inputs[beg:end] * outputs[beg:end] - condition.values
+    )
+    m = model(condition)
+    m.data.num_domain = 40
+    m.data.resample_train_points()
+    trained(m, iterations=2)
+    assert len(m.opt.floor) == len(list(m.net.parameters()))
+
+
+@BY_NAME
+def test_an_equation_may_be_switched_on_later(name):
+    class On(dde.callbacks.Callback):
+        def on_batch_end(self):
+            found.append(len(self.model.opt.floor.noisy_grads))
+            self.model.loss_weights[0] = 1.0
+
+    found = []
+    trained(model(noisy()), name, iterations=3, loss_weights=[0, 1], callbacks=[On()])
+    assert found == [0, 6, 6]
+
+
 @pytest.mark.parametrize(
     ("kind", "points", "passes"),
     [(Centered, 40, [46, 6, 46]), (Dropped, 40, [46, 46]), (dde.nn.FNN, 5, [11, 11])],
