@@ -21,6 +21,8 @@ from .observations import (
     NoisyPointSetBC,
     RecordingLosses,
     as_sigma,
+    components_of,
+    conditions_of,
     loss_weights_of,
     sigma_of_targets,
 )
@@ -262,7 +264,7 @@ def _square(residual: torch.Tensor) -> torch.Tensor:
 
 def _point_sets(data: Any, wanted: Callable[[Any], bool]) -> dict[int, Any]:
     """The conditions with measured values, by their place in the loss, from -1 backwards."""
-    bcs = getattr(getattr(data, "pde", None), "bcs", getattr(data, "bcs", ()))
+    bcs = conditions_of(data)
     return {
         place: bc
         for place, bc in enumerate(bcs, start=-len(bcs))
@@ -298,8 +300,7 @@ class _Measured:
             )
 
     def _shape(self, condition: Any) -> tuple[int, int]:
-        several = isinstance(condition.component, list)
-        return len(condition), len(condition.component) if several else 1
+        return len(condition), components_of(condition)
 
     def values(self) -> Any:
         """(n,) measured values."""

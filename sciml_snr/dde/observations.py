@@ -49,7 +49,7 @@ class NoisyPointSetBC(PointSetBC):  # type: ignore[misc]
     ) -> None:
         super().__init__(points, values, component, batch_size, shuffle)
         self.values: torch.Tensor
-        components = _components(self)
+        components = components_of(self)
         shape = tuple(self.values.shape)
         if len(shape) < 2 and self.values.numel() in (1, components):
             shape = (1, components)
@@ -90,10 +90,12 @@ def loss_weights_of(model: Any, terms: int) -> list[float]:
     return weights * terms if len(weights) == 1 else weights
 
 
+_MEASURED = (PointSetBC, PointSetOperatorBC)
+
+
 def measurements_of(data: Any) -> list[Any]:
     """The conditions that compare with values at points of the user's."""
-    kinds = (PointSetBC, PointSetOperatorBC)
-    return [condition for condition in conditions_of(data) if isinstance(condition, kinds)]
+    return [condition for condition in conditions_of(data) if isinstance(condition, _MEASURED)]
 
 
 def is_supervised(data: Any) -> bool:
@@ -102,7 +104,7 @@ def is_supervised(data: Any) -> bool:
     return not physics and getattr(data, "train_y", None) is not None
 
 
-def _components(condition: Any) -> int:
+def components_of(condition: Any) -> int:
     """Number of output components that a condition on a set of points compares."""
     component = getattr(condition, "component", 0)
     return len(component) if isinstance(component, list) else 1
@@ -280,8 +282,8 @@ class ModelNoise:
             for i, condition in enumerate(self._conditions, start=-len(self._conditions)):
                 if isinstance(condition, NoisyPointSetBC):
                     self._by_term[i] = condition.sigma
-                elif sigma is not None and isinstance(condition, (PointSetBC, PointSetOperatorBC)):
-                    self._by_term[i] = as_sigma(sigma, len(condition), _components(condition))
+                elif sigma is not None and isinstance(condition, _MEASURED):
+                    self._by_term[i] = as_sigma(sigma, len(condition), components_of(condition))
             if sigma is not None and not self._by_term:
                 if self._conditions or hasattr(data, "bcs"):
                     raise ValueError(
@@ -296,6 +298,7 @@ class ModelNoise:
         for s in self._by_term.values():
             check_sigma(as_tensor(s))
         self._noisy = {i if i < 0 else i - (self._count or 1) for i in self._by_term}
+        """The same places, all from -1 backwards."""
         given = _as_list(model.loss_weights)
         if len(given) > 1:  # a term of weight 0 is none
             terms = {i for i in range(-len(given), 0) if given[i] != 0}
@@ -332,8 +335,7 @@ class ModelNoise:
         """The noisy terms of the last forward pass; none twice."""
         assert self._recorder is not None
         inputs, residuals = self._recorder.take()
-        now = conditions_of(self.model.data)
-        if [*map(id, now)] != [*map(id, self._conditions)]:
+        if conditions_of(self.model.data) != self._conditions:
             raise ValueError(
                 "The conditions have changed since compile, which looks at their errors: compile "
                 "again."
@@ -369,7 +371,7 @@ class ModelNoise:
         of one's own, outputs that depend on other points', too), they are left as they are.
         """
         data, net = self.model.data, self.model.net
-        places = sorted(place % len(residuals) - len(residuals) for place in self._by_term)
+        places = sorted(self._noisy)
         if self._may_be_apart is None:
             self._may_be_apart = (
                 isinstance(data, PDE)
@@ -530,9 +532,7 @@ class _LabelGated(SNRAdam):
         every: refresh the floor every so many steps.
     """
 
-    # A copy's:
-    noise: ModelNoise | None = None
-    _terms: Callable[[], list[NoisyTerm]] = list
+    noise: ModelNoise | None = None  # a copy's
 
     def __init__(
         self,
@@ -545,7 +545,6 @@ class _LabelGated(SNRAdam):
         super().__init__(params, **options)
         gated = [group for group in self.param_groups if group["gate"] != "none"]
         self.noise = noise
-        self._terms = noise.terms
         self.floor = LabelNoise(
             [p for group in gated for p in group["params"]],
             rho=self.defaults["rho"],
@@ -559,9 +558,11 @@ class _LabelGated(SNRAdam):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Refresh the floor, then forget the gradients."""
-        terms = self._terms()
-        exact_terms = self.noise is not None and self.noise.has_exact_terms
-        self.floor.update(terms, exact_terms=exact_terms)
+        if self.noise is None:
+            self.floor.update([])
+        else:
+            terms = self.noise.terms()
+            self.floor.update(terms, exact_terms=self.noise.has_exact_terms)
         super().zero_grad(set_to_none)
 
     def step(self, closure: Callable[[], Any] | None = None, floor: Floor | None = None) -> Any:

@@ -126,7 +126,7 @@ def expected_floors(m, optimizer="snr_adam", iterations=1, callbacks=None, **opt
     """What random signs would average to in every step, the network staying as it is."""
     batch_size = options.pop("batch_size", None)
     m.compile(optimizer, lr=0.0, verbose=0, **options)
-    given, found = m.opt._terms, []
+    given, found = m.opt.noise.terms, []
 
     def terms():
         new = given()
@@ -135,7 +135,7 @@ def expected_floors(m, optimizer="snr_adam", iterations=1, callbacks=None, **opt
             found.append(list(variance.values()))
         return new
 
-    m.opt._terms = terms
+    m.opt.noise.terms = terms
     m.train(iterations=iterations, batch_size=batch_size, callbacks=callbacks, verbose=0)
     assert len(found) == iterations
     return found
@@ -218,11 +218,11 @@ def test_a_wrong_error_is_refused(entry, place):
 def test_terms_are_those_of_a_forward_pass_and_given_once():
     m = model(noisy())
     m.compile("snr_adam", lr=1e-3, verbose=0)
-    assert m.opt._terms() == []
+    assert m.opt.noise.terms() == []
     for _ in range(2):
         m.outputs_losses_train(*m.data.train_next_batch())
-        assert len(m.opt._terms()) == 1
-        assert m.opt._terms() == []
+        assert len(m.opt.noise.terms()) == 1
+        assert m.opt.noise.terms() == []
 
 
 @BY_NAME
@@ -434,7 +434,7 @@ def test_an_equation_with_an_error_carries_on_while_it_is_off_by_more(name, equa
     m.train(iterations=1, verbose=0)
     assert gate(m)["z"] == EXACT_GATES[name]["z"]
     m.outputs_losses_train(*m.data.train_next_batch())
-    terms = m.opt._terms()
+    terms = m.opt.noise.terms()
     m.opt.floor.update(terms, exact_terms=True)
     loss = terms[-1].residual.square().mean()
     if equation:
@@ -905,14 +905,14 @@ def test_a_restored_run_knows_what_was_drawn_anew(tmp_path, kind):
         return [] if kind == "batch that stays" else [points]
 
     def terms_of_steps(m, steps):
-        given, found = m.opt._terms, []
+        given, found = m.opt.noise.terms, []
 
         def terms():
             new = given()
             found.append([(t.population, t.drawn_anew) for t in new])
             return new
 
-        m.opt._terms = terms
+        m.opt.noise.terms = terms
         m.train(iterations=steps, callbacks=resampler(), verbose=0)
         return found
 
