@@ -43,7 +43,7 @@ from sciml_snr.inr import FitOptions, images, train
 from sciml_snr.inr import fit as loop
 from sciml_snr.inr.images import PixelObjective
 from sciml_snr.inr.networks import Siren
-from sciml_snr.memorization import memorized_share
+from sciml_snr.measure.twins import memorized_share
 
 PATH = RESULTS / "fit_images.csv"
 COST = RESULTS / "fit_images_cost.csv"

@@ -27,7 +27,7 @@ from benchmarks import text
 from benchmarks.harness import RESULTS, append_missing, read
 from sciml_snr import SNRSOAP, LabelNoise, SNRAdam, estimate_sigma_image
 from sciml_snr.gate import CONSTANT, LABEL_GATE
-from sciml_snr.memorization import memorized_share
+from sciml_snr.measure.twins import memorized_share
 
 PATH = RESULTS / "images.csv"
 SIZE = 64

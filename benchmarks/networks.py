@@ -22,7 +22,7 @@ from benchmarks import text
 from benchmarks.harness import RESULTS, append_missing, read
 from benchmarks.images import CORNERS, SIZE
 from sciml_snr.inr import fit_image
-from sciml_snr.memorization import memorized_share
+from sciml_snr.measure.twins import memorized_share
 
 PATH = RESULTS / "networks.csv"
 KEYS = ("network", "layers", "width", "frequency", "noise", "lr", "steps")

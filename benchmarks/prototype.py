@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.harness import RESULTS, append_missing
 from benchmarks.images import SIZE, Siren, crop
-from sciml_snr.memorization import memorized_share
+from sciml_snr.measure.twins import memorized_share
 
 PATH = RESULTS / "prototype.csv"
 

@@ -26,7 +26,7 @@ from torch.nn.functional import avg_pool2d
 from benchmarks import text
 from benchmarks.harness import RESULTS, append_missing, read
 from benchmarks.prototype import GATES, Matrix, Params, Variant, problem_of
-from sciml_snr.memorization import memorized_share
+from sciml_snr.measure.twins import memorized_share
 
 PATH = RESULTS / "replicas.csv"
 TAU = 0.1

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sciml_snr.dde import NoisyPointSetBC
-from sciml_snr.memorization import memorized_share
+from sciml_snr.deepxde import NoisyPointSetBC
+from sciml_snr.measure.twins import memorized_share
 
 Array = NDArray[np.floating[Any]]
 Predict = Callable[[Array], Array]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,33 +10,9 @@ import deepxde as dde
 import numpy as np
 import torch
 
-from sciml_snr.dde import NoisyPointSetBC
+from sciml_snr.deepxde import noisy
 
 from .base import Array, Observations, Problem
-
-
-class NoisyOperatorBC(NoisyPointSetBC):
-    """Measured values, with an error, of a differential operator on the network's outputs.
-
-    Args:
-        points, values, sigma: as for :class:`sciml_snr.NoisyPointSetBC`.
-        operator: of points (n, d) and outputs (n, m), giving (n, 1).
-    """
-
-    def __init__(
-        self,
-        points: Any,
-        values: Any,
-        sigma: Any,
-        operator: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    ) -> None:
-        super().__init__(points, values, sigma)
-        self.operator = operator
-
-    def error(
-        self, X: Any, inputs: Any, outputs: Any, beg: int, end: int, aux_var: Any = None
-    ) -> Any:
-        return super().error(X, inputs, self.operator(inputs, outputs), beg, end, aux_var)
 
 
 class MeasuredSource(Problem):
@@ -90,13 +65,10 @@ class MeasuredSource(Problem):
     def conditions(self) -> list[Any]:
         """The measured source, which stands in for the equation."""
         measured = self.source_observations
-        if measured.sigma is None:
-            return [
-                dde.icbc.PointSetOperatorBC(
-                    measured.points, measured.values, lambda x, y, _: self.operator(x, y)
-                )
-            ]
-        return [NoisyOperatorBC(measured.points, measured.values, measured.sigma, self.operator)]
+        condition = dde.icbc.PointSetOperatorBC(
+            measured.points, measured.values, lambda x, y, _: self.operator(x, y)
+        )
+        return [condition if measured.sigma is None else noisy(condition, measured.sigma)]
 
     def clean_of_conditions(self) -> Array | None:
         u, f = super().clean_of_conditions(), self.source_observations.clean

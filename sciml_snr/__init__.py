@@ -11,97 +11,74 @@ from typing import Any
 import wrapt
 
 from ._version import __version__
-from .gate import EXACT_GATES, GATES, LABEL_GATE
-from .memorization import (
-    Memorization,
-    ResidualSplit,
-    Twins,
-    measure_memorization,
-    memorized_map,
-    memorized_share,
-    share_from_misfit,
-    split_by,
-    split_residual,
-)
-from .noise import (
-    LabelNoise,
-    NoiseFloor,
-    NoisyTerm,
-    SamplingNoise,
-    StreamNoise,
-    exact_label_noise,
-    exact_sampling_noise,
-)
-from .population_risk import PopulationRisk
-from .sigma import (
-    SigmaEstimate,
-    estimate_sigma_image,
-    estimate_sigma_repeats,
-    estimate_sigma_residuals,
-    estimate_sigma_scattered,
-)
+from .exact import exact_label_noise, exact_sampling_noise
+from .gate import Gate
+from .noise import NoisyLoss, NoisyTerm, SampledLoss
 from .snr_adam import Floor, GateStats, SNRAdam
 from .snr_soap import SNRSOAP
 
-__all__ = [
-    "EXACT_GATES",
-    "GATES",
-    "LABEL_GATE",
+_LATER = {
+    "deepxde": (
+        "MemorizationMonitor",
+        "NoisyPointSetBC",
+        "PopulationRiskMonitor",
+        "ProgressBar",
+        "noisy",
+        "set_SNR_options",
+    ),
+    "measure.channel": ("Trajectory",),
+    "measure.risk": ("PopulationRisk",),
+    "measure.twins": (
+        "Memorization",
+        "ResidualSplit",
+        "Twins",
+        "measure_memorization",
+        "memorized_map",
+        "memorized_share",
+        "share_from_misfit",
+        "split_by",
+        "split_residual",
+    ),
+    "sigma": (
+        "SigmaEstimate",
+        "estimate_sigma_image",
+        "estimate_sigma_repeats",
+        "estimate_sigma_residuals",
+        "estimate_sigma_scattered",
+    ),
+}
+"""What is imported on first use, by module: it needs scipy, or DeepXDE and its settings."""
+
+__all__ = [  # noqa: PLE0604
     "SNRSOAP",
     "Floor",
+    "Gate",
     "GateStats",
-    "LabelNoise",
-    "Memorization",
-    "MemorizationMonitor",
-    "NoiseFloor",
-    "NoisyPointSetBC",
+    "NoisyLoss",
     "NoisyTerm",
-    "PopulationRisk",
-    "PopulationRiskMonitor",
-    "ProgressBar",
-    "ResidualSplit",
     "SNRAdam",
-    "SamplingNoise",
-    "SigmaEstimate",
-    "StreamNoise",
-    "Trajectory",
-    "Twins",
+    "SampledLoss",
     "__version__",
-    "estimate_sigma_image",
-    "estimate_sigma_repeats",
-    "estimate_sigma_residuals",
-    "estimate_sigma_scattered",
     "exact_label_noise",
     "exact_sampling_noise",
-    "measure_memorization",
-    "memorized_map",
-    "memorized_share",
-    "set_SNR_options",
-    "share_from_misfit",
-    "split_by",
-    "split_residual",
+    *(name for names in _LATER.values() for name in names),
 ]
-
-_IN_DDE = (
-    "MemorizationMonitor",
-    "NoisyPointSetBC",
-    "PopulationRiskMonitor",
-    "ProgressBar",
-    "set_SNR_options",
-)
 
 
 def _register(deepxde: ModuleType) -> None:
-    importlib.import_module("sciml_snr.dde.registration").register(deepxde)
+    importlib.import_module("sciml_snr.deepxde.compile").register(deepxde)
 
 
 wrapt.register_post_import_hook(_register, "deepxde")
 
 
 def __getattr__(name: str) -> Any:
-    """Parts on first use (PEP 562): importing DeepXDE's sets its backend and device."""
-    if name in _IN_DDE:
-        return getattr(importlib.import_module("sciml_snr.dde"), name)
-    if name == "Trajectory":  # scipy's sparse solvers and torch.func, for those who use them
-        return importlib.import_module("sciml_snr.tangent_kernel").Trajectory
+    """Parts on first use (PEP 562)."""
+    for module, names in _LATER.items():
+        if name in names:
+            return getattr(importlib.import_module(f"sciml_snr.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,7 +1,8 @@
-"""What the optimizer and the floors both ask of tensors."""
+"""What several rooms ask of tensors."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +19,9 @@ def is_16_bit(p: Tensor) -> bool:
 
 
 def state_like(p: Tensor) -> Tensor:
-    """Zeros for a running average that belongs to the parameter p."""
-    return torch.zeros_like(p, dtype=torch.float32 if is_16_bit(p) else p.dtype)
+    """Contiguous zeros for a running average that belongs to the parameter p."""
+    dtype = torch.float32 if is_16_bit(p) else p.dtype
+    return torch.zeros(p.shape, dtype=dtype, device=p.device)
 
 
 def norms_are_finite(tensors: Iterable[Tensor]) -> bool:
@@ -29,3 +31,52 @@ def norms_are_finite(tensors: Iterable[Tensor]) -> bool:
         alike.setdefault((tensor.device, tensor.dtype), []).append(tensor)
     norms = [torch.stack(torch._foreach_norm(own)) for own in alike.values()]
     return all(math.isfinite(own.float().sum()) for own in norms)
+
+
+def joined(states: Sequence[dict[str, Any]], name: str) -> Tensor:
+    """The tensors of this name in several dictionaries, as one vector that shares their memory.
+
+    Where they do not yet lie side by side, they are moved so, and the dictionaries get views.
+    Complex tensors come as pairs of reals.
+    """
+    tensors: list[Tensor] = [state[name] for state in states]
+    if not _lie_side_by_side(tensors):
+        flat = torch.cat([x.reshape(-1) for x in tensors])
+        parts = flat.split([x.numel() for x in tensors])
+        for state, x, part in zip(states, tensors, parts, strict=True):
+            state[name] = part.view(x.shape)
+        return as_real(flat).flatten()
+    numel = sum(x.numel() for x in tensors)
+    first = tensors[0]
+    flat = first.as_strided((numel,), (1,), first.storage_offset())
+    return as_real(flat).flatten()
+
+
+def _lie_side_by_side(tensors: Sequence[Tensor]) -> bool:
+    """Whether contiguous tensors follow one another in one storage."""
+    place = tensors[0].data_ptr()
+    total = sum(x.numel() for x in tensors)
+    first = tensors[0]
+    room = first.untyped_storage().nbytes() // first.element_size() - first.storage_offset()
+    if total > room:
+        return False
+    for x in tensors:
+        if x.data_ptr() != place or not x.is_contiguous():
+            return False
+        place += x.numel() * x.element_size()
+    return True
+
+
+def flattened(tensors: Sequence[Tensor]) -> Tensor:
+    """One real vector of all entries; a view where there is one contiguous tensor."""
+    parts = [as_real(x).reshape(-1) for x in tensors]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def parts_of(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """A real vector cut into pieces of the shapes of these tensors, complex where they are."""
+    pieces = flat.split([as_real(x).numel() for x in like])
+    return [
+        torch.view_as_complex(piece.view(*x.shape, 2)) if x.is_complex() else piece.view(x.shape)
+        for piece, x in zip(pieces, like, strict=True)
+    ]

@@ -1,96 +1,176 @@
 r"""Gates: how far a parameter may move, given its squared mean gradient and the noise in it.
 
-Every gate is a pure, elementwise function
-
-.. math:: q = q(\hat m^2, \sigma^2; \alpha, \lambda, \varepsilon_q) \in [0, 1]
-
-of two tensors of one shape: ``mean_sq``, the squared (bias-corrected) mean gradient
-:math:`\hat m^2`, and ``floor``, the variance :math:`\sigma^2` which that mean gradient would have
-if it were noise only. A gate knows nothing of optimizers or of where the floor comes from.
+A gate compares two tensors of one shape: ``mean_sq``, the squared (bias-corrected) mean gradient
+:math:`\hat m^2`, and the *floor*, the variance :math:`\sigma^2` that this mean gradient would have
+if it were nothing but noise. It returns :math:`q \in [0, 1]`, the share of the step that is taken.
+A gate knows nothing of optimizers, or of where the floor comes from.
 
 Source: E. Litman and G. Guo, *A Theory of Generalization in Deep Learning*, arXiv:2605.01172
-(2026): a diagonal step on parameter k lowers the population risk only where
-:math:`\bar g_k^2 > \Sigma_k/(b-1)`; ``soft`` is the gate of their Algorithm 1, ``snr`` the form in
+(2026). A diagonal step on parameter k lowers the population risk only where
+:math:`\bar g_k^2 > \Sigma_k/(b-1)`. ``soft`` is the gate of their Algorithm 1, ``snr`` the form in
 the authors' package.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Gate = Callable[[Tensor, Tensor, float, float, float], Tensor]
+EPS = 1e-30
+"""Keeps 0 / 0 out of the gates. Far below any squared gradient, so that a gate does not depend on
+the scale of the loss."""
+
+Form = Callable[[Tensor, Tensor, float, float], Tensor]
 
 
-def none(mean_sq: Tensor, floor: Tensor, alpha: float, lambd: float, eps: float) -> Tensor:
+def none(mean_sq: Tensor, floor: Tensor, alpha: float, lambd: float) -> Tensor:
     """No gate: q = 1 (the optimizer is then Adam)."""
     return torch.ones_like(mean_sq)
 
 
-def hard(mean_sq: Tensor, floor: Tensor, alpha: float, lambd: float, eps: float) -> Tensor:
-    """q = [mean_sq > alpha floor]: the best 0/1 gate (``lambd`` and ``eps`` play no part)."""
+def hard(mean_sq: Tensor, floor: Tensor, alpha: float, lambd: float) -> Tensor:
+    """q = [mean_sq > alpha floor]: the best 0/1 gate (``lambd`` plays no part)."""
     return (mean_sq > alpha * floor).to(mean_sq.dtype)
 
 
-def soft(mean_sq: Tensor, floor: Tensor, alpha: float, lambd: float, eps: float) -> Tensor:
-    """q = d / (d + lambd floor + eps), d = max(mean_sq - alpha floor, 0): the published gate."""
-    excess = (mean_sq - alpha * floor).clamp_min(0)
-    return excess / (excess + lambd * floor + eps)
+def soft(mean_sq: Tensor, floor: Tensor, alpha: float, lambd: float) -> Tensor:
+    """q = d / (d + lambd floor), d = max(mean_sq - alpha floor, 0): the published gate."""
+    excess = (mean_sq - alpha * floor).clamp_min_(0)
+    return excess / (excess + lambd * floor).add_(EPS)
 
 
-def snr(mean_sq: Tensor, floor: Tensor, alpha: float, lambd: float, eps: float) -> Tensor:
-    """q = mean_sq / (mean_sq + alpha lambd floor + eps): never quite closed, never quite open."""
-    return mean_sq / (mean_sq + alpha * lambd * floor + eps)
+def snr(mean_sq: Tensor, floor: Tensor, alpha: float, lambd: float) -> Tensor:
+    """q = mean_sq / (mean_sq + alpha lambd floor): never quite closed, never quite open."""
+    return mean_sq / (mean_sq + (alpha * lambd) * floor).add_(EPS)
 
 
-def stein(mean_sq: Tensor, floor: Tensor, alpha: float, lambd: float, eps: float) -> Tensor:
+def stein(mean_sq: Tensor, floor: Tensor, alpha: float, lambd: float) -> Tensor:
     """q = max(0, 1 - alpha floor / mean_sq): closed up to the threshold, then open by degrees.
 
     The positive-part shrinkage of W. James and C. Stein, Proc. 4th Berkeley Symp. 1 (1961) 361;
     the soft gate with lambd = alpha (``lambd`` plays no part).
     """
-    return soft(mean_sq, floor, alpha, alpha, eps)
+    return soft(mean_sq, floor, alpha, alpha)
 
 
-GATES: dict[str, Gate] = {"none": none, "hard": hard, "soft": soft, "snr": snr, "stein": stein}
+FORMS: dict[str, Form] = {"none": none, "hard": hard, "soft": soft, "snr": snr, "stein": stein}
 
-CONSTANT: dict[str, Any] = {"rise_steps": 0, "discrepancy": False}
-"""A threshold that stays, and nothing that opens the gate but what stands out of its floor."""
 
-STREAM_GATE: dict[str, Any] = {
-    "gate": "soft",
-    "alpha": "fresh",
-    "lambd": 1.0,
-    "z": None,
-    "warmup_steps": 0,
-    **CONSTANT,
-}
+@dataclass(frozen=True)
+class Gate:
+    """A gate with its threshold.
+
+    Args:
+        form: ``"none"``, ``"hard"``, ``"soft"``, ``"snr"`` or ``"stein"``; see this module.
+        z: the threshold in standard errors of the mean gradient, in place of ``alpha``: z squared
+            times the variance of the mean gradient. That is the floor of the data's noise, or what
+            the first moment's averaging leaves of the streaming one, (1 - beta1) / 2 of it.
+        alpha: the threshold on ``mean_sq / floor``, where z is None.
+        lambd: weight of the floor in the soft and snr forms (lambda in the paper).
+        warmup_steps: leave the gate open for a parameter's first so many steps.
+        rise_steps: steps in which the threshold rises by a third, and on from there like their
+            logarithm (:func:`rise`); 0: it stays.
+        discrepancy: open all entries by the share of the residuals that cannot be noise, whatever
+            a single entry shows of it. This takes sigma at its word. It needs the squared error,
+            and the same data in every step.
+        follow: beside exact terms, let these move what the gate has closed, along the level set of
+            the noisy terms (:func:`sciml_snr.rule.follow`).
+
+    Raises:
+        ValueError: an argument is out of range; the message names it.
+    """
+
+    form: str = "stein"
+    z: float | None = None
+    alpha: float = 1.0
+    lambd: float = 1.0
+    warmup_steps: int = 0
+    rise_steps: int = 0
+    discrepancy: bool = False
+    follow: bool = True
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            known = ", ".join(map(repr, FORMS))
+            raise ValueError(f"Invalid gate: {self.form!r}; it must be one of {known}.")
+        for name in ("z", "alpha", "lambd"):
+            value = getattr(self, name)
+            if value is None and name == "z":
+                continue
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
+                raise ValueError(f"Invalid {name}: {value!r}; it must be a finite number >= 0.")
+        for name in ("warmup_steps", "rise_steps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ValueError(f"Invalid {name}: {value!r}; it must be an integer >= 0.")
+        for name in ("discrepancy", "follow"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise ValueError(f"Invalid {name}: {value!r}; it must be True or False.")
+
+    def replace(self, changes: Mapping[str, Any]) -> Gate:
+        """The same gate with some fields changed; a new ``alpha`` goes before an old z.
+
+        Raises:
+            ValueError: there is no such field, or a value is out of range.
+        """
+        fields = [field.name for field in dataclasses.fields(self)]
+        if unknown := [name for name in changes if name not in fields]:
+            raise ValueError(
+                f"There is no gate option {unknown[0]!r}. Choose from: {', '.join(fields)}."
+            )
+        if "alpha" in changes and "z" not in changes:
+            changes = {**changes, "z": None}
+        return dataclasses.replace(self, **changes)
+
+    def __call__(self, mean_sq: Tensor, floor: Tensor) -> Tensor:
+        """q, elementwise; 0 where the squares leave the dtype: nothing can be told there."""
+        threshold = self.alpha if self.z is None else float(self.z) ** 2
+        q = FORMS[self.form](mean_sq, floor, threshold, self.lambd)
+        return q.nan_to_num_(nan=0.0)
+
+
+STREAM = Gate("soft")
 """The published gate, for the streaming floor."""
 
-LABEL_GATE: dict[str, Any] = {
-    "gate": "stein",
-    "alpha": 1.0,
-    "lambd": 1.0,
-    "z": 2.0,
-    "warmup_steps": 0,
-    "rise_steps": 300,
-    "discrepancy": True,
-}
-"""The gate for the label floor, where all terms of the loss are noisy."""
+DATA_ALONE = Gate("stein", z=2.0, rise_steps=300, discrepancy=True)
+"""The gate where all of the loss is noisy."""
 
-EXACT_GATES: dict[str, dict[str, Any]] = {
-    "snr_adam": {**LABEL_GATE, **CONSTANT, "z": 1.0},
-    "snr_soap": {**LABEL_GATE, **CONSTANT, "z": 1.5},
-}
-"""The same by optimizer, where there are exact terms (equations, exact conditions) beside the noisy
+BESIDE_EXACT = {"snr_adam": Gate("stein", z=1.0), "snr_soap": Gate("stein", z=1.5)}
+"""The same by optimizer, where exact terms (equations, exact conditions) stand beside the noisy
 ones. They carry on where the gate is closed and hold the noise back, so that it may open sooner;
 sooner still in the parameters' own coordinates, each of which mixes many directions and sees any
 one of them through the noise of the others."""
+
+
+def overrides(gate: str | Gate | Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What a user gave as ``gate``, as changes to the gate that goes with the loss.
+
+    None stays None; a name changes the form; a :class:`Gate` changes everything. The result holds
+    plain values only, so that any state can be saved.
+
+    Raises:
+        ValueError: there is no such gate, or a value is out of range.
+        TypeError: it is none of these.
+    """
+    if gate is None:
+        return None
+    if isinstance(gate, str):
+        gate = {"form": gate}
+    if isinstance(gate, Gate):
+        return dataclasses.asdict(gate)
+    if isinstance(gate, Mapping):
+        changes = dict(gate)
+        DATA_ALONE.replace(changes)  # refuses what is wrong
+        return changes
+    raise TypeError(f"gate must be a name, a sciml_snr.Gate or None, not {gate!r}.")
 
 
 def rise(step: float, rise_steps: float) -> float:
@@ -103,16 +183,10 @@ def rise(step: float, rise_steps: float) -> float:
     return 1 + math.log1p(step / rise_steps) / 2
 
 
-def with_options(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults under the options that are given (not None); alpha goes before a default z."""
-    given = {name: value for name, value in options.items() if value is not None}
-    return {**defaults, **({"z": None} if "alpha" in given else {}), **given}
-
-
 def resolve_alpha(
     alpha: float | str, batch_size: int | None = None, data_size: int | None = None
 ) -> float:
-    """The threshold alpha as a number.
+    """The threshold alpha of the published rule as a number.
 
     Args:
         alpha: a number >= 0; ``"fresh"`` (every batch is drawn anew: alpha = 1); or ``"finite"``
@@ -139,6 +213,6 @@ def resolve_alpha(
                 "noise; give alpha as a number instead."
             )
         return batch_size / (data_size - batch_size)
-    if not isinstance(alpha, Real) or not (alpha >= 0 and math.isfinite(alpha)):
+    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 <= alpha < math.inf:
         raise ValueError(f'alpha must be a number >= 0, "fresh" or "finite", got {alpha!r}.')
     return float(alpha)

@@ -42,8 +42,8 @@ from ._runs import (
     save_atomically,
     set_rng_state,
 )
-from .dde import MemorizationMonitor, ProgressBar, SNR_options, set_SNR_options
-from .memorization import Twins, share_from_misfit
+from .deepxde import MemorizationMonitor, ProgressBar, SNR_options, set_SNR_options
+from .measure.twins import Twins, share_from_misfit
 from .snr_adam import SNRAdam
 
 OPTIMIZERS = ("adam", "adamw", "rmsprop", "sgd", "snr_adam", "snr_soap")

@@ -21,7 +21,7 @@ import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
-from .memorization import as_array
+from .measure.twins import as_array
 
 Array = NDArray[np.float64]
 

@@ -1,53 +1,35 @@
 r"""SNRAdam: Adam whose every parameter moves only as far as its gradient stands out of its noise.
 
 Source: E. Litman and G. Guo, *A Theory of Generalization in Deep Learning*, arXiv:2605.01172
-(2026), Algorithm 1. The step, for a gradient g at step t:
-
-.. math::
-    s &\leftarrow \rho s + (1-\rho)(g - m)^2 \qquad \text{(m: the previous first moment)} \\
-    m &\leftarrow \beta_1 m + (1-\beta_1) g, \quad v \leftarrow \beta_2 v + (1-\beta_2) g^2 \\
-    \hat m &= m / (1-\beta_1^t), \quad \hat v = v / (1-\beta_2^t), \quad \hat s = s / (1-\rho^t) \\
-    q &= \mathrm{gate}(\hat m^2, \hat s) \\
-    w &\leftarrow w - \eta \bigl( q \hat m / (\sqrt{\hat v} + \epsilon) + \lambda_w w \bigr)
-
-Where the loss has *exact* terms (an equation, say) beside the noisy ones, the floor knows the noisy
-terms' gradient, and m splits into :math:`m_x + m_d`. What the gate closes then follows the exact
-terms, along the surface on which the noisy terms' loss stays what it is:
-
-.. math::
-    w &\leftarrow w - \eta (1 - q) D (\hat m_x - c\, \hat m_d), \qquad
-    D = 1 / (\sqrt{\hat v} + \epsilon) \\
-    c &= \langle \hat m_d, \eta (1-q) D \hat m_x \rangle /
-         \langle \hat m_d, \eta (1-q) D \hat m_d \rangle
-
-Without this a closed gate stops the equation, too, which near its balance with the data pulls less
-than the data's noise does; the exact terms alone (c = 0) would pull the fit off the data. They may
-not lower the noisy loss either: that is for the open entries. If only what raises it were taken
-away, what lowers it by chance would stay, and the noise would be memorized after all. (Only that is
-taken away in T. Yu et al., *Gradient Surgery for Multi-Task Learning*, arXiv:2001.06782, whose
-projection this is, in the optimizer's metric and over all parameters at once.) As a whole this move
-is made so short that no entry goes farther in it than in Adam's longest step. Adam's L2 term counts
-among the exact terms.
+(2026), Algorithm 1. The formulas are in :mod:`sciml_snr.rule`.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from ._tensors import as_real, is_16_bit, norms_are_finite, state_like
-from .gate import GATES, resolve_alpha, rise
-from .noise import NoiseFloor
+from . import gate as gates
+from . import rule
+from ._tensors import as_real, flattened, is_16_bit, joined, norms_are_finite, parts_of, state_like
+from .gate import Gate, resolve_alpha
+from .handover import KEY, Handover, is_gated
+from .noise import NoiseSource
+from .rule import Moments
 
 Floor = Mapping[Tensor, Tensor]
 """Variance of the mean gradient, per parameter: ``{parameter: tensor of its shape}``."""
+
+LARGE = 2**16
+"""Parameters with so many entries are stepped one by one, smaller ones as one vector."""
 
 
 class GateStats(NamedTuple):
@@ -66,66 +48,61 @@ class SNRAdam(Optimizer):
 
     The same name is used elsewhere for m / std(g) scalings of Adam; this one multiplies Adam's
     step by a gate q in [0, 1] made from the squared mean gradient and a *floor*, the variance that
-    the mean gradient would have if it were noise. It keeps one state tensor more than
-    :class:`torch.optim.AdamW` (``exp_grad_var``), another one where a floor tells exact terms from
-    noisy ones (``exp_avg_noisy``), and with ``gate="none"`` it takes AdamW's steps, bit for bit.
+    the mean gradient would have if it were noise. With ``gate="none"`` it takes AdamW's steps, bit
+    for bit.
 
     Args:
         params: parameters, named parameters or parameter groups, as for any ``torch.optim``
-            optimizer. Every option below can be set per group.
+            optimizer. Options can be set per group, but for ``noise``, ``floor_every`` and
+            ``nonfinite``.
         lr: learning rate.
         betas: decay rates of the first and second moment.
         eps: added to the square root of the second moment.
         weight_decay: weight decay, AdamW's (``decoupled_weight_decay=True``) or Adam's L2 term.
-        rho: decay rate of the streaming variance ``exp_grad_var``.
-        gate: ``"soft"`` (the published one), ``"hard"``, ``"snr"``, ``"stein"``, or ``"none"`` for
-            plain Adam; see :mod:`sciml_snr.gate`.
-        alpha: threshold on ``mean_sq / floor``: a number, ``"fresh"`` (1: each batch is drawn
-            anew) or ``"finite"`` (b / (n - b): batches of b out of a fixed set of n).
-        lambd: weight of the floor in the soft and snr gates (lambda in the paper).
-        z: the threshold in standard errors of the mean gradient, in place of ``alpha``: z squared
-            times the variance of the mean gradient. That is the given floor, or what the first
-            moment's averaging leaves of the streaming one, (1 - beta1) / 2 of it.
-        gate_eps: keeps 0 / 0 out of the gates. Far below any squared gradient, so that the gate
-            does not depend on the scale of the loss.
-        warmup_steps: leave the gate open for a parameter's first so many steps. The streaming
-            variance needs about 1 / (1 - rho) of them to mean something; at the very first it
-            equals the squared mean gradient, and round-off decides for a hard gate with alpha 1.
-        rise_steps: steps in which the floor rises by a third of what it is, and on from there like
-            their logarithm (:func:`sciml_snr.gate.rise`); 0: it does not.
-        discrepancy: open all entries by what the floor's ``excess`` says, the share of the
-            residuals that cannot be noise, whatever a single entry shows of it (needs a
-            :class:`sciml_snr.LabelNoise`, with ``mse_loss`` and the same data in every step).
+        noise: a :class:`sciml_snr.NoisyLoss`, or several: the noisy terms of the loss. The floor is
+            then what the error of their data does to the gradient; everything else in the loss
+            counts as exact. Without it the floor is the published, streaming one.
+        gate: None: the gate that goes with the loss. A name changes its form: ``"soft"``,
+            ``"hard"``, ``"snr"``, ``"stein"``, or ``"none"`` for plain Adam. A
+            :class:`sciml_snr.Gate` takes its place; a dictionary changes some of its fields.
+        rho: decay rate of the floor's average.
+        alpha: of the published rule: threshold on ``mean_sq / floor``; a number, ``"fresh"`` (1:
+            each batch is drawn anew) or ``"finite"`` (b / (n - b): batches of b out of a fixed set
+            of n).
+        lambd: of the published rule: weight of the floor in the soft and snr gates.
         batch_size, data_size: b and n for ``alpha="finite"``.
+        floor_every: draw the gradient's noise anew in every so many steps; cost follows.
         decoupled_weight_decay: as in :class:`torch.optim.Adam`; here True by default.
         nonfinite: what to do at a NaN or infinite gradient: ``"raise"`` a FloatingPointError that
             names the parameter, or ``"skip"`` the step. Parameters and state stay as they were.
         maximize: ascend instead of descend.
-        foreach: use the multi-tensor path; by default where all parameters are on CUDA, as torch.
-        differentiable: accepted for the signature's sake; must be False.
+        foreach: for parameters without a gate, as in torch's Adam.
 
     Parameters in float16 or bfloat16 keep their state in float32, where second moments do not
-    underflow. Complex parameters are treated as pairs of reals, like in AdamW.
+    underflow. Complex parameters are treated as pairs of reals, like in AdamW. A copy of the
+    optimizer has its state, but no noise: :meth:`declare` it anew.
 
     Raises:
-        ValueError: an option is out of range; the message names it.
-        NotImplementedError: ``differentiable=True``.
+        ValueError, TypeError: an option is out of range; the message names it.
 
     Example:
-        >>> optimizer = SNRAdam(net.parameters(), lr=1e-3)
-        >>> for x, y in batches:
+        >>> data = NoisyLoss(sigma=0.1)
+        >>> optimizer = SNRAdam(net.parameters(), lr=1e-3, noise=data)
+        >>> for _ in range(10_000):
         ...     optimizer.zero_grad()
-        ...     torch.nn.functional.mse_loss(net(x), y).backward()
+        ...     (data(net(x), y) + physics(net)).backward()
         ...     optimizer.step()
     """
 
-    _has_stepped = False  # since it was made or loaded
-    _floor: Floor | None = None  # of the last step, for gate_stats(); not part of the state
-    _excess: Tensor | float = 0.0  # likewise
-    _initial_keys = ("exp_avg", "exp_avg_sq", "exp_grad_var")
-    _state_keys: tuple[str, ...] = (*_initial_keys, "exp_avg_noisy")
-    """Floating-point tensors in a parameter's state, of its dtype or float32; the last one where
-    the loss has exact terms."""
+    name = "snr_adam"
+    _state_keys: tuple[str, ...] = (
+        "exp_avg",
+        "exp_avg_sq",
+        "exp_grad_var",
+        "exp_floor",
+        "exp_avg_noisy",
+    )
+    """Floating-point tensors in a parameter's state, of its dtype or float32."""
 
     def __init__(
         self,
@@ -135,64 +112,97 @@ class SNRAdam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         *,
+        noise: NoiseSource | Iterable[NoiseSource] | None = None,
+        gate: str | Gate | Mapping[str, Any] | None = None,
         rho: float = 0.99,
-        gate: str = "soft",
         alpha: float | str = "fresh",
         lambd: float = 1.0,
-        z: float | None = None,
-        gate_eps: float = 1e-30,
-        warmup_steps: int = 0,
-        rise_steps: int = 0,
-        discrepancy: bool = False,
         batch_size: int | None = None,
         data_size: int | None = None,
+        floor_every: int = 1,
         decoupled_weight_decay: bool = True,
         nonfinite: str = "raise",
         maximize: bool = False,
         foreach: bool | None = None,
-        differentiable: bool = False,
     ) -> None:
-        if differentiable:
-            raise NotImplementedError("SNRAdam cannot be differentiated through.")
         defaults = dict(
             lr=lr,
             betas=betas,
             eps=eps,
             weight_decay=weight_decay,
-            rho=rho,
             gate=gate,
+            rho=rho,
             alpha=alpha,
             lambd=lambd,
-            z=z,
-            gate_eps=gate_eps,
-            warmup_steps=warmup_steps,
-            rise_steps=rise_steps,
-            discrepancy=discrepancy,
             batch_size=batch_size,
             data_size=data_size,
+            floor_every=floor_every,
             decoupled_weight_decay=decoupled_weight_decay,
             nonfinite=nonfinite,
             maximize=maximize,
             foreach=foreach,
-            differentiable=differentiable,
         )
-        defaults = plain_numbers(defaults)
+        defaults = plain_options(defaults)
         validate_options(defaults)
+        self._handover: Handover | None = None
+        self._given: Floor | None = None
         super().__init__(params, defaults)
+        self.declare(noise)
+
+    def declare(self, noise: NoiseSource | Iterable[NoiseSource] | None) -> None:
+        """Declare the noisy terms of the loss, in place of those declared before.
+
+        Args:
+            noise: as for the constructor.
+
+        Raises:
+            TypeError: it is no :class:`sciml_snr.NoisyLoss`.
+            ValueError: options of the published rule were given, or a source is there twice.
+        """
+        sources = [] if noise is None else noise
+        sources = [sources] if isinstance(sources, NoiseSource) else list(sources)
+        for source in sources:
+            if not isinstance(source, NoiseSource):
+                raise TypeError(
+                    "noise must be a sciml_snr.NoisyLoss, or several, which is called in place of "
+                    f"nn.MSELoss; got {source!r}."
+                )
+        if len(set(sources)) < len(sources):
+            raise ValueError("noise names the same loss twice: declare each one once.")
+        if sources:
+            for group in self.param_groups:
+                if group["alpha"] != "fresh" or group["lambd"] != 1.0:
+                    raise ValueError(
+                        "alpha and lambd belong to the published rule, and noise was declared. "
+                        "Give the threshold by gate=sciml_snr.Gate(z=...)."
+                    )
+        if self._handover is not None:
+            self._handover.detach()
+        every = self.defaults["floor_every"]
+        self._handover = Handover(self, sources, every) if sources else None
+
+    @property
+    def noise(self) -> list[NoiseSource]:
+        """The noisy losses that were declared."""
+        return [] if self._handover is None else list(self._handover.sources)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; its own options are checked like the constructor's."""
-        param_group.update(plain_numbers(param_group))
+        param_group.update(plain_options(param_group))
         validate_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """For copies and loaded states; of those without today's options, what they were."""
+        """For copies and loaded states."""
         super().__setstate__(state)
-        self._has_stepped = False
-        for group in self.param_groups:
-            group.setdefault("rise_steps", 0)
-            group.setdefault("discrepancy", False)
+        self.__dict__.setdefault("_handover", None)
+        self._given = None
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients, and what noisy losses have handed over with them."""
+        if self._handover is not None:
+            self._handover.clear()
+        super().zero_grad(set_to_none)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; keeps float32 moments of 16-bit parameters (torch would round them).
@@ -202,12 +212,14 @@ class SNRAdam(Optimizer):
         """
         turned = "basis" in self.defaults
         for group in state_dict["param_groups"]:
-            if "gate" not in group or ("basis" in group) != turned:
+            if "floor_every" not in group or ("basis" in group) != turned:
                 raise ValueError(
                     f"This is not a state of {type(self).__name__}, but of another optimizer: its "
                     "moments mean something else. Begin with a new one."
                 )
         super().load_state_dict(state_dict)
+        if KEY in self.state:  # type: ignore[comparison-overlap]
+            self.state[KEY] = dict(self.state[KEY])  # type: ignore[index]
         saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
         for saved_id, p in zip(saved_ids, params, strict=True):
@@ -222,403 +234,466 @@ class SNRAdam(Optimizer):
 
         Args:
             closure: recomputes the loss and its gradients; called with gradients enabled.
-            floor: the variance of the mean gradient per parameter, each a tensor of the
-                parameter's shape in squared gradient units (for a complex parameter: a complex
-                tensor holding the variances of the real and the imaginary part). Read after the
-                closure has run, so that the closure may update it. Parameters that are not in it
-                use the streaming estimate.
+            floor: a floor made by hand, where no noise was declared: the variance of the mean
+                gradient per parameter, each a tensor of the parameter's shape in squared gradient
+                units (for a complex parameter: a complex tensor holding the variances of the real
+                and the imaginary part). Parameters that are not in it use the streaming estimate.
 
         Returns:
             What the closure returned, or None.
 
         Raises:
             TypeError: a floor is given in the closure's place, or it is no mapping.
-            RuntimeError: a gradient is sparse.
-            ValueError: a floor has another shape than its parameter or is negative, or it is one
-                for other parameters.
+            RuntimeError: a gradient is sparse; a declared noisy loss had no backward pass, or one
+                that reaches none of the parameters; gradients were changed by something other than
+                one factor.
+            ValueError: a floor has another shape than its parameter or is negative, it is one for
+                other parameters, or noise was declared, too.
             FloatingPointError: a gradient or floor is not finite (unless ``nonfinite="skip"``).
         """
-        loss = None
         if isinstance(closure, Mapping):
             raise TypeError("The floor is given by name: optimizer.step(floor=floor).")
-        if floor is not None and not isinstance(floor, Mapping):
-            raise TypeError(
-                "A floor maps parameters to variances: a sciml_snr.NoiseFloor such as LabelNoise, "
-                f"or a dict, not {floor!r}."
-            )
+        if floor is not None:
+            self._check_floor(floor)
+        loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if not self._check_inputs(floor):
-            return loss
-        given = floor
-        noisy_grads = floor.noisy_grads if isinstance(floor, NoiseFloor) else {}
-        opens = any(group["discrepancy"] for group in self.param_groups)
-        self._excess = floor.excess if opens and isinstance(floor, NoiseFloor) else 0.0
-        self._floor = floor = self._in_own_coordinates(floor)
-        stepped: list[_Stepped] = []
-        for group in self.param_groups:
-            for slots in self._slots(group, floor):
-                stepped.append((slots, self._update(_decayed(slots, group), group), group))
-        self._average_noisy(noisy_grads, given)
-        if noisy_grads:
-            self._follow_exact_terms(stepped)
-        for slots, *_ in stepped:
-            for slot in slots:
-                if slot.rounded is not None:
-                    slot.rounded.copy_(slot.param)
-        self._has_stepped = True
+        handover = self._handover
+        try:
+            if handover is not None and handover.params():
+                handover.check()
+            if self._inputs_are_finite(floor):
+                self._given = floor
+                self._take(floor, handover)
+                if handover is not None:
+                    handover.finish()
+                    handover.follows = any(
+                        self._gate(group, False).follow
+                        for group in self.param_groups
+                        if is_gated(group)
+                    )
+        finally:
+            if handover is not None:
+                handover.clear()
         return loss
 
-    def _average_noisy(self, noisy_grads: Mapping[Tensor, Tensor], floor: Floor | None) -> None:
-        """The noisy terms' share of the first moment, in the parameters' own coordinates."""
-        if not noisy_grads:  # all of the loss is noisy now: begin anew when it is not
-            for state in self.state.values():
-                state.pop("exp_avg_noisy", None)
-            return
+    def _take(self, floor: Floor | None, handover: Handover | None) -> None:
+        """The step itself, on inputs that have been checked."""
+        scale, beside = 1.0, False
+        noisy: dict[Tensor, Tensor] = {}
+        if handover is not None and handover.params():
+            scale = handover.scale_since_backward()
+            noisy = handover.noisy_gradients(scale)
+            own = {p: p.grad for p in handover.params() if p.grad is not None}
+            beside = handover.decide(own, noisy)
+            handover.state["excess"] = handover.excess()
+        stepped: list[tuple[_Bunch, Tensor]] = []
+        followed: list[tuple[Moments, Tensor, Tensor]] = []
+        followed_moves: list[Tensor] = []
         for group in self.param_groups:
-            if group["gate"] == "none":
+            if not is_gated(group):
+                self._take_ungated(group)
                 continue
-            beta1 = group["betas"][0]
-            averages, grads = [], []
-            for p in group["params"]:
-                state = self.state.get(p)
-                if p.grad is None or not state or floor is None or p not in floor:
-                    continue  # a floor does not tell what it does not keep
-                if p in noisy_grads:
-                    grad = noisy_grads[p].to(state["exp_avg"].dtype)
-                    grad = -grad if group["maximize"] else grad
+            draws = None if handover is None else handover.draws(group["betas"][0], scale)
+            for bunch in self._bunches(group, draws, floor):
+                moments = self._average(bunch, draws, floor)
+                q = rule.openness(moments)
+                move = rule.displacement(moments, q)
+                stepped.append((bunch, move))
+                if beside and moments.gate.follow:
+                    own = self._average_noisy(bunch, noisy)
+                    if q is not None:
+                        followed.append((moments, q, own))
+                        followed_moves.append(move)
                 else:
-                    grad = torch.zeros_like(state["exp_avg"])
-                if "exp_avg_noisy" not in state:  # as if the gradient had always been this one
-                    started = 1 - beta1 ** (state["step"].item() - 1)
-                    state["exp_avg_noisy"] = grad * started
-                averages.append(state["exp_avg_noisy"])
-                grads.append(grad)
-            if averages:
-                torch._foreach_lerp_(averages, grads, 1 - beta1)
+                    for state in bunch.states:  # begin anew when there are exact terms again
+                        state.pop("exp_avg_noisy", None)
+        for move, more in zip(followed_moves, rule.follow(followed), strict=True):
+            move.add_(more)
+        for bunch, move in stepped:
+            bunch.add(self._turned_back(bunch, move))
 
-    def _follow_exact_terms(self, stepped: list[_Stepped]) -> None:
-        """Move what the gate has closed; see the module's docstring."""
-        closed: list[tuple[list[_Slot], Tensor, Tensor, Tensor, float]] = []
-        for slots, gates, group in stepped:
-            (beta1, beta2), lr = group["betas"], float(group["lr"])
-            # Adam's longest step: Kingma and Ba (2015), section 2.1.
-            longest = lr * max(1.0, (1 - beta1) / (1 - beta2) ** 0.5)
-            for step, (same, q) in _by_step(slots, gates).items():
-                mean = _flat(slot.exp_avg for slot in same)
-                noisy = _flat(
-                    as_real(self._turned(slot.state["exp_avg_noisy"], slot)) for slot in same
-                )
-                denom = _flat(slot.exp_avg_sq for slot in same).sqrt_()
-                denom.div_((1 - beta2**step) ** 0.5).add_(group["eps"])
-                shut = 1 - _flat(q)
-                scale = shut.div_(denom).mul_(lr / (1 - beta1**step))
-                closed.append((same, scale, mean - noisy, noisy, longest))
-        across = sum(float((scale * exact).dot(noisy)) for _, scale, exact, noisy, _ in closed)
-        along = sum(float((scale * noisy).dot(noisy)) for _, scale, _, noisy, _ in closed)
-        c = across / along if along > 0 else 0.0
-        moves = [(same, scale * (exact - c * noisy)) for same, scale, exact, noisy, _ in closed]
-        # Where exact and noisy terms cancel, v is small against both.
-        shorter = 1.0
-        for (_, move), (*_, longest) in zip(moves, closed, strict=True):
-            farthest = float(move.abs().max()) if len(move) else 0.0
-            if farthest > longest:
-                shorter = min(shorter, longest / farthest)
-        for same, move in moves:
-            parts = torch.split(move, [slot.param.numel() for slot in same])
-            for slot, part in zip(same, parts, strict=True):
-                own = part.view(slot.param.shape)
-                slot.param.sub_(self._turned(own, slot, back=True), alpha=shorter)
+    def _take_ungated(self, group: dict[str, Any]) -> None:
+        """Torch's own Adam or AdamW, for parameters without a gate."""
+        params = [p for p in group["params"] if p.grad is not None]
+        if not params:
+            return
+        for p in params:
+            self._init_state(p, group, floor=None)
+        states = [self.state[p] for p in params]
+        # 16-bit parameters are stepped in float32, as copies.
+        stepped = [p.float() if is_16_bit(p) else p for p in params]
+        adam(
+            stepped,
+            [p.grad.to(_state_dtype(p)) for p in params if p.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            foreach=group["foreach"],
+            has_complex=any(p.is_complex() for p in params),
+            decoupled_weight_decay=group["decoupled_weight_decay"],
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=float(group["lr"]),
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=group["maximize"],
+        )
+        for p, own in zip(params, stepped, strict=True):
+            if own is not p:
+                p.copy_(own)
 
-    def _turned(self, x: Tensor, slot: _Slot, back: bool = False) -> Tensor:
-        """Into the coordinates of the moments, or back: here the parameters' own."""
-        return x
+    def _average(
+        self, bunch: _Bunch, draws: dict[Tensor, Tensor] | None, floor: Floor | None
+    ) -> Moments:
+        """The moments and the floor take up gradients and draws."""
+        group, states, params = bunch.group, bunch.states, bunch.params
+        grads = [p.grad.to(_state_dtype(p)) for p in params if p.grad is not None]
+        found = None
+        if bunch.draws:
+            assert draws is not None
+            found = [
+                draws[p].to(_state_dtype(p)) if p in draws else torch.zeros_like(s["exp_floor"])
+                for p, s in zip(params, states, strict=True)
+            ]
+        self._turn(bunch, grads, found)
+        grad = self._turned(bunch, grads)
+        if group["maximize"]:
+            grad = -grad
+        if group["weight_decay"] and not group["decoupled_weight_decay"]:
+            own = self._turned(bunch, [p.detach().to(_state_dtype(p)) for p in params])
+            grad = torch.add(grad, own, alpha=group["weight_decay"])
+        if found is not None:
+            turned = self._turned(bunch, found)
+            rule.update_floor(joined(states, "exp_floor"), turned, group["rho"])
+            for state in states:
+                state["floor_step"] += 1
+        mean, square = joined(states, "exp_avg"), joined(states, "exp_avg_sq")
+        if bunch.is_stream:
+            rule.update_floor(joined(states, "exp_grad_var"), grad - mean, group["rho"])
+        rule.update_moments(mean, square, grad, group["betas"])
+        step = 0.0
+        for state in states:
+            step = state["step"].add_(1).item()
+        return self._moments(bunch, step, floor)
 
-    def _in_own_coordinates(self, floor: Floor | None) -> Floor | None:
-        """The floor in the coordinates of the moments: here the parameters' own."""
-        return floor
+    def _moments(self, bunch: _Bunch, step: float, floor: Floor | None) -> Moments:
+        """What the bunch's move is made from."""
+        group, states = bunch.group, bunch.states
+        variance: Tensor | None = None
+        weight, gate = 1.0, Gate("none")
+        excess: Tensor | float = 0.0
+        if is_gated(group):
+            gate = self._gate(group, bunch.is_stream or bunch.is_given)
+            if bunch.is_given:
+                assert floor is not None
+                variance = flattened([floor[p].to(_state_dtype(p)) for p in bunch.params])
+            elif bunch.is_stream:
+                variance = joined(states, "exp_grad_var")
+                weight = 1 - group["rho"] ** step
+            else:
+                variance = joined(states, "exp_floor")
+                weight = 1 - group["rho"] ** max(states[0]["floor_step"], 1)
+                if gate.discrepancy:
+                    excess = self.state[KEY].get("excess", 0.0)  # type: ignore[index]
+        return Moments(
+            joined(states, "exp_avg"),
+            joined(states, "exp_avg_sq"),
+            variance,
+            step,
+            weight,
+            bunch.is_stream,
+            gate,
+            group["betas"],
+            float(group["lr"]),
+            group["eps"],
+            excess,
+        )
 
-    def _update(self, slots: list[_Slot], group: dict[str, Any]) -> list[Tensor | None]:
-        """Move the slots' parameters; q of each, None where there is no gate."""
-        update = _multi_tensor_snr_adam if _use_foreach(group) else _single_tensor_snr_adam
-        return update(slots, group)
+    def _gate(self, group: Mapping[str, Any], is_published: bool) -> Gate:
+        """The gate that goes with the loss, with what the group changes of it."""
+        if is_published:
+            alpha = resolve_alpha(group["alpha"], group["batch_size"], group["data_size"])
+            gate = gates.STREAM.replace({"alpha": alpha, "lambd": float(group["lambd"])})
+        elif self.beside_exact:
+            gate = gates.BESIDE_EXACT[self.name]
+        else:
+            gate = gates.DATA_ALONE
+        return gate if group["gate"] is None else gate.replace(group["gate"])
 
+    @property
+    def beside_exact(self) -> bool | None:
+        """Whether exact terms stand beside the declared noisy ones; None before the first step, and
+        where no noise was declared."""
+        found: bool | None = self.state.get(KEY, {}).get("beside_exact")  # type: ignore[call-overload]
+        return found
+
+    def _average_noisy(self, bunch: _Bunch, noisy: Mapping[Tensor, Tensor]) -> Tensor:
+        """The noisy terms' share of the first moment, kept in the parameters' own coordinates."""
+        beta1 = bunch.group["betas"][0]
+        grads = []
+        for p, state in zip(bunch.params, bunch.states, strict=True):
+            grad = torch.zeros_like(state["exp_avg"])
+            if p in noisy:
+                grad = noisy[p].to(grad.dtype)
+                grad = -grad if bunch.group["maximize"] else grad
+            if "exp_avg_noisy" not in state:  # as if the gradient had always been this one
+                started = 1 - beta1 ** (state["step"].item() - 1)
+                state["exp_avg_noisy"] = (grad * started).contiguous()
+            grads.append(grad)
+        joined(bunch.states, "exp_avg_noisy").lerp_(flattened(grads), 1 - beta1)
+        return self._turned(bunch, [state["exp_avg_noisy"] for state in bunch.states])
+
+    def _turn(
+        self, bunch: _Bunch, grads: Sequence[Tensor], draws: Sequence[Tensor] | None
+    ) -> None:
+        """Renew the coordinates of the moments: here they are the parameters' own."""
+
+    def _turned(self, bunch: _Bunch, tensors: Sequence[Tensor]) -> Tensor:
+        """Into the coordinates of the moments, as one vector: here the parameters' own."""
+        return flattened(tensors)
+
+    def _turned_back(self, bunch: _Bunch, flat: Tensor) -> list[Tensor]:
+        """A vector in the coordinates of the moments as one tensor per parameter."""
+        return parts_of(flat, bunch.params)
+
+    def _bunches(
+        self, group: dict[str, Any], draws: dict[Tensor, Tensor] | None, floor: Floor | None
+    ) -> list[_Bunch]:
+        """The group's parameters with a gradient, in bunches that can be stepped as one vector."""
+        found: dict[Any, list[Tensor]] = {}
+        for p in group["params"]:
+            if p.grad is None or p.numel() == 0:
+                continue
+            state = self._init_state(p, group, floor)
+            draws_now = draws is not None and self._takes_draw(p, draws)
+            kind = (
+                p.device,
+                p.dtype,
+                state["step"].item(),
+                state.get("floor_step"),
+                draws_now,
+                self._handover is None and floor is not None and p in floor,
+                "exp_avg_noisy" in state,
+                id(p) if p.numel() >= LARGE else None,
+            )
+            found.setdefault(kind, []).append(p)
+        is_published = self._handover is None
+        return [
+            _Bunch(
+                group,
+                params,
+                [self.state[p] for p in params],
+                draws=kind[4],
+                is_given=kind[5],
+                is_stream=is_published and not kind[5],
+            )
+            for kind, params in found.items()
+        ]
+
+    def _takes_draw(self, p: Tensor, draws: Mapping[Tensor, Tensor]) -> bool:
+        """Whether a draw changes the parameter's floor: zeros do where no noise has reached it yet;
+        what a draw does not reach otherwise keeps its average, as Adam keeps moments."""
+        return p in draws or not self.state[p]["exp_floor"].any()
+
+    def _init_state(
+        self, p: Tensor, group: Mapping[str, Any], floor: Floor | None
+    ) -> dict[str, Any]:
+        """The parameter's state, with all that a step needs."""
+        state: dict[str, Any] = self.state[p]
+        if "step" not in state:
+            state["step"] = torch.tensor(0.0, device="cpu")
+        wanted = ["exp_avg", "exp_avg_sq"]
+        if is_gated(group):
+            if self._handover is not None:
+                wanted.append("exp_floor")
+                state.setdefault("floor_step", 0)
+            elif floor is None or p not in floor:
+                wanted.append("exp_grad_var")
+        for key in wanted:
+            if key not in state:
+                state[key] = state_like(p)
+        return state
+
+    def moments(self, p: Tensor) -> Moments | None:
+        """What the last step of a parameter was made from, flat and as reals; None before that.
+
+        For a look at the rule (:func:`sciml_snr.rule.openness`, ``displacement``). In SNRSOAP the
+        entries are those of the turned coordinates.
+        """
+        state = self.state.get(p)
+        if not state or "exp_avg" not in state or state["step"].item() == 0:
+            return None
+        group = next(g for g in self.param_groups if any(p is q for q in g["params"]))
+        is_given = self._given is not None and p in self._given
+        is_stream = not is_given and "exp_grad_var" in state and "exp_floor" not in state
+        bunch = _Bunch(group, [p], [state], False, is_given, is_stream)
+        return self._moments(bunch, state["step"].item(), self._given)
+
+    @torch.no_grad()
     def gate_stats(self, group: int | None = None) -> GateStats:
         """Mean q and open fraction of the last step, overall or of one parameter group.
 
         Computed from the state when asked for; a training loop that does not ask pays nothing.
-        Parameters that have not been stepped do not count; NaN if none has, and of a copy or after
-        :meth:`load_state_dict` until the next step: the last one's floor is not part of the state.
+        Parameters that have not been stepped do not count; NaN if none has.
         """
-        if not self._has_stepped:
-            return GateStats(math.nan, math.nan, 0)
         groups = self.param_groups if group is None else [self.param_groups[group]]
         total, opened, numel = 0.0, 0.0, 0
-        with torch.no_grad():
-            for options in groups:
-                for slots in self._slots(options, self._floor, only_stepped=True):
-                    for slot in slots:
-                        q = _gate_of(slot, options)
-                        total += q.cpu().sum(dtype=torch.float64).item()
-                        opened += (q >= 0.5).sum().item()
-                        numel += q.numel()
+        for options in groups:
+            for p in options["params"]:
+                moments = self.moments(p)
+                if moments is None:
+                    continue
+                q = rule.openness(moments)
+                entries = moments.mean.numel()
+                total += entries if q is None else q.sum(dtype=torch.float64).item()
+                opened += entries if q is None else (q >= 0.5).sum().item()
+                numel += entries
         if numel == 0:
             return GateStats(math.nan, math.nan, 0)
         return GateStats(total / numel, opened / numel, numel)
 
-    def _slots(
-        self, group: dict[str, Any], floor: Floor | None, only_stepped: bool = False
-    ) -> Iterable[list[_Slot]]:
-        """The group's parameters that take part, in lists of one device and dtype each."""
-        slots: dict[tuple[torch.device, torch.dtype], list[_Slot]] = {}
-        for p in group["params"]:
-            if (not self.state.get(p)) if only_stepped else (p.grad is None):
-                continue
-            state = self.state[p]
-            if not state:
-                self._init_state(p, state)
-            rounded = p if is_16_bit(p) else None
-            param = p if rounded is None else p.float()
-            variance = None if floor is None else floor.get(p)
-            slot = _Slot(
-                as_real(param),
-                None if p.grad is None else as_real(p.grad.to(param.dtype)),
-                as_real(state["exp_avg"]),
-                as_real(state["exp_avg_sq"]),
-                as_real(state["exp_grad_var"]),
-                state["step"],
-                None if variance is None else as_real(variance.to(param)),
-                self._excess_of(variance, group),
-                rounded,
-                state,
+    def describe(self) -> str:
+        """What this optimizer does, in words: floor, gate, coordinates, noisy and exact terms."""
+        lines = [f"{type(self).__name__}: Adam in {self._coordinates()}, with a gate"]
+        group = next((g for g in self.param_groups if is_gated(g)), None)
+        if group is None:
+            return f"{type(self).__name__}: plain Adam, no gate"
+        gate = self._gate(group, self._handover is None)
+        if self._handover is None:
+            given = ", or as given to step(floor=...)" if self._given is not None else ""
+            lines.append(f"floor: stream, the published estimate from step to step{given}")
+        else:
+            lines.append("floor: label, what the error of the data does to the gradient")
+            for source in self._handover.sources:
+                lines += [f"  noisy: {line}" for line in source.describe()]
+            lines.append(f"  exact: {self._exact_in_words()}")
+        threshold = f"alpha = {gate.alpha:g}" if gate.z is None else f"z = {gate.z:g}"
+        if gate.rise_steps:
+            threshold += ", rising with the steps"
+        if gate.discrepancy:
+            threshold += ", open by what the residuals exceed their error"
+        if gate.warmup_steps:
+            threshold += f", from step {gate.warmup_steps} on"
+        lines.append(f"gate: {gate.form}, {threshold}")
+        if ungated := sum(len(g["params"]) for g in self.param_groups if not is_gated(g)):
+            lines.append(f"without a gate: {ungated} parameter(s)")
+        return "\n".join(lines)
+
+    def _exact_in_words(self) -> str:
+        assert self._handover is not None
+        if self.beside_exact is None:
+            return "whatever else is in the loss; seen in the first step"
+        if not self.beside_exact:
+            return "none: all of the loss is noisy"
+        named = [line for source in self._handover.sources for line in source.exact()]
+        return "; ".join(named) or "what else is in the loss"
+
+    def _coordinates(self) -> str:
+        return "the parameters' own coordinates"
+
+    def _check_floor(self, floor: Any) -> None:
+        """Refuse a floor made by hand that cannot be one."""
+        if not isinstance(floor, Mapping):
+            raise TypeError(f"A floor maps parameters to variances, as a dict does; got {floor!r}.")
+        if self._handover is not None:
+            raise ValueError(
+                "Noise was declared to this optimizer: step() makes the floor from it. Leave out "
+                "step(floor=...), or declare no noise."
             )
-            slots.setdefault((p.device, slot.param.dtype), []).append(slot)
-        return slots.values()
-
-    def _excess_of(self, variance: Tensor | None, group: dict[str, Any]) -> Tensor | float:
-        """Share of the step that the gate leaves alone, of a parameter with this floor."""
-        return self._excess if group["discrepancy"] and variance is not None else 0.0
-
-    def _init_state(self, p: Tensor, state: dict[str, Any]) -> None:
-        state["step"] = torch.tensor(0.0, device="cpu")
-        for key in SNRAdam._initial_keys:
-            state[key] = state_like(p)
-
-    def _check_inputs(self, floor: Floor | None) -> bool:
-        """Refuse what cannot be stepped on before anything changes; False: skip this step."""
-        gated = [group["params"] for group in self.param_groups if group["gate"] != "none"]
-        if floor and gated and not any(p in floor for params in gated for p in params):
+        params = [p for group in self.param_groups if is_gated(group) for p in group["params"]]
+        if floor and params and not any(p in floor for p in params):
             raise ValueError(
                 "The floor is one for other parameters: it has none of this optimizer's (a copy of "
                 "a network has its own)."
             )
+
+    def _inputs_are_finite(self, floor: Floor | None) -> bool:
+        """Refuse what cannot be stepped on before anything changes; False: skip this step."""
         finite: list[_Checked] = []
+        places: dict[Tensor, tuple[dict[str, Any], int, int]] = {}
         for g, group in enumerate(self.param_groups):
             for i, p in enumerate(group["params"]):
                 if p.grad is None:
                     continue
                 if p.grad.is_sparse:
                     raise RuntimeError(
-                        f"SNRAdam does not support sparse gradients ({_name(group, g, i)}); "
-                        "torch.optim.SparseAdam does."
+                        f"{type(self).__name__} does not support sparse gradients "
+                        f"({_name(group, g, i)}); torch.optim.SparseAdam does."
                     )
+                places[p] = (group, g, i)
                 finite.append(_Checked(p.grad, "gradient", group, g, i))
                 variance = None if floor is None else floor.get(p)
                 if variance is not None:
-                    _check_floor(variance, p, group, g, i)
-                    if not isinstance(floor, NoiseFloor) and _is_negative(variance):
-                        raise ValueError(
-                            f"The floor of {_name(group, g, i)} is negative; it is a variance."
-                        )
+                    _check_variance(variance, p, group, g, i)
                     finite.append(_Checked(variance, "floor", group, g, i))
-                noisy = floor.noisy_grads.get(p) if isinstance(floor, NoiseFloor) else None
-                if noisy is not None:
-                    finite.append(_Checked(noisy, "noisy terms' gradient", group, g, i))
+        handed = [] if self._handover is None else list(self._handover.tensors())
+        for what, p, tensor in handed:
+            if p in places:
+                finite.append(_Checked(tensor, what, *places[p]))
+        if self._handover is not None and self._handover.looks:
+            self._check_underflow(places)
         bad = _first_nonfinite(finite)
         if bad is None:
             return True
         if bad.group["nonfinite"] == "skip":
             return False
+        hint = 'Lower the learning rate or look at the loss; nonfinite="skip" skips such steps.'
+        if bad.what == "noise draw":
+            hint = (
+                "The data's error (sigma) is too large or too small beside the residuals for its "
+                "squares: check its unit, or rescale the data."
+            )
         raise FloatingPointError(
-            f"The {bad.what} of {_name(bad.group, bad.at, bad.place)} has NaN or infinite entries. "
-            "Parameters and optimizer state are as they were before this step. Lower the learning "
-            'rate or look at the loss; nonfinite="skip" skips such steps.'
+            f"The {bad.what} of {_name(bad.group, bad.at, bad.place)} has NaN or infinite entries, "
+            "or entries whose squares are. Parameters and optimizer state are as they were before "
+            f"this step. {hint}"
         )
 
-
-class _Slot(NamedTuple):
-    """One parameter with all that a step on it reads and writes, as real tensors of one dtype."""
-
-    param: Tensor
-    grad: Tensor | None
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-    exp_grad_var: Tensor
-    step: Tensor
-    floor: Tensor | None
-    excess: Tensor | float
-    """Share of the step that the gate leaves alone."""
-    rounded: Tensor | None
-    """The 16-bit parameter which ``param`` is a float32 copy of."""
-    state: dict[str, Any]
-    """All of the parameter's state."""
+    def _check_underflow(self, places: Mapping[Tensor, Any]) -> None:
+        """Refuse draws of the noise whose squares are 0: the floor would be none, in silence."""
+        assert self._handover is not None
+        draws = [(p, x) for what, p, x in self._handover.tensors() if what == "noise draw"]
+        peaks = [(float(x.abs().max()), _state_dtype(p)) for p, x in draws if x.numel()]
+        if not peaks or max(peak for peak, _ in peaks) == 0:
+            return
+        peak, dtype = max(peaks, key=lambda found: found[0])
+        if peak**2 < torch.finfo(dtype).tiny:
+            raise FloatingPointError(
+                f"The gradient's noise is at most {peak:.1g}: its square is 0 in {dtype}, and "
+                "nothing could be compared with it. sigma, or the weight of its loss, is too "
+                "small: check its unit, or rescale the data or the loss."
+            )
 
 
-_Stepped = tuple[list[_Slot], list[Tensor | None], dict[str, Any]]
-"""Slots that have been moved, their gates, their group."""
+class _Bunch(NamedTuple):
+    """Parameters that are stepped as one vector: one device and dtype, one number of steps."""
 
+    group: dict[str, Any]
+    params: list[Tensor]
+    states: list[dict[str, Any]]
+    draws: bool
+    """Whether the floor takes up a draw."""
+    is_given: bool
+    """Whether the floor was made by hand."""
+    is_stream: bool
+    """Whether the floor is the streaming one."""
 
-def _flat(tensors: Iterable[Tensor]) -> Tensor:
-    return torch.cat([x.flatten() for x in tensors])
-
-
-def _by_step(
-    slots: list[_Slot], gates: list[Tensor | None]
-) -> dict[float, tuple[list[_Slot], list[Tensor]]]:
-    """The gated slots whose noisy terms are known, and their gates, by their number of steps."""
-    found: dict[float, tuple[list[_Slot], list[Tensor]]] = {}
-    for slot, q in zip(slots, gates, strict=True):
-        if "exp_avg_noisy" in slot.state and q is not None:
-            same, own = found.setdefault(slot.step.item(), ([], []))
-            same.append(slot)
-            own.append(q)
-    return found
-
-
-def _decayed(slots: list[_Slot], group: dict[str, Any]) -> list[_Slot]:
-    """The slots with the gradients to go down, after decoupled weight decay or with Adam's."""
-    params = [slot.param for slot in slots]
-    grads = [slot.grad for slot in slots if slot.grad is not None]
-    decay = group["weight_decay"]
-    if group["maximize"]:
-        grads = list(torch._foreach_neg(grads))
-    if decay != 0 and group["decoupled_weight_decay"]:
-        torch._foreach_mul_(params, 1 - float(group["lr"]) * decay)
-    elif decay != 0:
-        grads = list(torch._foreach_add(grads, params, alpha=decay))
-    return [slot._replace(grad=grad) for slot, grad in zip(slots, grads, strict=True)]
-
-
-def _single_tensor_snr_adam(slots: list[_Slot], group: dict[str, Any]) -> list[Tensor | None]:
-    """The reference: the formulas of the module docstring, one parameter after another."""
-    lr, (beta1, beta2), rho = float(group["lr"]), group["betas"], group["rho"]
-    gates: list[Tensor | None] = []
-    for slot in slots:
-        param, grad, m, v, s = (
-            slot.param,
-            slot.grad,
-            slot.exp_avg,
-            slot.exp_avg_sq,
-            slot.exp_grad_var,
-        )
-        assert grad is not None
-        step = slot.step.add_(1).item()
-        deviation = grad - m
-        s.mul_(rho).addcmul_(deviation, deviation, value=1 - rho)
-        m.lerp_(grad, 1 - beta1)
-        v.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-
-        denom = (v.sqrt() / (1 - beta2**step) ** 0.5).add_(group["eps"])
-        gates.append(_gate_of(slot, group) if _is_gated(slot, group) else None)
-        gated = m if gates[-1] is None else m * gates[-1]
-        param.addcdiv_(gated, denom, value=-(lr / (1 - beta1**step)))
-    return gates
-
-
-def _multi_tensor_snr_adam(slots: list[_Slot], group: dict[str, Any]) -> list[Tensor | None]:
-    """The same on lists of tensors (one device, one dtype), for few kernel launches."""
-    lr, (beta1, beta2), rho = float(group["lr"]), group["betas"], group["rho"]
-    params = [slot.param for slot in slots]
-    grads = [slot.grad for slot in slots if slot.grad is not None]
-    ms = [slot.exp_avg for slot in slots]
-    vs = [slot.exp_avg_sq for slot in slots]
-    ss = [slot.exp_grad_var for slot in slots]
-    steps = [slot.step.add_(1).item() for slot in slots]
-
-    deviations = torch._foreach_sub(grads, ms)
-    torch._foreach_mul_(ss, rho)
-    torch._foreach_addcmul_(ss, deviations, deviations, 1 - rho)
-    torch._foreach_lerp_(ms, grads, 1 - beta1)
-    torch._foreach_mul_(vs, beta2)
-    torch._foreach_addcmul_(vs, grads, grads, 1 - beta2)
-
-    denoms = torch._foreach_sqrt(vs)
-    torch._foreach_div_(denoms, [(1 - beta2**step) ** 0.5 for step in steps])
-    torch._foreach_add_(denoms, group["eps"])
-    gates = _foreach_gates(slots, group)
-    gated, opened = list(ms), [i for i, q in enumerate(gates) if q is not None]
-    if opened:
-        products = torch._foreach_mul([ms[i] for i in opened], [q for q in gates if q is not None])
-        for i, product in zip(opened, products, strict=True):
-            gated[i] = product
-    torch._foreach_addcdiv_(params, gated, denoms, [-(lr / (1 - beta1**step)) for step in steps])
-    return gates
-
-
-def _foreach_gates(slots: list[_Slot], group: dict[str, Any]) -> list[Tensor | None]:
-    """q of every slot, None where there is no gate; it sees all elements as one flat tensor."""
-    gates: list[Tensor | None] = [None] * len(slots)
-    gated = [i for i, slot in enumerate(slots) if _is_gated(slot, group)]
-    if gated:
-        mean_sq, floor = zip(*(_mean_sq_and_floor(slots[i], group) for i in gated), strict=True)
-        q = _gate(_flat(mean_sq), _flat(floor), group)
-        for i, part in zip(gated, torch.split(q, [x.numel() for x in mean_sq]), strict=True):
-            gates[i] = _opened(part.view_as(slots[i].exp_avg), slots[i])
-    return gates
-
-
-def _is_gated(slot: _Slot, group: dict[str, Any]) -> bool:
-    return bool(group["gate"] != "none" and slot.step.item() > group["warmup_steps"])
-
-
-def _gate_of(slot: _Slot, group: dict[str, Any]) -> Tensor:
-    """q of a slot whose moments are those of its current step."""
-    if not _is_gated(slot, group):
-        return torch.ones_like(slot.exp_avg)
-    return _opened(_gate(*_mean_sq_and_floor(slot, group), group), slot)
-
-
-def _opened(q: Tensor, slot: _Slot) -> Tensor:
-    """Open by the excess, whatever the entries show."""
-    return q + (1 - q) * slot.excess.to(q) if isinstance(slot.excess, Tensor) else q
-
-
-def _mean_sq_and_floor(slot: _Slot, group: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """What the gate compares; the floor as high as its threshold has risen."""
-    step = slot.step.item()
-    mean_sq = (slot.exp_avg / (1 - group["betas"][0] ** step)).square_()
-    variance = slot.floor
-    if variance is None:
-        variance = slot.exp_grad_var / (1 - group["rho"] ** step)
-        if group["z"] is not None:
-            variance = variance * ((1 - group["betas"][0]) / 2)
-    if group["rise_steps"]:
-        variance = variance * rise(step, group["rise_steps"])
-    return mean_sq, variance
-
-
-def _gate(mean_sq: Tensor, floor: Tensor, group: dict[str, Any]) -> Tensor:
-    if group["z"] is not None:
-        alpha = float(group["z"] ** 2)
-    else:
-        alpha = resolve_alpha(group["alpha"], group["batch_size"], group["data_size"])
-    q = GATES[group["gate"]](mean_sq, floor, alpha, group["lambd"], group["gate_eps"])
-    # A finite gradient may have a square that is not: signal cannot be told from noise there.
-    return q.nan_to_num_(nan=0.0)
-
-
-def _use_foreach(group: dict[str, Any]) -> bool:
-    if group["foreach"] is None:
-        return all(p.is_cuda for p in group["params"])
-    return bool(group["foreach"])
-
-
-def _name(group: dict[str, Any], group_index: int, index: int) -> str:
-    shape = tuple(group["params"][index].shape)
-    if "param_names" in group:
-        return f"parameter {group['param_names'][index]!r} of shape {shape}"
-    return f"parameter {index} of group {group_index}, of shape {shape}"
+    def add(self, moves: list[Tensor]) -> None:
+        """Move the parameters, after decoupled weight decay; rounded once where they are 16-bit."""
+        group = self.group
+        decay = group["weight_decay"] if group["decoupled_weight_decay"] else 0.0
+        kept = 1 - float(group["lr"]) * decay
+        if is_16_bit(self.params[0]):
+            for p, move in zip(self.params, moves, strict=True):
+                p.copy_(p.float() * kept + move)
+            return
+        if decay:
+            torch._foreach_mul_(self.params, kept)
+        torch._foreach_add_(self.params, moves)
 
 
 class _Checked(NamedTuple):
@@ -632,23 +707,31 @@ class _Checked(NamedTuple):
     place: int
 
 
-def _check_floor(variance: Tensor, p: Tensor, *which: Any) -> None:
-    if variance.shape == p.shape and variance.is_complex() == p.is_complex():
-        return
+def _state_dtype(p: Tensor) -> torch.dtype:
+    return torch.float32 if is_16_bit(p) else p.dtype
+
+
+def _name(group: dict[str, Any], group_index: int, index: int) -> str:
+    shape = tuple(group["params"][index].shape)
+    if "param_names" in group:
+        return f"parameter {group['param_names'][index]!r} of shape {shape}"
+    return f"parameter {index} of group {group_index}, of shape {shape}"
+
+
+def _check_variance(variance: Tensor, p: Tensor, *which: Any) -> None:
     name = _name(*which)
     if variance.shape != p.shape:
         raise ValueError(
             f"The floor of {name} has shape {tuple(variance.shape)}; it must have the parameter's."
         )
-    raise ValueError(
-        f"The floor of {name} must be {'complex' if p.is_complex() else 'real'}, like it "
-        "(real and imaginary part: the variances of the gradient's real and imaginary part)."
-    )
-
-
-def _is_negative(variance: Tensor) -> bool:
+    if variance.is_complex() != p.is_complex():
+        raise ValueError(
+            f"The floor of {name} must be {'complex' if p.is_complex() else 'real'}, like it "
+            "(real and imaginary part: the variances of the gradient's real and imaginary part)."
+        )
     entries = as_real(variance)
-    return bool(((entries < 0) & entries.isfinite()).any())
+    if ((entries < 0) & entries.isfinite()).any():
+        raise ValueError(f"The floor of {name} is negative; it is a variance.")
 
 
 def _first_nonfinite(entries: list[_Checked]) -> _Checked | None:
@@ -657,14 +740,17 @@ def _first_nonfinite(entries: list[_Checked]) -> _Checked | None:
         return None
     # A norm can overflow where no entry does; look at the entries themselves.
     for entry in sorted(entries, key=lambda entry: str(entry.group["nonfinite"])):
-        if not torch.isfinite(entry.tensor).all():
+        found = entry.tensor
+        if entry.what == "noise draw":  # it is to be squared
+            found = found.float().square() if is_16_bit(found) else as_real(found).square()
+        if not torch.isfinite(found).all():
             return entry
     return None
 
 
-def plain_numbers(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with numpy's scalars, and tensors but for the learning rate, as Python's numbers:
-    every state can be loaded then."""
+def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as they are kept: the gate as a dictionary, numpy's scalars and tensors (but for the
+    learning rate) as Python's numbers. Every state can be saved and loaded then."""
 
     def plain(value: Any, name: str) -> Any:
         if isinstance(value, tuple):
@@ -674,7 +760,11 @@ def plain_numbers(options: Mapping[str, Any]) -> dict[str, Any]:
         )
         return value.item() if is_number or isinstance(value, np.generic) else value
 
-    return {name: plain(value, name) for name, value in options.items()}
+    found = {name: plain(value, name) for name, value in options.items()}
+    if "gate" in found:
+        given = gates.overrides(found["gate"])
+        found["gate"] = None if given is None else {k: plain(v, k) for k, v in given.items()}
+    return found
 
 
 def require_option(options: Mapping[str, Any], name: str, ok: bool, what: str) -> None:
@@ -701,11 +791,9 @@ def validate_options(options: Mapping[str, Any]) -> None:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         require(name, is_number and low <= value < high, span)
 
-    for name in ("lr", "eps", "weight_decay", "lambd", "gate_eps"):
+    for name in ("lr", "eps", "weight_decay", "lambd"):
         number(name, 0)
     number("rho", 0, 1)
-    if options["z"] is not None:
-        number("z", 0)
     betas = options["betas"]
     require(
         "betas",
@@ -714,14 +802,10 @@ def validate_options(options: Mapping[str, Any]) -> None:
         and all(isinstance(b, (int, float)) and 0 <= b < 1 for b in betas),
         "two numbers >= 0 and < 1",
     )
-    gate = options["gate"]
-    known = isinstance(gate, str) and gate in GATES
-    require("gate", known, "one of " + ", ".join(map(repr, GATES)))
     require("nonfinite", options["nonfinite"] in ("raise", "skip"), "'raise' or 'skip'")
-    for name in ("warmup_steps", "rise_steps"):
-        steps = options[name]
-        require(name, isinstance(steps, int) and steps >= 0, "an integer >= 0")
-    require("discrepancy", isinstance(options["discrepancy"], bool), "True or False")
+    every = options["floor_every"]
+    whole = isinstance(every, int) and not isinstance(every, bool) and every >= 1
+    require("floor_every", whole, "an integer >= 1")
     for name in ("batch_size", "data_size"):
         size = options[name]
         ok = size is None or (isinstance(size, int) and size >= 1)

@@ -9,24 +9,24 @@ of Shampoo's preconditioner: for a matrix parameter with gradient G (m, n),
     G' = Q_L^T G Q_R
 
 with the eigenvectors Q of L and R, followed by one step of power iteration and a QR decomposition
-every few steps. Here both moments, the floor and the gate live in these coordinates too. The floor
-is made of random-sign gradients H (:class:`sciml_snr.LabelNoise`), rotated the same way; they have
-covariances of their own, and ``basis`` says whose eigenvectors are taken.
+every few steps. Here both moments, the floor and the gate live in these coordinates too. Draws H of
+the gradient's noise (:mod:`sciml_snr.noise`) are rotated the same way; they have covariances of
+their own, and ``basis`` says whose eigenvectors are taken.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ._tensors import as_real, state_like
-from .noise import NoiseFloor
-from .snr_adam import Floor, SNRAdam, _Slot, plain_numbers, require_option
+from . import rule
+from ._tensors import flattened, parts_of
+from .snr_adam import Floor, SNRAdam, _Bunch, plain_options, require_option
 
 BASES = ("both", "gradient", "floor")
 
@@ -36,17 +36,18 @@ _SIDES = ("row", "col")
 class SNRSOAP(SNRAdam):
     r"""SOAP with the signal-to-noise gate of Litman and Guo (arXiv:2605.01172) in its eigenbasis.
 
-    With ``gate="none"`` and ``basis="gradient"`` it is SOAP (without SOAP's idle first step).
     Parameters of two or more dimensions are treated as matrices (shape[0], rest); vectors, numbers
     and complex parameters keep their own coordinates. Beside SNRAdam's state it keeps, for an
-    (m, n) parameter, up to three m x m and three n x n matrices.
+    (m, n) parameter, up to three m x m and three n x n matrices. With ``gate="none"`` and
+    ``basis="gradient"`` it is SOAP (without SOAP's idle first step).
 
     Args:
         params, betas, eps, weight_decay, options: as for :class:`SNRAdam`, which see.
         lr: learning rate.
-        basis: eigenvectors of the covariances of the ``"gradient"``, of the ``"floor"``'s draws
-            (the directions in which the data can move the parameters, whatever the residuals), or
-            of ``"both"``, each scaled to trace 1. Without a floor: of the gradient.
+        basis: eigenvectors of the covariances of the ``"gradient"``, of the noise's draws
+            (``"floor"``: the directions in which the data can move the parameters, whatever the
+            residuals), or of ``"both"``, each scaled to trace 1. Without declared noise: of the
+            gradient.
         shampoo_beta: decay rate of these covariances.
         precondition_frequency: renew the basis every so many steps.
         max_precondition_dim: sides longer than this keep their coordinates.
@@ -55,17 +56,17 @@ class SNRSOAP(SNRAdam):
         ValueError: an option is out of range; the message names it.
 
     Example:
-        >>> optimizer = SNRSOAP(net.parameters(), lr=3e-3, **LABEL_GATE)
-        >>> floor = LabelNoise(net.parameters(), sigma=0.1)
+        >>> data = NoisyLoss(sigma=0.1)
+        >>> optimizer = SNRSOAP(net.parameters(), lr=1e-3, noise=data)
         >>> for _ in range(10_000):
         ...     optimizer.zero_grad()
-        ...     floor.backward(net(x), y)
-        ...     optimizer.step(floor=floor)
+        ...     data(net(x), y).backward()
+        ...     optimizer.step()
     """
 
+    name = "snr_soap"
     _state_keys = (
         *SNRAdam._state_keys,
-        "exp_floor",
         *(f"{side}_{name}" for side in _SIDES for name in ("basis", "cov", "floor_cov")),
     )
 
@@ -83,7 +84,7 @@ class SNRSOAP(SNRAdam):
         max_precondition_dim: int = 2048,
         **options: Any,
     ) -> None:
-        own = plain_numbers(
+        own = plain_options(
             dict(
                 basis=basis,
                 shampoo_beta=shampoo_beta,
@@ -99,75 +100,53 @@ class SNRSOAP(SNRAdam):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; its own options are checked like the constructor's."""
-        validate_basis_options(plain_numbers(param_group))
+        validate_basis_options(plain_options(param_group))
         super().add_param_group(param_group)
 
-    def _in_own_coordinates(self, floor: Floor | None) -> Floor | None:
-        """Turn each basis that is due, and average the floor's draws in the turned coordinates."""
-        if floor is not None and not isinstance(floor, NoiseFloor):
-            raise TypeError(
-                "SNRSOAP needs a floor that it can rotate: a sciml_snr.NoiseFloor such as "
-                f"LabelNoise, not a {type(floor).__name__} of variances."
-            )
-        rotated: dict[Tensor, Tensor] = {}
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None and not self.state.get(p):
-                    continue
-                state = self.state[p]
-                if not state:
-                    self._init_state(p, state)
-                draw = None if floor is None or p.grad is None else _draw(floor, p, state)
-                if _is_matrix(p) and p.grad is not None:
-                    grad = p.grad.to(state["exp_avg"].dtype)
-                    _turn(state, grad.flatten(1), None if draw is None else draw.flatten(1), group)
-                if draw is not None and floor is not None:
-                    state["floor_step"] += 1
-                    h = as_real(_rotate(draw, state))
-                    average = as_real(state["exp_floor"])
-                    average.mul_(floor.rho).addcmul_(h, h, value=1 - floor.rho)
-                if floor is not None and state["floor_step"] > 0:
-                    correction = 1 - floor.rho ** state["floor_step"]
-                    rotated[p] = state["exp_floor"] / correction
-        return rotated
+    def _check_floor(self, floor: Any) -> None:
+        raise TypeError(
+            "SNRSOAP takes no floor made by hand: it needs draws of the noise that it can rotate. "
+            "Declare the noise: SNRSOAP(params, noise=sciml_snr.NoisyLoss(sigma))."
+        )
 
-    def _init_state(self, p: Tensor, state: dict[str, Any]) -> None:
-        super()._init_state(p, state)
-        state["exp_floor"] = state_like(p)
-        state["floor_step"] = 0
-        if _is_matrix(p):
-            group = next(g for g in self.param_groups if any(p is q for q in g["params"]))
+    def _coordinates(self) -> str:
+        return "the eigenbasis of the gradients' covariances"
+
+    def _init_state(
+        self, p: Tensor, group: Mapping[str, Any], floor: Floor | None
+    ) -> dict[str, Any]:
+        state = super()._init_state(p, group, floor)
+        if _is_matrix(p) and "basis" in group:
             for side, size in zip(_SIDES, p.flatten(1).shape, strict=True):
-                if 1 < size <= group["max_precondition_dim"]:
+                if 1 < size <= group["max_precondition_dim"] and f"{side}_cov" not in state:
                     state[f"{side}_cov"] = state["exp_avg"].new_zeros(size, size)
                     state[f"{side}_floor_cov"] = state["exp_avg"].new_zeros(size, size)
+        return state
 
-    def _turned(self, x: Tensor, slot: _Slot, back: bool = False) -> Tensor:
-        """Into the eigenbasis, or back."""
-        return _rotate(x, slot.state, back)
+    def _turn(
+        self, bunch: _Bunch, grads: Sequence[Tensor], draws: Sequence[Tensor] | None
+    ) -> None:
+        """Average in today's covariances; renew each basis that is due."""
+        for i, (p, state) in enumerate(zip(bunch.params, bunch.states, strict=True)):
+            if _is_matrix(p):
+                draw = None if draws is None else draws[i].flatten(1)
+                _turn(state, grads[i].flatten(1), draw, bunch.group)
 
-    def _update(self, slots: list[_Slot], group: dict[str, Any]) -> list[Tensor | None]:
-        """Adam's step in the turned coordinates, turned back."""
-        moves = [torch.zeros_like(slot.param) for slot in slots]
-        turned = []
-        for slot, move in zip(slots, moves, strict=True):
-            assert slot.grad is not None
-            grad = _rotate(slot.grad, slot.state)
-            turned.append(slot._replace(param=move, grad=grad))
-        gates = super()._update(turned, group)
-        for slot, move in zip(slots, moves, strict=True):
-            slot.param.add_(_rotate(move, slot.state, back=True))
-        return gates
+    def _turned(self, bunch: _Bunch, tensors: Sequence[Tensor]) -> Tensor:
+        """Into the eigenbases, as one vector."""
+        return flattened([_rotate(x, s) for x, s in zip(tensors, bunch.states, strict=True)])
 
+    def _turned_back(self, bunch: _Bunch, flat: Tensor) -> list[Tensor]:
+        """A vector in the eigenbases as one tensor per parameter."""
+        parts = parts_of(flat, bunch.params)
+        return [_rotate(x, s, back=True) for x, s in zip(parts, bunch.states, strict=True)]
 
-def _draw(floor: NoiseFloor, p: Tensor, state: Mapping[str, Any]) -> Tensor | None:
-    """The floor's draw for p; zeros where no noise has reached p yet, None if there was none."""
-    if not floor.draws or p not in floor:
-        return None
-    draw = floor.draws.get(p)
-    if draw is not None:
-        return draw.to(state["exp_floor"].dtype)
-    return None if state["exp_floor"].any() else torch.zeros_like(state["exp_floor"])
+    def _take_ungated(self, group: dict[str, Any]) -> None:
+        """SOAP's step without a gate; parameters without a basis take Adam's."""
+        for bunch in self._bunches(group, None, None):
+            own = bunch._replace(is_stream=False)
+            moments = self._average(own, None, None)
+            own.add(self._turned_back(own, rule.displacement(moments, None)))
 
 
 def _is_matrix(p: Tensor) -> bool:
@@ -212,7 +191,7 @@ def _turn(state: dict[str, Any], grad: Tensor, draw: Tensor | None, group: dict[
         basis = state[f"{side}_basis"]
         ahead = cov @ basis
         order = (basis * ahead).sum(0).argsort(descending=True, stable=True)
-        for key in ("exp_avg_sq", "exp_grad_var", "exp_floor"):
+        for key in {"exp_avg_sq", "exp_grad_var", "exp_floor"} & state.keys():
             matrix = state[key].flatten(1)
             state[key] = matrix.index_select(dim, order).view_as(state[key])
         state[f"{side}_basis"] = torch.linalg.qr(ahead[:, order])[0]

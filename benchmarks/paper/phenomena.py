@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from benchmarks.harness import RESULTS, append_missing, read
 from sciml_snr.figures import COLORS
-from sciml_snr.tangent_kernel import Trajectory, spectrum, tangent_kernel
+from sciml_snr.measure.channel import Trajectory, spectrum, tangent_kernel
 
 PATH = RESULTS / "phenomena.csv"
 FIGURES = Path(__file__).parents[2] / "docs/figures"

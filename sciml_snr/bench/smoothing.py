@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn.functional import dropout
 
-from ..memorization import Array, as_array
+from ..measure.twins import Array, as_array
 from ..problems import Problem
 from .stopping import change_measured, conditions_of
 

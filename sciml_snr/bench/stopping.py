@@ -15,9 +15,10 @@ import torch
 from deepxde.callbacks import Callback
 from deepxde.icbc import PointSetBC
 
-from ..dde import MemorizationMonitor, NoisyPointSetBC
-from ..dde.monitors import fit_of
-from ..memorization import as_array
+from ..deepxde import MemorizationMonitor
+from ..deepxde.conditions import NoisyCondition
+from ..deepxde.monitors import fit_of
+from ..measure.twins import as_array
 from ..problems import Problem
 
 SHARE = 10
@@ -26,7 +27,7 @@ SHARE = 10
 
 def measured_conditions(conditions: Sequence[Any]) -> list[Any]:
     """Those with measured values: that know their error, or where none does, all PointSetBC."""
-    noisy = [bc for bc in conditions if isinstance(bc, NoisyPointSetBC)]
+    noisy = [bc for bc in conditions if isinstance(bc, NoisyCondition)]
     return noisy or [bc for bc in conditions if isinstance(bc, PointSetBC)]
 
 
@@ -157,6 +158,6 @@ def check_sigma_known(conditions: Sequence[Any]) -> None:
     Raises:
         ValueError: says so.
     """
-    sigmas = [as_array(bc.sigma) for bc in conditions if isinstance(bc, NoisyPointSetBC)]
+    sigmas = [as_array(bc.sigma) for bc in conditions if isinstance(bc, NoisyCondition)]
     if not sigmas or not all((sigma > 0).all() for sigma in sigmas):
         raise ValueError("the measurements' error is unknown or 0, and the rule needs it")

@@ -11,7 +11,7 @@ import typer
 from ._app import app, console, plain_errors
 
 if TYPE_CHECKING:
-    from ..memorization import Memorization
+    from ..measure.twins import Memorization
 
 
 @app.command()

@@ -1,8 +1,8 @@
 r"""The fit loop of images and shapes: a network, noisy terms, a gated optimizer.
 
 What is fitted is an :class:`Objective`. In every step it states its noisy terms, with the error of
-their data; the loop keeps the label floor (:class:`sciml_snr.LabelNoise`), steps, logs, writes a
-checkpoint, and stops cleanly.
+their data (:class:`sciml_snr.NoisyLoss`); the loop steps, logs, writes a checkpoint, and stops
+cleanly.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from .._runs import (
     seeded,
     set_rng_state,
 )
-from ..gate import CONSTANT, LABEL_GATE, with_options
-from ..memorization import share_from_misfit
-from ..noise import LabelNoise, NoisyTerm
-from ..population_risk import PopulationRisk
+from ..gate import overrides
+from ..measure.risk import PopulationRisk
+from ..measure.twins import share_from_misfit
+from ..noise import NoisyLoss, NoisyTerm
 from ..snr_adam import SNRAdam
 from ..snr_soap import SNRSOAP
 
@@ -47,6 +47,9 @@ CHECKPOINT_SECONDS = 30.0
 
 class Objective(Protocol):
     """What a network is fitted to. Its tensors are on the device of the fit."""
+
+    noise: NoisyLoss
+    """The loss of every noisy term."""
 
     def terms(
         self, network: nn.Module, rng: torch.Generator
@@ -62,7 +65,7 @@ class Objective(Protocol):
         """Further columns of the log, always the same ones; may be empty. Draws nothing."""
 
 
-FIT_GATE: dict[str, Any] = {**LABEL_GATE, **CONSTANT}
+FIT_GATE: dict[str, Any] = {"z": 2.0, "rise_steps": 0, "discrepancy": False}
 """Of constant threshold: a fit takes few steps, mostly in batches, and its sigma is mostly an
 estimate, which the discrepancy would take at its word."""
 
@@ -82,12 +85,7 @@ class FitOptions:
             come to it.
         batch_size: data in a step, for the objective; None for all of them.
         floor_every: renew the label floor every so many steps.
-        gate: further options of :class:`sciml_snr.SNRSOAP` or :class:`sciml_snr.SNRAdam`. What
-            it does not say is as in :data:`FIT_GATE`.
-        exact_terms: let what the objective has beside its noisy terms carry on where the gate is
-            closed, along the level set of the noisy terms (:meth:`sciml_snr.LabelNoise.update`).
-            For objectives with all data in every step: one batch's gradient is not that of the
-            data. The gate for it is :data:`sciml_snr.EXACT_GATES`.
+        gate: fields of :class:`sciml_snr.Gate`. What it does not say is as in :data:`FIT_GATE`.
         seed: of network, batches and floor.
         device: ``"cpu"``, ``"cuda"``, ...; by default CUDA where there is one.
         patience: stop when the risk, estimated by leave-one-out with the error of the data
@@ -104,7 +102,6 @@ class FitOptions:
     floor_every: int = 10
     cooldown: float = 0.0
     gate: dict[str, Any] = field(default_factory=dict)
-    exact_terms: bool = False
     seed: int = 0
     device: str | None = None
     patience: int | None = None
@@ -135,14 +132,7 @@ class FitOptions:
                 "patience needs an estimate of the risk, which there is not for snr_soap: choose "
                 "snr_adam or adam."
             )
-        try:
-            build_optimizer(nn.ParameterList([torch.zeros(1)]), self)
-        except TypeError as error:
-            name = str(error).rsplit(" ", 1)[-1]
-            cls = "SNRSOAP" if self.optimizer == "snr_soap" else "SNRAdam"
-            raise ValueError(
-                f"There is no gate option {name}: see the arguments of {cls}."
-            ) from None
+        overrides(self.gate)  # refuses what is wrong
         if self.device is not None:
             check_device(self.device)
 
@@ -195,8 +185,8 @@ def check_kept(training: Training) -> None:
         )
 
 
-def build_optimizer(network: nn.Module, options: FitOptions) -> tuple[Optimizer, LabelNoise | None]:
-    """The optimizer for the network's trainable parameters, and the floor it needs.
+def build_optimizer(network: nn.Module, noise: NoisyLoss, options: FitOptions) -> Optimizer:
+    """The optimizer for the network's trainable parameters.
 
     Raises:
         ValueError: an option is out of range, or nothing can be trained.
@@ -205,12 +195,15 @@ def build_optimizer(network: nn.Module, options: FitOptions) -> tuple[Optimizer,
     if not params:
         raise ValueError("The network has no trainable parameters.")
     if options.optimizer == "adam":
-        return torch.optim.Adam(params, lr=options.lr), None
-    gate = with_options(FIT_GATE, options.gate)
+        return torch.optim.Adam(params, lr=options.lr)
     cls = SNRSOAP if options.optimizer == "snr_soap" else SNRAdam
-    optimizer = cls(params, lr=options.lr, foreach=True, **gate)
-    beta1 = optimizer.defaults["betas"][0]
-    return optimizer, LabelNoise(params, every=options.floor_every, beta1=beta1)
+    return cls(
+        params,
+        lr=options.lr,
+        noise=noise,
+        gate={**FIT_GATE, **options.gate},
+        floor_every=options.floor_every,
+    )
 
 
 def train(
@@ -258,9 +251,12 @@ def train(
     return loop.training
 
 
-def total_loss(terms: Iterable[NoisyTerm], extra: Tensor | None) -> Tensor:
+def total_loss(noise: NoisyLoss, terms: Iterable[NoisyTerm], extra: Tensor | None) -> Tensor:
     """The loss that a step goes down: weighted noisy terms, and the extra."""
-    parts = [term.weighted_loss() for term in terms]
+    parts = [
+        term.weight * noise.of_residual(term.residual, term.sigma, population=term.population)
+        for term in terms
+    ]
     return torch.stack(parts if extra is None else [*parts, extra]).sum()
 
 
@@ -289,8 +285,7 @@ class _Loop:
         self.objective = objective
         self.options = options
         self.folder = folder
-        self.optimizer, self.floor = build_optimizer(network, options)
-        self.follows = options.exact_terms and options.gate.get("gate") != "none"
+        self.optimizer = build_optimizer(network, objective.noise, options)
         self.rng = torch.Generator(options.torch_device).manual_seed(options.seed)
         self.training = Training(budgets=[[0, options.steps]])
         self.risk: PopulationRisk | None = None
@@ -343,7 +338,7 @@ class _Loop:
         drawn = self.rng.get_state() if self.risk is not None else None
         terms, extra = self.objective.terms(self.network, self.rng)
         row: dict[str, float] = {}
-        loss = total_loss(terms, extra)
+        loss = total_loss(self.objective.noise, terms, extra)
         if log:
             z = standardized(terms).double().cpu().numpy()
             row = {
@@ -363,14 +358,8 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.lr_at(step, budget)
         self.optimizer.zero_grad()
-        if self.floor is None:
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-        else:
-            self.floor.update(terms, exact_terms=self.follows and extra is not None)
-            loss.backward()  # type: ignore[no-untyped-call]
-            assert isinstance(self.optimizer, SNRAdam)
-            self.optimizer.step(floor=self.floor)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
         self.training.step += 1
         if self.risk is None:
             self.training.kept_step = self.training.step
@@ -406,7 +395,6 @@ class _Loop:
             "history": self.training.history,
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "floor": None if self.floor is None else self.floor.state_dict(),
             "rng": self.rng.get_state(),
             "risk": None if self.risk is None else self.risk.state_dict(),
             "kept": self.kept,
@@ -430,8 +418,6 @@ class _Loop:
         )
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.floor is not None and state["floor"] is not None:  # None: before the first step
-            self.floor.load_state_dict(state["floor"])
         if self.risk is not None:
             self.risk.load_state_dict(state["risk"])
             self.kept = {k: v.to(self.options.torch_device) for k, v in state["kept"].items()}

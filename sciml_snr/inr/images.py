@@ -21,8 +21,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from ..memorization import Memorization, Twins
-from ..noise import NoisyTerm
+from ..measure.twins import Memorization, Twins
+from ..noise import NoisyLoss, NoisyTerm
 from .archive import (
     NetworkChoice,
     check_asked,
@@ -96,6 +96,7 @@ class PixelObjective:
         self.values = torch.as_tensor(standard, dtype=torch.float32, device=device)
         deviation = np.asarray(sigma) / picture.scale
         self.sigma = torch.as_tensor(deviation, dtype=torch.float32, device=device)
+        self.noise = NoisyLoss(self.sigma)
         known = np.flatnonzero(~picture.missing)
         self.known = torch.as_tensor(known, device=device)
         self.reference = reference

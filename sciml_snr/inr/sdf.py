@@ -10,7 +10,7 @@ A network f(x) goes down
 with the measured points :math:`x_i` (all, or in batches of b), points y at them, near them and in
 the whole box, z in the box, drawn anew in every step. At a measured point the true distance is not
 0: it is the point's own error along the normal. So 0 is a label with error sigma, for which there
-is a label floor (:class:`sciml_snr.LabelNoise`); the other terms count as exact.
+is a noisy loss (:class:`sciml_snr.NoisyLoss`); the other terms count as exact.
 
 The first term is in distances from the zero level, to first order, and not in values of f: those it
 could lower by making f flat, in particular where the error is large. It then does, at the cost of
@@ -44,9 +44,9 @@ from scipy.sparse import coo_array, csgraph
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
-from ..gate import EXACT_GATES, with_options
-from ..memorization import Memorization, Twins
-from ..noise import NoisyTerm
+from ..gate import BESIDE_EXACT
+from ..measure.twins import Memorization, Twins
+from ..noise import NoisyLoss, NoisyTerm
 from .archive import (
     NetworkChoice,
     check_asked,
@@ -90,13 +90,13 @@ LEARNING_RATES = {"softplus": 3e-3}
 """By network; 1e-4 for another."""
 
 BATCH_GATES: dict[str, dict[str, Any]] = {
-    "snr_soap": {"gate": "snr", "z": 2.0, "warmup_steps": 500},
-    "snr_adam": {"gate": "snr", "z": 3.0, "warmup_steps": 500},
+    "snr_soap": {"form": "snr", "z": 2.0, "warmup_steps": 500, "follow": False},
+    "snr_adam": {"form": "snr", "z": 3.0, "warmup_steps": 500, "follow": False},
 }
 """In batches, by optimizer: the form that never quite closes, since the exact terms are to be met
-in the end. With all points in every step the gate is :data:`sciml_snr.EXACT_GATES`, and in space
-the exact terms carry on along the noisy terms' level set, as an equation does. (The gradient of one
-small batch is not that of the data: there the same was no better.)"""
+in the end. With all points in every step the gate is :data:`sciml_snr.gate.BESIDE_EXACT`, and in
+space the exact terms carry on along the noisy terms' level set, as an equation does. (The gradient
+of one small batch is not that of the data: there the same was no better.)"""
 
 STEPS = 2000
 FULL_BATCH = 2_048
@@ -165,6 +165,7 @@ class SurfaceObjective:
         self.normals = None if normals is None or weights.normal == 0 else tensor(normals)
         self.labels = tensor(labels)[:, None]
         self.sigma = sigma
+        self.noise = NoisyLoss(sigma)
         self.weights = weights
         self.batch_size = batch_size
         low, high = fit_box(points, sigma)
@@ -224,20 +225,20 @@ def default_training(
     """What follows from the shape (n, d) of the points, and from those in a step where given.
 
     Returns:
-        Points in a step (None: all of them), options of the gate, and whether exact terms follow:
-        in space, where they are far from met when the gate closes, and not in the plane, where they
-        only disturb what is closed.
+        Points in a step (None: all of them), and options of the gate. Exact terms move what is
+        closed (``follow``) in space, where they are far from met when the gate closes, and not in
+        the plane, where they only disturb it.
     """
     n, dim = shape
     if batch_size is None and n > FULL_BATCH:
         batch_size = BATCH_SIZE
     whole = not (isinstance(batch_size, int) and batch_size < n)
-    gates = EXACT_GATES if whole else BATCH_GATES
-    return {
-        "batch_size": batch_size,
-        "gate": gates.get(optimizer, {}),
-        "exact_terms": whole and dim == 3 and optimizer != "adam",
-    }
+    gate: dict[str, Any] = {}
+    if optimizer != "adam" and whole:
+        gate = {"z": BESIDE_EXACT[optimizer].z, "follow": dim == 3}
+    elif optimizer != "adam":
+        gate = BATCH_GATES[optimizer]
+    return {"batch_size": batch_size, "gate": gate}
 
 
 class SDFFit:
@@ -613,7 +614,7 @@ def fit_sdf(
             all of them). With all of them in every step, exact terms follow in space
             (``exact_terms`` of FitOptions).
         gate: options of the optimizer's gate. What it does not say is as in
-            :data:`sciml_snr.EXACT_GATES` where all points are in every step, and else as in
+            :data:`sciml_snr.gate.BESIDE_EXACT` where all points are in every step, and else as in
             :data:`BATCH_GATES`: among others open in the first 500 steps (``warmup_steps``), so
             that in a shorter fit nothing is gated.
         lr, steps: as for FitOptions; by default :data:`LEARNING_RATES` and :data:`STEPS`.
@@ -667,7 +668,7 @@ def fit_sdf(
             raise ValueError(f"weights must be a sciml_snr.inr.Weights, got {weights!r}.")
         with_normals = normals is not None and weights.normal > 0
         asked |= default_training(cloud.points.shape, optimizer, batch_size)
-        asked["gate"] = with_options(asked["gate"], gate or {})
+        asked["gate"] = {**asked["gate"], **(gate or {})}
         asked["lr"] = LEARNING_RATES.get(choice.name, 1e-4) if lr is None else lr
         options = FitOptions(steps=STEPS if steps is None else steps, **asked)
     model = choice.build(cloud.points.shape[1], 1, options.seed)

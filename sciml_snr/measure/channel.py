@@ -38,9 +38,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, jvp, vjp, vmap
 from torch.optim import Optimizer
 
-from .memorization import as_array
-from .snr_adam import SNRAdam, _gate_of
-from .snr_soap import SNRSOAP
+from .. import rule
+from ..snr_adam import SNRAdam
+from ..snr_soap import SNRSOAP
+from .twins import as_array
 
 MAX_BYTES = 2**31
 """Larger kernels and trajectories are refused."""
@@ -176,31 +177,20 @@ def preconditioner_of(net: nn.Module, optimizer: Optimizer) -> Tensor:
     if isinstance(optimizer, SNRSOAP):
         raise ValueError("SNRSOAP's preconditioner is no diagonal in the weights' coordinates.")
     groups = {p: group for group in optimizer.param_groups for p in group["params"]}
-    gates = _gates(optimizer) if isinstance(optimizer, SNRAdam) else {}
     parts = []
     for p in _trainable(net).values():
         state = optimizer.state.get(p, {})
         if "exp_avg_sq" not in state:
             parts.append(torch.ones(p.numel(), dtype=p.dtype, device=p.device))
-            continue
-        group = groups[p]
-        v = state["exp_avg_sq"] / (1 - group["betas"][1] ** float(state["step"]))
-        scale = 1 / (v.sqrt() + group["eps"])
-        if p in gates:
-            scale = scale * gates[p]
-        parts.append(scale.flatten())
+        elif isinstance(optimizer, SNRAdam) and (moments := optimizer.moments(p)) is not None:
+            scale = 1 / rule.denominator(moments)
+            q = rule.openness(moments)
+            parts.append(scale if q is None else scale * q)
+        else:
+            group = groups[p]
+            v = state["exp_avg_sq"] / (1 - group["betas"][1] ** float(state["step"]))
+            parts.append((1 / (v.sqrt() + group["eps"])).flatten())
     return torch.cat(parts).detach()
-
-
-@torch.no_grad()
-def _gates(optimizer: SNRAdam) -> dict[Tensor, Tensor]:
-    """q of the last step, per parameter."""
-    return {
-        slot.param if slot.rounded is None else slot.rounded: _gate_of(slot, group)
-        for group in optimizer.param_groups
-        for slots in optimizer._slots(group, optimizer._floor, only_stepped=True)
-        for slot in slots
-    }
 
 
 class Channel(NamedTuple):

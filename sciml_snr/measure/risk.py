@@ -46,10 +46,12 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from ._tensors import is_16_bit
-from .noise import NoisyTerm, noise_scale
-from .snr_adam import SNRAdam, _gate_of, _Slot
-from .snr_soap import SNRSOAP
+from .. import rule
+from .._tensors import is_16_bit
+from ..gate import Gate
+from ..noise import NoisyTerm
+from ..snr_adam import SNRAdam
+from ..snr_soap import SNRSOAP
 
 Losses = Tensor | Sequence[Tensor]
 """(b,) losses, one per sample, whose mean is trained; or several such vectors, of independent
@@ -292,30 +294,43 @@ def displacement(optimizer: Optimizer, p: Tensor, group: dict[str, Any], shift: 
     if isinstance(optimizer, SGD):
         lr *= 1 + float(group["momentum"]) if group["nesterov"] else 1.0
         return -lr * (p.grad + shift)
-    state, (beta1, beta2) = optimizer.state[p], group["betas"]
-    steps, grad = float(state["step"]), p.grad
+    grad = p.grad
     if not isinstance(optimizer, AdamW) and not group.get("decoupled_weight_decay"):
         grad = grad + group["weight_decay"] * p
-    m = state["exp_avg"] + (1 - beta1) * shift
-    v = (state["exp_avg_sq"] + (1 - beta2) * (2 * grad + shift) * shift).clamp_min(0)
+    moments = _moments(optimizer, p, group)
+    grad, shift = grad.flatten(), shift.flatten()
+    (beta1, beta2), floor = moments.betas, moments.floor
+    square = moments.square + (1 - beta2) * (2 * grad + shift) * shift
+    if moments.is_stream and floor is not None:
+        # The streaming floor knows the gradient, too: through g - m_prev.
+        deviation = (grad - moments.mean) / beta1 if beta1 > 0 else -shift / 2
+        floor = floor + (1 - group["rho"]) * (2 * deviation + shift) * shift
+        floor = floor.clamp_min(0)
+    moved = moments._replace(
+        mean=moments.mean + (1 - beta1) * shift, square=square.clamp_min(0), floor=floor
+    )
+    return rule.displacement(moved, rule.openness(moved)).view(p.shape)
+
+
+def _moments(optimizer: Optimizer, p: Tensor, group: dict[str, Any]) -> rule.Moments:
+    """What an Adam's last step was made from, of ours or of torch's."""
     if isinstance(optimizer, SNRAdam):
-        m = m * _shifted_gate(optimizer, p, group, grad, shift, m)
-    root = (v / (1 - beta2**steps)).sqrt() + float(group["eps"])
-    move: Tensor = -lr / (1 - beta1**steps) * m / root
-    return move
-
-
-def _shifted_gate(
-    optimizer: SNRAdam, p: Tensor, group: dict[str, Any], grad: Tensor, shift: Tensor, m: Tensor
-) -> Tensor:
-    """q of the last step, had the gradient been shifted and with it the first moment become m."""
-    state, beta1 = optimizer.state[p], group["betas"][0]
-    deviation = (grad - state["exp_avg"]) / beta1 if beta1 > 0 else -shift / 2  # g - m_prev
-    s = state["exp_grad_var"] + (1 - group["rho"]) * (2 * deviation + shift) * shift
-    floor = None if optimizer._floor is None else optimizer._floor.get(p)
-    excess = optimizer._excess_of(floor, group)
-    moments = (m, state["exp_avg_sq"], s.clamp_min(0), state["step"])
-    return _gate_of(_Slot(p, None, *moments, floor, excess, None, state), group)
+        found = optimizer.moments(p)
+        assert found is not None
+        return found
+    state = optimizer.state[p]
+    return rule.Moments(
+        state["exp_avg"].flatten(),
+        state["exp_avg_sq"].flatten(),
+        floor=None,
+        step=float(state["step"]),
+        floor_weight=1.0,
+        is_stream=False,
+        gate=Gate("none"),
+        betas=group["betas"],
+        lr=float(group["lr"]),
+        eps=float(group["eps"]),
+    )
 
 
 def accumulated(gradients: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
@@ -391,7 +406,7 @@ def _of_labels(terms: Sequence[NoisyTerm]) -> list[Tensor]:
     """The same under the labels' error alone."""
     if not terms:
         raise ValueError("There are no terms: give None for the scatter of the samples.")
-    return [(noise_scale(term, beta1=0.0) * term.residual).flatten() for term in terms]
+    return [(term.deviation() * term.residual).flatten() for term in terms]
 
 
 def _values(vectors: list[Tensor], extra: Tensor | None) -> tuple[list[Tensor], float]:

@@ -11,21 +11,23 @@ from typing import Any
 import numpy as np
 import torch
 from deepxde.callbacks import Callback
-from deepxde.icbc import PointSetBC
+from deepxde.icbc import PointSetOperatorBC
+from deepxde.losses import mean_squared_error
 
-from ..memorization import TAU, Twins, as_array
+from ..measure.risk import PopulationRisk
+from ..measure.twins import TAU, Twins, as_array
 from ..noise import NoisyTerm
-from ..population_risk import PopulationRisk
-from .observations import (
-    ModelNoise,
-    NoisyPointSetBC,
-    RecordingLosses,
+from .compile import noise_of
+from .conditions import (
+    MEASURED,
+    NoisyCondition,
     as_sigma,
     components_of,
     conditions_of,
-    loss_weights_of,
-    sigma_of_targets,
+    equations_of,
+    is_supervised,
 )
+from .rows import loss_weights_of, residuals_of
 
 
 class _UntilBest(Callback):  # type: ignore[misc]
@@ -70,8 +72,8 @@ class MemorizationMonitor(_UntilBest):
 
     Args:
         sigma: standard deviation of the error of conditions that do not carry one
-            (:class:`NoisyPointSetBC` does), or of the targets of supervised data: a number or an
-            array of their length.
+            (:class:`NoisyPointSetBC` does), or of the targets of supervised data (without
+            ``compile(loss=NoisyLoss(sigma))``): a number or an array of their length.
         period: measure every so many iterations.
         probes: number of twins.
         tau, seed: as for :class:`sciml_snr.Twins`.
@@ -182,7 +184,7 @@ class PopulationRiskMonitor(_UntilBest):
     Args:
         patience: stop when the estimated risk has not fallen for so many iterations, and go back
             to the weights of the best moment. None: only measure.
-        sigma: as for ``set_SNR_options``, where conditions do not carry their error.
+        sigma: the measurements' error, where they do not carry it: a number.
         fresh: every step draws new measurements: the scatter of the samples counts, not sigma.
         seed: of the estimate's random signs.
 
@@ -207,13 +209,12 @@ class PopulationRiskMonitor(_UntilBest):
         """Begin at today's risk."""
         self.risk = PopulationRisk(self.model.opt, seed=self.seed)
         self._first_step = self.model.train_state.step
-        self._conditions = _point_sets(self.model.data, lambda _: True)
-        if not self._conditions and getattr(self.model.data, "train_y", None) is None:
+        data = self.model.data
+        self._conditions = _point_sets(data, lambda _: True)
+        if not self._conditions and getattr(data, "train_y", None) is None:
             raise ValueError("PopulationRiskMonitor: the model has no measurements.")
-        self._recorder = RecordingLosses.of(self.model.data)
-        self._noise = None if self.fresh else ModelNoise(self.model, self.sigma)
-        noise = self._noise
-        if self.patience is not None and noise and noise.has_exact_terms:
+        is_alone = len(self._conditions) == len(conditions_of(data)) and equations_of(data) is None
+        if self.patience is not None and not self.fresh and not is_alone:
             warnings.warn(
                 "PopulationRiskMonitor stops far too early where an equation holds fixed data "
                 "back. Use MemorizationMonitor(patience=...); or fresh=True, if no measurement is "
@@ -243,18 +244,39 @@ class PopulationRiskMonitor(_UntilBest):
     ) -> tuple[list[torch.Tensor], torch.Tensor, list[NoisyTerm] | None]:
         """Per term of measurements one loss a row; all the rest of the loss; the noisy terms."""
         state, model = self.model.train_state, self.model
-        total = model.outputs_losses_train(state.X_train, state.y_train, state.train_aux_vars)[1]
-        residuals = self._recorder.residuals
+        batch = (state.X_train, state.y_train, state.train_aux_vars)
+        total = model.outputs_losses_train(*batch)[1]
+        residuals, _ = residuals_of(model, mean_squared_error, *batch)
         places = [place % len(residuals) for place in self._conditions or [0]]
         weights = loss_weights_of(model, len(residuals))
         losses = [weights[i] * _square(residuals[i]) for i in places]
         for i, rows in zip(places, losses, strict=True):
             if not torch.allclose(rows.mean(), total[i], rtol=1e-4):
                 raise ValueError('PopulationRiskMonitor: the loss of measurements has to be "MSE".')
-        terms = self._noise.terms() if self._noise else None
-        self._recorder.take()
+        terms = []
+        for i, condition in zip(places, self._conditions.values() or [None], strict=True):
+            sigma, population = self._error_of(condition, residuals[i])
+            if sigma is not None and not self.fresh:
+                terms.append(NoisyTerm(residuals[i], sigma, weights[i], population))
         extra = total.detach().sum() - sum(rows.detach().mean() for rows in losses)
-        return losses, extra, terms
+        return losses, extra, terms or None
+
+    def _error_of(self, condition: Any, residual: torch.Tensor) -> tuple[Any, float | None]:
+        """Sigma of a batch's rows, None where it is unknown; what the batch is drawn from."""
+        if condition is None:
+            noise = noise_of(self.model)
+            told = None if noise is None or noise.targets is None else noise.targets.sigma
+            everything = len(self.model.data.train_y)
+            population = float(everything) if len(residual) < everything else None
+            return told if self.sigma is None else self.sigma, population
+        sigma = getattr(condition, "sigma", None)
+        if sigma is None and self.sigma is not None:
+            sigma = as_sigma(self.sigma, len(condition), components_of(condition))
+        if getattr(condition, "batch_size", None) is None:
+            return sigma, None
+        if sigma is not None and len(sigma) > 1:
+            sigma = sigma[torch.as_tensor(condition.batch_indices)]
+        return sigma, float(len(condition))
 
 
 def _square(residual: torch.Tensor) -> torch.Tensor:
@@ -268,16 +290,21 @@ def _point_sets(data: Any, wanted: Callable[[Any], bool]) -> dict[int, Any]:
     return {
         place: bc
         for place, bc in enumerate(bcs, start=-len(bcs))
-        if isinstance(bc, PointSetBC) and wanted(bc)
+        if isinstance(bc, MEASURED) and wanted(bc)
     }
 
 
 def fit_of(model: Any, condition: Any) -> Any:
     """What a measured condition compares with its values: (n, k), at its points."""
-    # Of outputs, or of what an operator makes of them: a measured source term.
-    fit = model.predict(condition.points, operator=getattr(condition, "operator", None))
+    if isinstance(condition, PointSetOperatorBC):  # of what an operator makes of the outputs
+
+        def operator(x: Any, y: Any) -> Any:
+            return condition.func(x, y, condition.points)
+
+        return as_array(model.predict(condition.points, operator=operator))
     component = condition.component
-    return as_array(fit)[:, component if isinstance(component, list) else [component]]
+    fit = as_array(model.predict(condition.points))
+    return fit[:, list(component) if isinstance(component, (list, tuple)) else [component]]
 
 
 class _Measured:
@@ -286,17 +313,19 @@ class _Measured:
     def __init__(self, model: Any, sigma: Any) -> None:
         self.model = model
         found = _point_sets(
-            model.data, lambda bc: sigma is not None or isinstance(bc, NoisyPointSetBC)
+            model.data, lambda bc: sigma is not None or isinstance(bc, NoisyCondition)
         )
         self.conditions = list(found.values())
+        noise = noise_of(model)
+        if sigma is None and noise is not None and noise.targets is not None:
+            sigma = noise.targets.sigma
         self._sigma = sigma
-        targets = getattr(model.data, "train_y", None)
-        self.supervised = not self.conditions and sigma is not None and targets is not None
+        self.supervised = not self.conditions and sigma is not None and is_supervised(model.data)
         if not self.conditions and not self.supervised:
             raise ValueError(
                 "MemorizationMonitor: there are no measurements whose error is known. Give the "
-                "model a sciml_snr.NoisyPointSetBC(points, values, sigma), or the monitor a sigma "
-                "for its PointSetBC or supervised targets."
+                "model a sciml_snr.NoisyPointSetBC(points, values, sigma), a sciml_snr.noisy("
+                "condition, sigma) or compile(loss=NoisyLoss(sigma)), or the monitor a sigma."
             )
 
     def _shape(self, condition: Any) -> tuple[int, int]:
@@ -316,12 +345,11 @@ class _Measured:
     def sigma(self) -> Any:
         """(n,) standard deviations of their errors."""
         if self.supervised:
-            shape = np.shape(self.model.data.train_y)
-            return np.broadcast_to(as_array(sigma_of_targets(self._sigma, shape)), shape).ravel()
+            return _of_shape(self._sigma, np.shape(self.model.data.train_y)).ravel()
         parts = []
         for bc in self.conditions:
             shape = self._shape(bc)
-            own = bc.sigma if isinstance(bc, NoisyPointSetBC) else as_sigma(self._sigma, *shape)
+            own = bc.sigma if isinstance(bc, NoisyCondition) else as_sigma(self._sigma, *shape)
             parts.append(np.broadcast_to(as_array(own), shape).ravel())
         return np.concatenate(parts)
 
@@ -365,8 +393,26 @@ class _Measured:
                 bc.values = values
 
 
+def _of_shape(sigma: Any, shape: tuple[int, ...]) -> Any:
+    """A standard deviation of supervised targets; a vector of their length is one per sample.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    found = as_array(sigma)
+    if found.ndim == 1 and len(shape) == 2 and len(found) == shape[0]:
+        found = found[:, None]
+    try:
+        return np.broadcast_to(found, shape)
+    except ValueError:
+        raise ValueError(
+            f"sigma has the shape {found.shape} for targets of the shape {shape}: give one number, "
+            "or an array that broadcasts to them."
+        ) from None
+
+
 class _Lane:
-    """Another state for a model to be in: weights, buffers, unknowns, optimizer, label floor.
+    """Another state for a model to be in: weights, buffers, unknowns, optimizer.
 
     Inside ``with lane:`` the model is in that state, and its own one is kept. Equations and
     transforms are functions that hold on to the model's own tensors: so it is the contents that
@@ -391,9 +437,8 @@ class _Lane:
         opt = model.opt
         if opt is not self._opt:
             self._opt = opt
-            state = {name: getattr(opt, name) for name in _OPTIMIZER_STATE if hasattr(opt, name)}
             tensors = [p for group in opt.param_groups for p in group["params"]]
-            self._state = copy.deepcopy(state, {id(p): p for p in tensors})
+            self._state = copy.deepcopy(opt.state, {id(p): p for p in tensors})
 
     def __enter__(self) -> None:
         self._exchange()
@@ -405,28 +450,18 @@ class _Lane:
         for tensor, other in self._data.items():
             self._data[tensor], tensor.data = tensor.data, other
             self._grads[tensor], tensor.grad = tensor.grad, self._grads.get(tensor)
-        if self._opt is not None:
-            own = {name: getattr(self._opt, name) for name in self._state}
-            vars(self._opt).update(self._state)
-            self._state = own
-
-
-_OPTIMIZER_STATE = ("state", "floor", "_floor")
-"""Attributes of optimizers, torch's and ours, that change in a step (but for the options)."""
+        if self._opt is not None:  # all that changes in a step, but for the options
+            self._opt.state, self._state = self._state, self._opt.state
 
 
 class _Moment:
-    """Random numbers, learning rates and what an optimizer of ours has seen of the points, at one
-    moment; inside ``with`` it is that moment."""
+    """Random numbers and learning rates at one moment; inside ``with`` it is that moment."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self._cpu = torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         self._lrs = [group["lr"] for group in model.opt.param_groups]
-        noise = getattr(model.opt, "noise", None)
-        self._noise = noise if isinstance(noise, ModelNoise) else None
-        self._seen = dict(self._noise.seen) if self._noise else {}
 
     def _lr(self) -> None:
         groups = self.model.opt.param_groups
@@ -443,12 +478,8 @@ class _Moment:
         if self._cuda:
             torch.cuda.set_rng_state_all(self._cuda)
         self._lr()
-        if self._noise:
-            self._now, self._noise.seen = self._noise.seen, dict(self._seen)
 
     def __exit__(self, *error: Any) -> None:
-        if self._noise:
-            self._noise.seen = self._now
         self._lr()
         self._fork.__exit__(*error)
         self.model.lr_scheduler = self._scheduler

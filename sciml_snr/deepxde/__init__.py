@@ -1,9 +1,9 @@
 """Everything that knows DeepXDE. Importing this imports ``deepxde``."""
 
-from .callbacks import ProgressBar
+from .compile import SNR_options, noise_of, register, set_SNR_options
+from .conditions import NoisyPointSetBC, noisy
 from .monitors import MemorizationMonitor, PopulationRiskMonitor
-from .observations import NoisyPointSetBC
-from .registration import SNR_options, register, set_SNR_options
+from .progress import ProgressBar
 
 __all__ = [
     "MemorizationMonitor",
@@ -11,6 +11,8 @@ __all__ = [
     "PopulationRiskMonitor",
     "ProgressBar",
     "SNR_options",
+    "noise_of",
+    "noisy",
     "register",
     "set_SNR_options",
 ]

@@ -43,7 +43,7 @@ class ProgressBar(Callback):  # type: ignore[misc]
         start: iterations done before (a resumed run); the bar begins there.
 
     Example:
-        >>> model.train(iterations=8000, callbacks=[sciml_snr.dde.ProgressBar(8000)])
+        >>> model.train(iterations=8000, callbacks=[sciml_snr.ProgressBar(8000)])
     """
 
     def __init__(

@@ -1,0 +1,371 @@
+"""What noisy losses leave for an optimizer between two of its steps."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ._tensors import is_16_bit
+from .rule import averaged_share
+
+if TYPE_CHECKING:
+    from .noise import NoiseSource
+
+KEY = "noise"
+"""Under this key an optimizer's state holds what is not of one parameter."""
+
+LOOK_EVERY = 100
+"""Whether there are exact terms is looked at every so many steps, and when loss weights change."""
+
+TOLERANCE = 1e-3
+"""Relative difference of two gradients that count as one; of 16-bit parameters more."""
+
+PROBES = 3
+"""So many parameters, the smallest, are watched for what happens to gradients after backward."""
+
+
+class Facts(NamedTuple):
+    """What a noisy loss tells of a backward pass, beside the gradients."""
+
+    rows: int = 0
+    population: float | None = None
+    """What the rows are drawn from; None: the same in every step."""
+    misfit: Tensor | float = 0.0
+    """Sum of (residual / sigma)^2."""
+    count: Tensor | float = 0.0
+    """Number of its summands."""
+    opens: bool = False
+    """Whether the misfit may open a gate: squared error, the same data in every step."""
+    scale: Tensor | float = 0.0
+    """Sum of the total's derivatives by the losses of the entries: the term's weight."""
+
+
+class _Received:
+    """What one source has handed over since the last step."""
+
+    def __init__(self) -> None:
+        self.draws: dict[Tensor, Tensor] = {}
+        self.noisy: dict[Tensor, Tensor] = {}
+        self.has_draws = False
+        self.facts: list[Facts] = []
+
+    def share(self) -> float:
+        """Share of the rows' noise that is the same in every step."""
+        rows = sum(facts.rows for facts in self.facts)
+        return share_that_stays(rows, self.facts[0].population)
+
+
+class Handover:
+    """Collects draws of the noise and noisy gradients for one optimizer, until its next step.
+
+    What changes results is in the optimizer's ``state``, under :data:`KEY`: plain numbers.
+
+    Args:
+        owner: the optimizer.
+        sources: the noisy losses that were declared to it.
+        floor_every: draw in every so many steps.
+    """
+
+    def __init__(
+        self, owner: Optimizer, sources: Sequence[NoiseSource], floor_every: int = 1
+    ) -> None:
+        self._owner = weakref.ref(owner)
+        self.sources = list(sources)
+        self.floor_every = floor_every
+        self.follows = True
+        """Whether the noisy terms' own gradient is of use beside exact terms."""
+        self._received: dict[NoiseSource, _Received] = {}
+        self._probes: dict[Tensor, Tensor] = {}
+        self._hooks: list[Any] = []
+        for source in self.sources:
+            source.connect(self)
+        self._watch()
+
+    def detach(self) -> None:
+        """Take nothing any more."""
+        for source in self.sources:
+            source.disconnect(self)
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    # What sources ask
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the optimizer still exists."""
+        return self._owner() is not None
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The part of the optimizer's state that is not of one parameter."""
+        owner = self._owner()
+        assert owner is not None
+        state: dict[str, Any] = owner.state[KEY]  # type: ignore[index]
+        if not state:
+            state.update(seed=torch.initial_seed(), passes=0, steps=0, beside_exact=None, look=True)
+        return state
+
+    def params(self) -> list[Tensor]:
+        """The gated parameters that are being trained."""
+        owner = self._owner()
+        groups = [] if owner is None else owner.param_groups
+        return [p for group in groups if is_gated(group) for p in group["params"] if p.requires_grad]
+
+    @property
+    def wants_draw(self) -> bool:
+        """Whether the floor is to be renewed in the coming step."""
+        return bool(self.state["steps"] % self.floor_every == 0)
+
+    @property
+    def looks(self) -> bool:
+        """Whether the coming step is to compare the total gradient with the noisy terms'."""
+        return not self.is_mixed and bool(self.state["look"])
+
+    @property
+    def wants_gradient(self) -> bool:
+        """Whether the noisy terms' own gradient is needed for the coming step."""
+        return self.looks or (self.follows and bool(self.is_mixed or self.state["beside_exact"]))
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether noisy equations stand beside noisy data."""
+        return len({source.is_equation for source in self.sources}) > 1
+
+    @property
+    def weighs_by_misfit(self) -> bool:
+        """Whether a term with a misfit R > 1 counts as noisy by a part of 1/R only: where there are
+        several, and the sum need not be compared with the total."""
+        terms = sum(len(source.describe()) for source in self.sources)
+        return terms > 1 and not self.looks
+
+    def look_again(self) -> None:
+        """Compare the total gradient with the noisy terms' in the step after the coming one."""
+        self.state["look_again"] = True
+
+    def next_seed(self, source: NoiseSource) -> int:
+        """A seed for one draw, another one every time, in every process and for every source."""
+        state = self.state
+        state["passes"] += 1
+        place = self.sources.index(source)
+        return _mixed(int(state["seed"]), _rank(), place, state["passes"])
+
+    def receive(
+        self,
+        source: NoiseSource,
+        draws: dict[Tensor, Tensor] | None,
+        noisy: dict[Tensor, Tensor] | None,
+        facts: Facts,
+    ) -> None:
+        """Add what a backward pass has found; ``draws`` and ``noisy`` may have other parameters."""
+        received = self._received.setdefault(source, _Received())
+        received.facts.append(facts)
+        received.has_draws |= draws is not None
+        own = set(self.params())
+        for found, kept in ((draws, received.draws), (noisy, received.noisy)):
+            for p, value in (found or {}).items():
+                if p in own:
+                    kept[p] = kept[p] + value if p in kept else value
+
+    # What the optimizer asks
+
+    def clear(self) -> None:
+        """Forget what has been handed over."""
+        self._received.clear()
+        self._probes.clear()
+
+    def check(self) -> None:
+        """Refuse a step without what it needs.
+
+        Raises:
+            RuntimeError: a declared loss had no backward pass, or reached none of the parameters.
+        """
+        missing = [source for source in self.sources if source not in self._received]
+        if missing:
+            what = "; ".join(line for source in missing for line in source.describe())
+            raise RuntimeError(
+                f"There was no backward pass of a declared noisy loss before this step: {what}. "
+                "Call loss.backward() on a loss that contains it, after zero_grad()."
+            )
+        if self.wants_draw and self.params():
+            for source, received in self._received.items():
+                if not received.draws:
+                    what = "; ".join(source.describe())
+                    raise RuntimeError(
+                        f"A declared noisy loss depends on none of this optimizer's parameters: "
+                        f"{what}. They are frozen, or those of another network (a copy has its "
+                        "own): declare each network's loss to its own optimizer."
+                    )
+
+    def draws(self, beta1: float, scale: float) -> dict[Tensor, Tensor] | None:
+        """The draw of the mean gradient's noise, per parameter; None if none was due.
+
+        Args:
+            beta1: decay rate of the first moment, which averages away what is drawn anew.
+            scale: what gradients were multiplied by after backward.
+        """
+        if not any(received.has_draws for received in self._received.values()):
+            return None
+        total: dict[Tensor, Tensor] = {}
+        for received in self._received.values():
+            factor = scale * averaged_share(received.share(), beta1) ** 0.5
+            for p, draw in received.draws.items():
+                own = draw if factor == 1 else draw * factor
+                total[p] = total[p] + own if p in total else own
+        return total
+
+    def noisy_gradients(self, scale: float) -> dict[Tensor, Tensor]:
+        """Gradient of the noisy terms."""
+        total: dict[Tensor, Tensor] = {}
+        for received in self._received.values():
+            for p, gradient in received.noisy.items():
+                own = gradient if scale == 1 else gradient * scale
+                total[p] = total[p] + own if p in total else own
+        return total
+
+    def tensors(self) -> Iterable[tuple[str, Tensor, Tensor]]:
+        """(what it is, parameter, tensor) of everything that was handed over."""
+        for received in self._received.values():
+            for p, draw in received.draws.items():
+                yield "noise draw", p, draw
+            for p, gradient in received.noisy.items():
+                yield "noisy terms' gradient", p, gradient
+
+    def excess(self) -> Tensor | float:
+        r"""Share of the residuals that is more than noise, by the misfit of all terms together.
+
+        .. math::
+            \max(0, 1 - (1 - \sqrt{2/N}) / R), \qquad R = \frac1N \sum_i (r_i / \sigma_i)^2
+
+        Errors alone have R = 1 with a standard deviation of sqrt(2/N), and a fit that is as good as
+        it can be takes some of them up: it ends below 1. Fitting no further than to R = 1 is the
+        discrepancy principle (V. A. Morozov, *Soviet Math. Dokl.* 7 (1966) 414); 1 - 1/R is the
+        shrinkage factor of James and Stein. Terms of weight 0 do not count. 0 where a term is a
+        batch of more data, whose misfit is a matter of chance, or its loss is not the squared
+        error: who takes another does not expect normal errors.
+        """
+        facts = [found for received in self._received.values() for found in received.facts]
+        if not facts or not all(found.opens for found in facts):
+            return 0.0
+        total = torch.stack([torch.as_tensor(found.misfit) for found in facts]).sum()
+        count = torch.stack([torch.as_tensor(found.count) for found in facts]).sum()
+        allowed = count - (2 * count).sqrt()
+        return (1 - allowed.clamp_min(0) / total).clamp(0, 1).nan_to_num(nan=0.0)
+
+    def decide(self, gradients: dict[Tensor, Tensor], noisy: dict[Tensor, Tensor]) -> bool:
+        """Whether exact terms stand beside the noisy ones; looked at where it is due.
+
+        Args:
+            gradients: of the whole loss, per gated parameter.
+            noisy: of the noisy terms.
+        """
+        state = self.state
+        if self.is_mixed:
+            state["beside_exact"] = True
+        elif self.looks:
+            difference = total = 0.0
+            for p, gradient in gradients.items():
+                own = noisy.get(p)
+                apart = gradient if own is None else gradient - own
+                difference += float(apart.norm()) ** 2
+                total += float(gradient.norm()) ** 2
+                total += 0.0 if own is None else float(own.norm()) ** 2
+            coarse = any(is_16_bit(p) for p in gradients)
+            tolerance = TOLERANCE * (50 if coarse else 1)
+            if total > 0:
+                state["beside_exact"] = difference > tolerance**2 * total
+        return bool(state["beside_exact"])
+
+    def finish(self) -> None:
+        """Count a step that was taken, and see whether the next one has to look."""
+        state = self.state
+        scales = [
+            sum(float(facts.scale) for facts in self._received[source].facts)
+            for source in self.sources
+            if source in self._received
+        ]
+        before = state.get("scales")
+        changed = before is not None and (
+            len(before) != len(scales)
+            or any(abs(a - b) > 1e-3 * abs(b) for a, b in zip(scales, before, strict=True))
+        )
+        state["scales"] = scales
+        state["steps"] += 1
+        undecided = state["beside_exact"] is None or state.pop("look_again", False)
+        state["look"] = bool(changed or undecided or state["steps"] % LOOK_EVERY == 0)
+
+    # What happened to the gradients between backward and step
+
+    def _watch(self) -> None:
+        """Keep copies of some small gradients as backward leaves them."""
+        smallest = sorted(self.params(), key=lambda p: p.numel())[:PROBES]
+        own = weakref.ref(self)
+
+        def keep(p: Tensor) -> None:
+            handover = own()
+            if handover is not None and p.grad is not None:
+                handover._probes[p] = p.grad.detach().clone()
+
+        self._hooks = [p.register_post_accumulate_grad_hook(keep) for p in smallest]
+
+    def scale_since_backward(self) -> float:
+        """What gradients have been multiplied by since backward: by ``clip_grad_norm_``, say.
+
+        Raises:
+            RuntimeError: they have been changed in another way, which the floor cannot follow.
+        """
+        pairs = [(p, p.grad, then) for p, then in self._probes.items() if p.grad is not None]
+        changed = [pair for pair in pairs if not torch.equal(pair[1], pair[2])]
+        if not changed:
+            return 1.0
+        across = sum(float((now * then.conj()).real.sum()) for _, now, then in pairs)
+        along = sum(float((then * then.conj()).real.sum()) for *_, then in pairs)
+        scale = across / along if along > 0 else 0.0
+        for p, now, then in pairs:
+            tolerance = 10 * TOLERANCE * (5 if is_16_bit(p) else 1)
+            if not float((now - scale * then).norm()) <= tolerance * float(now.norm()):
+                if not torch.isfinite(now).all():
+                    return 1.0  # which the optimizer refuses by name
+                raise RuntimeError(
+                    f"The gradient of a parameter of shape {tuple(p.shape)} was changed between "
+                    "backward() and step() by something other than one factor for all parameters "
+                    "(clip_grad_value_, gradient noise, a reduction over processes): the noise "
+                    "floor cannot follow. clip_grad_norm_ and GradScaler.unscale_ are fine."
+                )
+        return scale
+
+
+def share_that_stays(rows: int, population: float | None) -> float:
+    """Share of the noise of so many rows that is the same in every step."""
+    return 1.0 if population is None else min(1.0, rows / population)
+
+
+def is_gated(group: dict[str, Any]) -> bool:
+    """Whether a parameter group has a gate."""
+    gate = group.get("gate")
+    return gate is None or gate.get("form") != "none"
+
+
+def _rank() -> int:
+    """The number of this process among those that train together."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return int(distributed.get_rank())
+    return 0
+
+
+def _mixed(*numbers: int) -> int:
+    """A well-mixed 63-bit number (the finalizer of splitmix64; G. Steele et al., OOPSLA 2014)."""
+    mask = (1 << 64) - 1
+    found = 0
+    for number in numbers:
+        found = (found ^ (number & mask)) + 0x9E3779B97F4A7C15 & mask
+        found = (found ^ (found >> 30)) * 0xBF58476D1CE4E5B9 & mask
+        found = (found ^ (found >> 27)) * 0x94D049BB133111EB & mask
+        found ^= found >> 31
+    return found >> 1
