@@ -19,12 +19,13 @@ import torch
 
 from benchmarks import text
 from benchmarks.harness import RESULTS, append_missing, read
-from sciml_snr.dde import set_SNR_options
-from sciml_snr.gate import CONSTANT
+from sciml_snr import NoisyLoss
+from sciml_snr.deepxde import set_SNR_options
 
 PATH = RESULTS / "curves.csv"
 KEYS = ("points", "seed", "optimizer", "lr", "options")
 SIGMA, ITERATIONS, LOOKS = 0.3, 8000, 40
+CONSTANT = {"rise_steps": 0, "discrepancy": False}
 METHODS: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {
     "Adam": ("adam", {}, (3e-4, 1e-3, 3e-3)),
     "snr_adam": ("snr_adam", {}, (1e-3, 3e-3)),
@@ -63,9 +64,8 @@ def fit(run: Run) -> dict[str, Any]:
     model = dde.Model(
         dde.data.DataSet(**arrays), dde.nn.FNN([1] + [64] * 3 + [1], "tanh", "Glorot normal")
     )
-    if run.optimizer != "adam":
-        set_SNR_options(sigma=SIGMA, **json.loads(run.options))
-    model.compile(run.optimizer, lr=run.lr)
+    set_SNR_options(**json.loads(run.options))
+    model.compile(run.optimizer, lr=run.lr, loss=NoisyLoss(SIGMA))
     errors = []
     for _ in range(LOOKS):
         model.train(iterations=ITERATIONS // LOOKS, display_every=ITERATIONS, verbose=0)

@@ -25,8 +25,7 @@ from torch import Tensor, nn
 
 from benchmarks import text
 from benchmarks.harness import RESULTS, append_missing, read
-from sciml_snr import SNRSOAP, LabelNoise, SNRAdam, estimate_sigma_image
-from sciml_snr.gate import CONSTANT, LABEL_GATE
+from sciml_snr import SNRSOAP, NoisyLoss, SNRAdam, estimate_sigma_image
 from sciml_snr.measure.twins import memorized_share
 
 PATH = RESULTS / "images.csv"
@@ -85,19 +84,22 @@ def crop(name: str) -> np.ndarray[Any, Any]:
     return image[row : row + SIZE, col : col + SIZE] / 127.5 - 1
 
 
-def label_gated(cls: Any, **options: Any) -> Callable[..., Any]:
-    """An optimizer of ours with the label floor and the gate that is DeepXDE's without equation."""
+def label_gated(cls: Any, **gate: Any) -> Callable[..., Any]:
+    """An optimizer of ours, and the loss whose noise it knows."""
 
-    def build(params: list[Tensor], lr: float, sigma: float) -> tuple[Any, LabelNoise | None]:
-        floor = LabelNoise(params, sigma=sigma, every=10)
-        return cls(params, lr=lr, **{**LABEL_GATE, **options}), floor
+    def build(params: list[Tensor], lr: float, sigma: float) -> tuple[Any, nn.Module]:
+        loss = NoisyLoss(sigma)
+        return cls(params, lr=lr, noise=loss, gate=gate or None, floor_every=10), loss
 
     return build
 
 
 def plain(cls: Any, **options: Any) -> Callable[..., Any]:
-    """An optimizer without a floor from outside."""
-    return lambda params, lr, sigma: (cls(params, lr=lr, **options), None)
+    """An optimizer that knows nothing of the noise."""
+    return lambda params, lr, sigma: (cls(params, lr=lr, **options), nn.MSELoss())
+
+
+CONSTANT = {"rise_steps": 0, "discrepancy": False}
 
 
 METHODS: dict[str, Callable[..., Any]] = {
@@ -162,14 +164,10 @@ def fit(run: Run) -> dict[str, Any]:
             rows.append(row)
         if iteration == run.iterations:
             break
-        for net, target, (optimizer, floor) in zip(nets, targets, optimizers, strict=True):
+        for net, target, (optimizer, loss) in zip(nets, targets, optimizers, strict=True):
             optimizer.zero_grad()
-            if floor is None:
-                nn.functional.mse_loss(net(x[kept]), target[kept]).backward()
-                optimizer.step()
-            else:
-                floor.backward(net(x[kept]), target[kept])
-                optimizer.step(floor=floor)
+            loss(net(x[kept]), target[kept]).backward()
+            optimizer.step()
     best = max(rows, key=lambda row: row["psnr"])
     within = next((row for row in rows if row["misfit"] <= 1), rows[-1])
     stops = {

@@ -124,15 +124,11 @@ def image(draw: Draw) -> dict[str, Any]:
             break
         for estimate, part in zip(left_out, parts(), strict=False):
             estimate.begin(*part)
-        for net, target, (optimizer, floor) in zip(nets, targets, optimizers, strict=True):
-            torch.manual_seed(step)  # the floor's signs are the twin's too
+        for net, target, (optimizer, loss) in zip(nets, targets, optimizers, strict=True):
+            torch.manual_seed(draw.seed)  # the draws' signs are the twin's too
             optimizer.zero_grad()
-            if floor is None:
-                torch.nn.functional.mse_loss(net(x), target).backward()
-                optimizer.step()
-            else:
-                floor.backward(net(x), target)
-                optimizer.step(floor=floor)
+            loss(net(x), target).backward()
+            optimizer.step()
         for estimate, part in zip(left_out, parts(), strict=False):
             estimate.end(*part)
     return row_of(twins, *left_out)
