@@ -42,7 +42,7 @@ def joined(states: Sequence[dict[str, Any]], name: str) -> Tensor:
     tensors: list[Tensor] = [state[name] for state in states]
     if not _lie_side_by_side(tensors):
         flat = torch.cat([x.reshape(-1) for x in tensors])
-        parts = flat.split([x.numel() for x in tensors])
+        parts = torch.split(flat, [x.numel() for x in tensors])
         for state, x, part in zip(states, tensors, parts, strict=True):
             state[name] = part.view(x.shape)
         return as_real(flat).flatten()
@@ -75,7 +75,7 @@ def flattened(tensors: Sequence[Tensor]) -> Tensor:
 
 def parts_of(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """A real vector cut into pieces of the shapes of these tensors, complex where they are."""
-    pieces = flat.split([as_real(x).numel() for x in like])
+    pieces = torch.split(flat, [as_real(x).numel() for x in like])
     return [
         torch.view_as_complex(piece.view(*x.shape, 2)) if x.is_complex() else piece.view(x.shape)
         for piece, x in zip(pieces, like, strict=True)

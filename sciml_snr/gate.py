@@ -104,7 +104,8 @@ class Gate:
             value = getattr(self, name)
             if value is None and name == "z":
                 continue
-            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not is_number or not 0 <= value < math.inf:
                 raise ValueError(f"Invalid {name}: {value!r}; it must be a finite number >= 0.")
         for name in ("warmup_steps", "rise_steps"):
             value = getattr(self, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -37,8 +37,8 @@ class Facts(NamedTuple):
     """What the rows are drawn from; None: the same in every step."""
     misfit: Tensor | float = 0.0
     """Sum of (residual / sigma)^2."""
-    count: Tensor | float = 0.0
-    """Number of its summands."""
+    summands: Tensor | float = 0.0
+    """Their number."""
     opens: bool = False
     """Whether the misfit may open a gate: squared error, the same data in every step."""
     scale: Tensor | float = 0.0
@@ -115,7 +115,9 @@ class Handover:
         """The gated parameters that are being trained."""
         owner = self._owner()
         groups = [] if owner is None else owner.param_groups
-        return [p for group in groups if is_gated(group) for p in group["params"] if p.requires_grad]
+        return [
+            p for group in groups if is_gated(group) for p in group["params"] if p.requires_grad
+        ]
 
     @property
     def wants_draw(self) -> bool:
@@ -253,7 +255,7 @@ class Handover:
         if not facts or not all(found.opens for found in facts):
             return 0.0
         total = torch.stack([torch.as_tensor(found.misfit) for found in facts]).sum()
-        count = torch.stack([torch.as_tensor(found.count) for found in facts]).sum()
+        count = torch.stack([torch.as_tensor(found.summands) for found in facts]).sum()
         allowed = count - (2 * count).sqrt()
         return (1 - allowed.clamp_min(0) / total).clamp(0, 1).nan_to_num(nan=0.0)
 
@@ -311,7 +313,10 @@ class Handover:
             if handover is not None and p.grad is not None:
                 handover._probes[p] = p.grad.detach().clone()
 
-        self._hooks = [p.register_post_accumulate_grad_hook(keep) for p in smallest]
+        self._hooks = [
+            p.register_post_accumulate_grad_hook(keep)  # type: ignore[no-untyped-call]
+            for p in smallest
+        ]
 
     def scale_since_backward(self) -> float:
         """What gradients have been multiplied by since backward: by ``clip_grad_norm_``, say.
@@ -345,7 +350,7 @@ def share_that_stays(rows: int, population: float | None) -> float:
     return 1.0 if population is None else min(1.0, rows / population)
 
 
-def is_gated(group: dict[str, Any]) -> bool:
+def is_gated(group: Mapping[str, Any]) -> bool:
     """Whether a parameter group has a gate."""
     gate = group.get("gate")
     return gate is None or gate.get("form") != "none"

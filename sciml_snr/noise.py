@@ -136,7 +136,7 @@ class _Arrival(torch.autograd.Function):
         return values.view_as(values)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         ctx.group.arrive(ctx.term, gradient.detach())
         return gradient, None, None
 
@@ -245,9 +245,7 @@ class NoiseSource:
     def _gradients(
         outputs: list[Tensor], factors: list[Tensor], params: list[Tensor]
     ) -> dict[Tensor, Tensor]:
-        found = torch.autograd.grad(
-            outputs, params, factors, retain_graph=True, allow_unused=True
-        )
+        found = torch.autograd.grad(outputs, params, factors, retain_graph=True, allow_unused=True)
         return {p: g for p, g in zip(params, found, strict=True) if g is not None}
 
     def _facts(self, terms: Sequence[Term]) -> Facts:
@@ -263,7 +261,7 @@ class NoiseSource:
             rows=len(first.residual) if first.residual.ndim else 1,
             population=first.population if first.drawn_anew else None,
             misfit=torch.stack([total for total, _ in parts]).sum(),
-            count=torch.stack([count for _, count in parts]).sum(),
+            summands=torch.stack([count for _, count in parts]).sum(),
             opens=whole and all(term.loss.is_square for term in terms),
             scale=torch.stack([term.per_entry().detach().float().sum() for term in terms]).sum(),
         )
@@ -464,7 +462,9 @@ class SampledLoss(_Loss):
     ) -> None:
         super().__init__(loss, reduction, population, delta)
         if not self.loss.is_elementwise:
-            raise ValueError(f"The loss {self.loss.name} is a mean: it does not tell samples apart.")
+            raise ValueError(
+                f"The loss {self.loss.name} is a mean: it does not tell samples apart."
+            )
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss."""

@@ -79,9 +79,7 @@ class Moments(NamedTuple):
         return acts and self.floor is not None
 
 
-def update_moments(
-    mean: Tensor, square: Tensor, grad: Tensor, betas: tuple[float, float]
-) -> None:
+def update_moments(mean: Tensor, square: Tensor, grad: Tensor, betas: tuple[float, float]) -> None:
     """Adam's moments take up a gradient, in place."""
     mean.lerp_(grad, 1 - betas[0])
     square.mul_(betas[1]).addcmul_(grad, grad, value=1 - betas[1])

@@ -218,7 +218,7 @@ class SNRAdam(Optimizer):
                     "moments mean something else. Begin with a new one."
                 )
         super().load_state_dict(state_dict)
-        if KEY in self.state:  # type: ignore[comparison-overlap]
+        if KEY in self.state:
             self.state[KEY] = dict(self.state[KEY])  # type: ignore[index]
         saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
@@ -302,9 +302,9 @@ class SNRAdam(Optimizer):
                 move = rule.displacement(moments, q)
                 stepped.append((bunch, move))
                 if beside and moments.gate.follow:
-                    own = self._average_noisy(bunch, noisy)
+                    noisy_mean = self._average_noisy(bunch, noisy)
                     if q is not None:
-                        followed.append((moments, q, own))
+                        followed.append((moments, q, noisy_mean))
                         followed_moves.append(move)
                 else:
                     for state in bunch.states:  # begin anew when there are exact terms again
@@ -447,9 +447,7 @@ class SNRAdam(Optimizer):
         joined(bunch.states, "exp_avg_noisy").lerp_(flattened(grads), 1 - beta1)
         return self._turned(bunch, [state["exp_avg_noisy"] for state in bunch.states])
 
-    def _turn(
-        self, bunch: _Bunch, grads: Sequence[Tensor], draws: Sequence[Tensor] | None
-    ) -> None:
+    def _turn(self, bunch: _Bunch, grads: Sequence[Tensor], draws: Sequence[Tensor] | None) -> None:
         """Renew the coordinates of the moments: here they are the parameters' own."""
 
     def _turned(self, bunch: _Bunch, tensors: Sequence[Tensor]) -> Tensor:

@@ -123,9 +123,7 @@ class SNRSOAP(SNRAdam):
                     state[f"{side}_floor_cov"] = state["exp_avg"].new_zeros(size, size)
         return state
 
-    def _turn(
-        self, bunch: _Bunch, grads: Sequence[Tensor], draws: Sequence[Tensor] | None
-    ) -> None:
+    def _turn(self, bunch: _Bunch, grads: Sequence[Tensor], draws: Sequence[Tensor] | None) -> None:
         """Average in today's covariances; renew each basis that is due."""
         for i, (p, state) in enumerate(zip(bunch.params, bunch.states, strict=True)):
             if _is_matrix(p):

@@ -147,8 +147,9 @@ def noisy(condition: Any, sigma: Any) -> Any:
     if isinstance(condition, NoisyCondition):
         raise ValueError(f"This {type(condition).__name__} knows its error already.")
     found = copy.copy(condition)
-    found.__class__ = _noisy_class(type(condition))
-    if isinstance(found.component if hasattr(found, "component") else None, tuple):
+    kind: Any = type(condition)
+    found.__class__ = _noisy_class(kind)
+    if isinstance(getattr(found, "component", None), tuple):
         found.component = list(found.component)
     if isinstance(condition, MEASURED):
         found.sigma = sigma_of_points(found, sigma)
@@ -179,7 +180,7 @@ def _reduce_noisy(self: Any, _: Any) -> Any:
 
 def _remade(kind: type, attributes: dict[str, Any]) -> Any:
     """For copies and pickles of what :func:`noisy` returns."""
-    made = object.__new__(_noisy_class(kind))
+    made: Any = object.__new__(_noisy_class(kind))
     made.__dict__.update(attributes)
     return made
 
@@ -218,9 +219,13 @@ def check_components(condition: Any, outputs: Any) -> None:
     Raises:
         ValueError: names it. (DeepXDE would train on an empty mean, NaN.)
     """
-    if outputs is None or outputs.ndim < 2 or not isinstance(condition, (PointSetBC, DirichletBC, IC)):
+    if (
+        outputs is None
+        or outputs.ndim < 2
+        or not isinstance(condition, (PointSetBC, DirichletBC, IC))
+    ):
         return
-    for component in condition.components():  # type: ignore[union-attr]
+    for component in condition.components():
         if not 0 <= component < outputs.shape[1]:
             raise ValueError(
                 f"component={component} of a {type(condition).__name__}, but the network has "

@@ -13,7 +13,7 @@ import torch
 from deepxde.data import PDE
 
 from ..noise import Group, NoiseSource, NoisyLoss, Term, sigma_text
-from .conditions import Mark
+from .conditions import Mark, is_supervised
 
 _RANDOM_OR_MIXING = (torch.nn.modules.batchnorm._NormBase, torch.nn.modules.dropout._DropoutNd)
 """Layers that draw anew in every pass, or whose outputs depend on the other points'."""
@@ -166,9 +166,8 @@ class NoisyTargets(NoiseSource):
         population = self.own.population
         if population is None and getattr(data, "online", False):  # dde.data.Function
             population = float("inf")
-        elif population is None and not self.is_equation and data is not None:
-            targets = getattr(data, "train_y", None)
-            everything = len(targets) if hasattr(targets, "__len__") else 0
+        elif population is None and is_supervised(data):
+            everything = len(data.train_y)
             population = float(everything) if len(residual) < everything else None
         return self.own.of_residual(residual, population=population, group=Group(self))
 
