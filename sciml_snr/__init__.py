@@ -49,7 +49,7 @@ _LATER = {
 }
 """What is imported on first use, by module: it needs scipy, or DeepXDE and its settings."""
 
-__all__ = [  # noqa: PLE0604
+__all__ = [
     "SNRSOAP",
     "Floor",
     "Gate",

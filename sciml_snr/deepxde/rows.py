@@ -162,7 +162,7 @@ class NoisyTargets(NoiseSource):
 
     def loss(self, residual: torch.Tensor) -> torch.Tensor:
         """The term's loss."""
-        data = getattr(self._model(), "data", None)
+        data: Any = getattr(self._model(), "data", None)
         population = self.own.population
         if population is None and getattr(data, "online", False):  # dde.data.Function
             population = float("inf")
