@@ -8,7 +8,7 @@ from sciml_snr.problems import PROBLEMS
 
 from benchmarks import report
 from benchmarks.convection import METHODS
-from sciml_snr.gate import EXACT_GATES, with_options
+from sciml_snr.gate import BESIDE_EXACT
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -21,16 +21,8 @@ def test_tables_are_those_of_the_results() -> None:
 
 def test_the_method_called_default_is_the_default() -> None:
     optimizer, options = METHODS["SNRAdam, label floor (default)"]
-    default = EXACT_GATES[optimizer]
-    chosen = with_options(default, options)
-    assert chosen.pop("floor") == "label"
-    assert in_errors(chosen) == in_errors(default)
-
-
-def in_errors(gate: dict) -> dict:
-    """A gate with its threshold as z: the square root of alpha, where a floor is given."""
-    z = gate["alpha"] ** 0.5 if gate["z"] is None else gate["z"]
-    return {**gate, "alpha": None, "z": z}
+    default = BESIDE_EXACT[optimizer]
+    assert options == {"floor": "label", "gate": default.form, "z": default.z}
 
 
 def test_a_stale_table_is_noticed(tmp_path, monkeypatch) -> None:
@@ -76,6 +68,7 @@ def test_readme_example_runs(which: int, tmp_path, monkeypatch) -> None:
     x = torch.rand(20, 1)
     names = {"torch": torch, "sciml_snr": sciml_snr, "net": net, "points": points}
     names |= {"x": x, "y": 2 * x, "batches": [(x, 2 * x)] * 3}
+    names["physics"] = lambda net: net(x).square().mean()
     goes_on = "model.train" in EXAMPLES[which] and which > 0  # with the model of the first
     code = (EXAMPLES[0] if goes_on else "") + EXAMPLES[which]
     for long, short in SHORTER.items():
