@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -97,6 +98,9 @@ class Gate:
     follow: bool = True
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, np.generic):
+                object.__setattr__(self, name, value.item())
         if self.form not in FORMS:
             known = ", ".join(map(repr, FORMS))
             raise ValueError(f"Invalid gate: {self.form!r}; it must be one of {known}.")
@@ -168,9 +172,8 @@ def overrides(gate: str | Gate | Mapping[str, Any] | None) -> dict[str, Any] | N
     if isinstance(gate, Gate):
         return dataclasses.asdict(gate)
     if isinstance(gate, Mapping):
-        changes = dict(gate)
-        DATA_ALONE.replace(changes)  # refuses what is wrong
-        return changes
+        changed = DATA_ALONE.replace(gate)  # refuses what is wrong
+        return {name: getattr(changed, name) for name in gate}
     raise TypeError(f"gate must be a name, a sciml_snr.Gate or None, not {gate!r}.")
 
 

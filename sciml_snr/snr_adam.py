@@ -760,8 +760,7 @@ def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
     found = {name: plain(value, name) for name, value in options.items()}
     if "gate" in found:
-        given = gates.overrides(found["gate"])
-        found["gate"] = None if given is None else {k: plain(v, k) for k, v in given.items()}
+        found["gate"] = gates.overrides(found["gate"])
     return found
 
 

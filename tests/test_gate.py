@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from sciml_snr.gate import GATES, LABEL_GATE, resolve_alpha, rise
-from tests.cases import GATED
+from sciml_snr import Gate
+from sciml_snr.gate import (
+    BESIDE_EXACT,
+    DATA_ALONE,
+    FORMS,
+    STREAM,
+    overrides,
+    resolve_alpha,
+    rise,
+)
+from tests.cases import GATED, through_a_file
 
 # (mean_sq, floor), alpha, lambda -> q of hard, soft, snr, stein, worked out by hand
 BY_HAND = [
@@ -32,10 +43,10 @@ BY_HAND = [
 ]
 
 NAIVE = {
-    "hard": lambda m2, s, a, lam, eps: 1.0 if m2 > a * s else 0.0,
-    "soft": lambda m2, s, a, lam, eps: max(m2 - a * s, 0) / (max(m2 - a * s, 0) + lam * s + eps),
-    "snr": lambda m2, s, a, lam, eps: m2 / (m2 + a * lam * s + eps),
-    "stein": lambda m2, s, a, lam, eps: max(m2 - a * s, 0) / (max(m2 - a * s, 0) + a * s + eps),
+    "hard": lambda m2, s, a, lam: 1.0 if m2 > a * s else 0.0,
+    "soft": lambda m2, s, a, lam: max(m2 - a * s, 0) / (max(m2 - a * s, 0) + lam * s),
+    "snr": lambda m2, s, a, lam: m2 / (m2 + a * lam * s),
+    "stein": lambda m2, s, a, lam: max(m2 - a * s, 0) / (max(m2 - a * s, 0) + a * s),
 }
 
 
@@ -49,37 +60,37 @@ def pairs(dtype=torch.float64, scale: float = 1.0):
 @pytest.mark.parametrize(("pair", "alpha", "lambd", "q"), BY_HAND)
 def test_values_by_hand(pair, alpha, lambd, q):
     mean_sq, floor = torch.tensor(pair, dtype=torch.float64)
-    actual = [GATES[name](mean_sq, floor, alpha, lambd, 1e-30).item() for name in GATED]
+    actual = [FORMS[name](mean_sq, floor, alpha, lambd).item() for name in GATED]
     assert actual == pytest.approx(q, rel=1e-14)
 
 
 @pytest.mark.parametrize("name", GATED)
-@pytest.mark.parametrize(("alpha", "lambd", "eps"), [(1.0, 1.0, 1e-30), (0.3, 2.0, 1e-2)])
-def test_matches_naive(name, alpha, lambd, eps):
+@pytest.mark.parametrize(("alpha", "lambd"), [(1.0, 1.0), (0.3, 2.0)])
+def test_matches_naive(name, alpha, lambd):
     mean_sq, floor = pairs()
-    q = GATES[name](mean_sq, floor, alpha, lambd, eps)
+    q = FORMS[name](mean_sq, floor, alpha, lambd)
     for actual, m2, s in zip(q.flatten(), mean_sq.flatten(), floor.flatten(), strict=True):
-        expected = NAIVE[name](m2.item(), s.item(), alpha, lambd, eps)
+        expected = NAIVE[name](m2.item(), s.item(), alpha, lambd)
         assert actual.item() == pytest.approx(expected, rel=1e-13)
 
 
 def test_stein_shrinks_as_james_and_stein():
     mean_sq, floor = pairs()
-    q = GATES["stein"](mean_sq, floor, 2.0, 7.0, 1e-30)
+    q = FORMS["stein"](mean_sq, floor, 2.0, 7.0)
     torch.testing.assert_close(q, (1 - 2 * floor / mean_sq).clamp_min(0))
 
 
 def test_none_is_open_everywhere():
     mean_sq, floor = pairs()
-    assert (GATES["none"](mean_sq, floor, 1.0, 1.0, 1e-30) == 1).all()
+    assert (FORMS["none"](mean_sq, floor, 1.0, 1.0) == 1).all()
 
 
-@pytest.mark.parametrize("name", GATES)
+@pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_is_pure_and_within_bounds(name, dtype):
     mean_sq, floor = pairs(dtype)
     before = mean_sq.clone(), floor.clone()
-    q = GATES[name](mean_sq, floor, 1.0, 1.0, 1e-30)
+    q = FORMS[name](mean_sq, floor, 1.0, 1.0)
     assert q.shape == mean_sq.shape
     assert q.dtype == dtype
     assert ((q >= 0) & (q <= 1)).all()
@@ -89,9 +100,9 @@ def test_is_pure_and_within_bounds(name, dtype):
 
 @pytest.mark.parametrize("name", GATED)
 def test_opens_with_the_signal_and_closes_with_the_floor(name):
-    gate, (mean_sq, floor) = GATES[name], pairs()
-    q = gate(mean_sq, floor, 1.0, 1.0, 1e-30)
-    louder, noisier = (gate(a * mean_sq, b * floor, 1.0, 1.0, 1e-30) for a, b in [(3, 1), (1, 3)])
+    gate, (mean_sq, floor) = FORMS[name], pairs()
+    q = gate(mean_sq, floor, 1.0, 1.0)
+    louder, noisier = (gate(a * mean_sq, b * floor, 1.0, 1.0) for a, b in [(3, 1), (1, 3)])
     assert (louder >= q).all()
     assert (louder > q).any()
     assert (noisier <= q).all()
@@ -100,16 +111,16 @@ def test_opens_with_the_signal_and_closes_with_the_floor(name):
 
 @pytest.mark.parametrize("name", GATED)
 def test_stricter_with_alpha(name):
-    gate, (mean_sq, floor) = GATES[name], pairs()
-    q = [gate(mean_sq, floor, alpha, 1.0, 1e-30).mean() for alpha in (0.1, 1.0, 10.0)]
+    gate, (mean_sq, floor) = FORMS[name], pairs()
+    q = [gate(mean_sq, floor, alpha, 1.0).mean() for alpha in (0.1, 1.0, 10.0)]
     assert q[0] > q[1] > q[2]
 
 
 @pytest.mark.parametrize("name", GATED)
 @pytest.mark.parametrize("scale", [2.0**-40, 2.0**40])
 def test_scale_of_the_loss_does_not_matter(name, scale):
-    gate = GATES[name]
-    q, scaled = gate(*pairs(), 1.0, 1.0, 1e-30), gate(*pairs(scale=scale), 1.0, 1.0, 1e-30)
+    gate = FORMS[name]
+    q, scaled = gate(*pairs(), 1.0, 1.0), gate(*pairs(scale=scale), 1.0, 1.0)
     torch.testing.assert_close(scaled, q, rtol=1e-12, atol=0)
 
 
@@ -149,16 +160,128 @@ def test_finite_alpha_needs_a_batch_smaller_than_the_data(sizes):
         resolve_alpha("finite", *sizes)
 
 
-# The threshold that rises
+# The threshold that rises ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("step", [0, 1, 300, 10_000])
 def test_what_passes_by_chance_falls_with_the_steps(step):
     """exp(-z^2 / 2), the leading part of a normal deviate's tail, times 1 + step / 300."""
-    z_squared = LABEL_GATE["z"] ** 2 * rise(step, 300)
+    z_squared = DATA_ALONE.z**2 * rise(step, DATA_ALONE.rise_steps)
     assert math.exp(-z_squared / 2) * (1 + step / 300) == pytest.approx(math.exp(-2))
 
 
 def test_rise_by_hand():
     assert rise(0, 7) == 1
     assert rise(7, 7) == pytest.approx(1.3466, abs=1e-4)  # by a third
+
+
+# A gate with its threshold ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_gate_applies_its_form_at_its_threshold(name):
+    mean_sq, floor = pairs()
+    q = Gate(name, alpha=0.3, lambd=2.0)(mean_sq, floor)
+    torch.testing.assert_close(q, FORMS[name](mean_sq, floor, 0.3, 2.0), rtol=0, atol=0)
+    in_errors = Gate(name, z=1.5, alpha=7.0, lambd=2.0)(mean_sq, floor)
+    expected = FORMS[name](mean_sq, floor, 2.25, 2.0)
+    torch.testing.assert_close(in_errors, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", GATED)
+@pytest.mark.parametrize("pair", [(math.inf, 1.0), (math.inf, math.inf), (math.nan, 1.0)])
+def test_where_squares_leave_the_dtype_a_gate_is_no_nan(name, pair):
+    mean_sq, floor = (torch.tensor([value]) for value in pair)
+    q = Gate(name)(mean_sq, floor).item()
+    assert q == (1.0 if name == "hard" and pair == (math.inf, 1.0) else 0.0)
+
+
+def test_the_gates_that_go_with_the_loss():
+    """The published one, and those for data alone and beside exact terms."""
+    assert Gate("soft", alpha=1.0, lambd=1.0) == STREAM
+    assert Gate("stein", z=2.0, rise_steps=300, discrepancy=True) == DATA_ALONE
+    assert {
+        "snr_adam": Gate("stein", z=1.0, follow=True),
+        "snr_soap": Gate("stein", z=1.5, follow=True),
+    } == BESIDE_EXACT
+    assert not any(gate.warmup_steps for gate in (STREAM, DATA_ALONE, *BESIDE_EXACT.values()))
+
+
+NONSENSE = [
+    ("form", "sotf"),
+    ("form", None),
+    ("z", -1.0),
+    ("z", math.nan),
+    ("z", math.inf),
+    ("z", "3"),
+    ("z", True),
+    ("alpha", -1.0),
+    ("alpha", math.nan),
+    ("alpha", None),
+    ("alpha", "fresh"),
+    ("lambd", -1.0),
+    ("lambd", math.inf),
+    ("warmup_steps", -1),
+    ("warmup_steps", 1.5),
+    ("warmup_steps", True),
+    ("rise_steps", -1),
+    ("rise_steps", 2.5),
+    ("discrepancy", 1),
+    ("discrepancy", "yes"),
+    ("follow", None),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), NONSENSE)
+def test_nonsense_is_refused_by_name(name, value):
+    called = "gate" if name == "form" else name
+    with pytest.raises(ValueError, match=f"Invalid {called}"):
+        Gate(**{name: value})
+    with pytest.raises(ValueError, match=f"Invalid {called}"):
+        Gate().replace({name: value})
+    with pytest.raises(ValueError, match=f"Invalid {called}"):
+        overrides({name: value})
+
+
+def test_a_gate_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Gate().z = 3.0
+
+
+def test_some_fields_are_replaced():
+    gate = Gate("stein", z=2.0, rise_steps=300, discrepancy=True)
+    assert gate.replace({}) == gate
+    changed = gate.replace({"form": "hard", "rise_steps": 0})
+    assert changed == Gate("hard", z=2.0, discrepancy=True)
+    assert gate.replace({"alpha": 9.0}) == dataclasses.replace(gate, alpha=9.0, z=None)
+    assert gate.replace({"alpha": 9.0, "z": 1.0}) == dataclasses.replace(gate, alpha=9.0, z=1.0)
+
+
+def test_a_field_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match=r"no gate option 'rho'.*form, z, alpha"):
+        Gate().replace({"rho": 0.9})
+    with pytest.raises(ValueError, match="no gate option 'gate_eps'"):
+        overrides({"gate_eps": 1e-30})
+
+
+def test_what_users_give_becomes_plain_changes():
+    gate = Gate("hard", z=1.0, warmup_steps=3)
+    assert overrides(None) is None
+    assert overrides("hard") == {"form": "hard"}
+    assert overrides({"z": 3.0}) == {"z": 3.0}
+    assert DATA_ALONE.replace(overrides(gate)) == gate
+    for given in (gate, {"z": 3.0}, "none"):
+        assert through_a_file(overrides(given)) == overrides(given)
+
+
+@pytest.mark.parametrize("given", [3.0, ["soft"], Gate])
+def test_what_is_no_gate_is_refused(given):
+    with pytest.raises(TypeError, match=r"gate must be a name, a sciml_snr\.Gate"):
+        overrides(given)
+
+
+@pytest.mark.parametrize("number", [np.float32(2.0), np.float64(2.0), np.int64(2)])
+def test_numbers_of_numpy_are_numbers(number):
+    assert overrides({"z": number}) == {"z": 2.0}
+    mean_sq, floor = pairs()
+    assert torch.equal(Gate(z=number)(mean_sq, floor), Gate(z=2.0)(mean_sq, floor))
