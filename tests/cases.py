@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
 from torch import Tensor, nn
+
+from sciml_snr.handover import KEY, Facts
+from sciml_snr.noise import NoiseSource
 
 GATED = ["hard", "soft", "snr", "stein"]
 GATES = ["none", *GATED]
@@ -82,6 +86,52 @@ def snapshot(optimizer) -> list:
         for group in optimizer.param_groups
         for p in group["params"]
     ]
+
+
+class Told(NoiseSource):
+    """A noisy loss that hands over the draws and the noisy terms' gradients that it is told."""
+
+    def describe(self) -> list[str]:
+        return ["Told"]
+
+    def tell(
+        self,
+        draws: Mapping[Tensor, Tensor] | None,
+        noisy: Mapping[Tensor, Tensor] | None = None,
+        facts: Facts = Facts(),  # noqa: B008
+    ) -> None:
+        """As a backward pass would."""
+        for own in self.handovers:
+            own.receive(
+                self,
+                None if draws is None else dict(draws),
+                None if noisy is None else dict(noisy),
+                facts,
+            )
+
+
+def feed_noise(optimizer, told: Told, steps: int, start: int = 0, beside_exact=False) -> None:
+    """Steps on ``gradients``, with draws as large; the noisy terms' gradients are others, or
+    (``beside_exact=False``) the whole of them."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    for t in range(start, start + steps):
+        grads = gradients(params, t)
+        for p, g in zip(params, grads, strict=True):
+            p.grad = g
+        noisy = gradients(params, 2000 + t) if beside_exact else grads
+        draws = gradients(params, 1000 + t)
+        told.tell(dict(zip(params, draws, strict=True)), dict(zip(params, noisy, strict=True)))
+        optimizer.step()
+
+
+def noise_state(optimizer) -> dict:
+    """A copy of what the optimizer's state holds beside that of its parameters."""
+    return dict(optimizer.state.get(KEY, {}))
+
+
+def flat(tensors: Sequence[Tensor]) -> Tensor:
+    """One vector of all entries."""
+    return torch.cat([t.detach().flatten() for t in tensors])
 
 
 def assert_refused_by_name(cls, name: str, value) -> None:
