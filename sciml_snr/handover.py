@@ -90,9 +90,7 @@ class Handover:
         """Take nothing any more."""
         for source in self.sources:
             source.disconnect(self)
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        _remove(self._hooks)
 
     # What sources ask
 
@@ -143,7 +141,7 @@ class Handover:
     def weighs_by_misfit(self) -> bool:
         """Whether a term with a misfit R > 1 counts as noisy by a part of 1/R only: where there are
         several, and the sum need not be compared with the total."""
-        terms = sum(len(source.describe()) for source in self.sources)
+        terms = sum(source.terms for source in self.sources)
         return terms > 1 and not self.looks
 
     def look_again(self) -> None:
@@ -165,6 +163,7 @@ class Handover:
         facts: Facts,
     ) -> None:
         """Add what a backward pass has found; ``draws`` and ``noisy`` may have other parameters."""
+        self._drop_stale()
         received = self._received.setdefault(source, _Received())
         received.facts.append(facts)
         received.has_draws |= draws is not None
@@ -317,6 +316,13 @@ class Handover:
             p.register_post_accumulate_grad_hook(keep)  # type: ignore[no-untyped-call]
             for p in smallest
         ]
+        weakref.finalize(self, _remove, self._hooks)
+
+    def _drop_stale(self) -> None:
+        """Forget an earlier backward pass whose gradients were dropped, by ``net.zero_grad()``."""
+        grads = [p.grad for p in self._probes]
+        if grads and all(grad is None or not grad.any() for grad in grads):
+            self.clear()
 
     def scale_since_backward(self) -> float:
         """What gradients have been multiplied by since backward: by ``clip_grad_norm_``, say.
@@ -354,6 +360,11 @@ def is_gated(group: Mapping[str, Any]) -> bool:
     """Whether a parameter group has a gate."""
     gate = group.get("gate")
     return gate is None or gate.get("form") != "none"
+
+
+def _remove(hooks: list[Any]) -> None:
+    for hook in hooks:
+        hook.remove()
 
 
 def _rank() -> int:

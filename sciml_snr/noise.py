@@ -177,22 +177,26 @@ class NoiseSource:
     is_equation = False
     """Whether its residuals are those of an equation, and not a comparison of outputs with data."""
 
+    terms = 1
+    """Number of its noisy terms."""
+
     def __init__(self) -> None:
-        self._handovers: weakref.WeakSet[Handover] = weakref.WeakSet()
+        self._handovers: list[weakref.ref[Handover]] = []
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def connect(self, handover: Handover) -> None:
         """Hand over to one more optimizer, as long as that one lives."""
-        self._handovers.add(handover)
+        self._handovers.append(weakref.ref(handover))
 
     def disconnect(self, handover: Handover) -> None:
         """Hand over no more."""
-        self._handovers.discard(handover)
+        self._handovers = [own for own in self._handovers if own() is not handover]
 
     @property
     def handovers(self) -> list[Handover]:
         """Those of the optimizers that it was declared to."""
-        return [own for own in self._handovers if own.is_alive]
+        found = (own() for own in self._handovers)
+        return [own for own in found if own is not None and own.is_alive]
 
     def describe(self) -> list[str]:
         """One line per noisy term."""
@@ -212,12 +216,11 @@ class NoiseSource:
         params = list(dict.fromkeys(p for own in handovers for p in own.params()))
         terms = [term for term in terms if term.residual.requires_grad and term.residual.numel()]
         draws = noisy = None
-        with torch.enable_grad():
-            if params and terms and any(own.wants_draw for own in handovers):
-                draws = self._gradients(*self._random_signs(terms, handovers[0]), params)
-            if params and terms and any(own.wants_gradient for own in handovers):
-                gradients = [_times(term, handovers[0].weighs_by_misfit) for term in terms]
-                noisy = self._gradients([term.values for term in terms], gradients, params)
+        if params and terms and any(own.wants_draw for own in handovers):
+            draws = self._gradients(*self._random_signs(terms, handovers[0]), params)
+        if params and terms and any(own.wants_gradient for own in handovers):
+            gradients = [_times(term, handovers[0].weighs_by_misfit) for term in terms]
+            noisy = self._gradients([term.values for term in terms], gradients, params)
         facts = self._facts(terms)
         for own in handovers:
             own.receive(self, draws, noisy, facts)
@@ -268,7 +271,7 @@ class NoiseSource:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy hands over to no optimizer yet."""
-        return {**self.__dict__, "_handovers": weakref.WeakSet(), "_generators": {}}
+        return {**self.__dict__, "_handovers": [], "_generators": {}}
 
 
 def _times(term: Term, by_misfit: bool) -> Tensor:

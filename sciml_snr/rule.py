@@ -49,6 +49,9 @@ from torch import Tensor
 
 from .gate import Gate, rise
 
+CHUNK = 2**15
+"""Entries of a long vector that are gone through at a time."""
+
 
 class Moments(NamedTuple):
     """What the move of some entries is made from, after the moments have taken up the gradient."""
@@ -126,6 +129,42 @@ def displacement(moments: Moments, q: Tensor | None) -> Tensor:
     mean = moments.mean if q is None else moments.mean * q
     scale = -moments.lr / (1 - moments.betas[0] ** moments.step)
     return (mean / denominator(moments)).mul_(scale)
+
+
+def advance(
+    moments: Moments, grad: Tensor, draw: Tensor | None, rho: float, wants_gate: bool = True
+) -> tuple[Tensor | None, Tensor]:
+    """Floor and moments take up a draw and a gradient, in place; then q and the move.
+
+    Long vectors are gone through piece by piece, so that what is read and written by several
+    operations in a row stays in the processor's cache.
+
+    Args:
+        moments: flat, before the gradient, but with the step's number and weights after it.
+        grad: of their length.
+        draw: of the gradient's noise; None if the floor takes up none.
+        rho: decay rate of the floor's average.
+        wants_gate: whether q is of use.
+    """
+    move = torch.empty_like(grad) if len(grad) > CHUNK else None
+    gates = []
+    for at in range(0, max(len(grad), 1), CHUNK):
+        part = slice(at, at + CHUNK)
+        floor = None if moments.floor is None else moments.floor[part]
+        own = moments._replace(mean=moments.mean[part], square=moments.square[part], floor=floor)
+        if floor is not None and draw is not None:
+            update_floor(floor, draw[part], rho)
+        elif floor is not None and moments.is_stream:
+            update_floor(floor, grad[part] - own.mean, rho)
+        update_moments(own.mean, own.square, grad[part], own.betas)
+        q = openness(own)
+        if move is None:
+            return q, displacement(own, q)
+        move[part] = displacement(own, q)
+        if wants_gate and q is not None:
+            gates.append(q)
+    assert move is not None
+    return torch.cat(gates) if gates else None, move
 
 
 def follow(

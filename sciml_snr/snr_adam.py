@@ -297,9 +297,7 @@ class SNRAdam(Optimizer):
                 continue
             draws = None if handover is None else handover.draws(group["betas"][0], scale)
             for bunch in self._bunches(group, draws, floor):
-                moments = self._average(bunch, draws, floor)
-                q = rule.openness(moments)
-                move = rule.displacement(moments, q)
+                moments, q, move = self._advance(bunch, draws, floor, beside)
                 stepped.append((bunch, move))
                 if beside and moments.gate.follow:
                     noisy_mean = self._average_noisy(bunch, noisy)
@@ -346,10 +344,15 @@ class SNRAdam(Optimizer):
             if own is not p:
                 p.copy_(own)
 
-    def _average(
-        self, bunch: _Bunch, draws: dict[Tensor, Tensor] | None, floor: Floor | None
-    ) -> Moments:
-        """The moments and the floor take up gradients and draws."""
+    def _advance(
+        self,
+        bunch: _Bunch,
+        draws: dict[Tensor, Tensor] | None,
+        floor: Floor | None,
+        beside: bool = False,
+    ) -> tuple[Moments, Tensor | None, Tensor]:
+        """The moments and the floor take up gradients and draws; with them come the move and,
+        beside exact terms, q."""
         group, states, params = bunch.group, bunch.states, bunch.params
         grads = [p.grad.to(_state_dtype(p)) for p in params if p.grad is not None]
         found = None
@@ -366,19 +369,16 @@ class SNRAdam(Optimizer):
         if group["weight_decay"] and not group["decoupled_weight_decay"]:
             own = self._turned(bunch, [p.detach().to(_state_dtype(p)) for p in params])
             grad = torch.add(grad, own, alpha=group["weight_decay"])
+        draw = None
         if found is not None:
-            turned = self._turned(bunch, found)
-            rule.update_floor(joined(states, "exp_floor"), turned, group["rho"])
+            draw = self._turned(bunch, found)
             for state in states:
                 state["floor_step"] += 1
-        mean, square = joined(states, "exp_avg"), joined(states, "exp_avg_sq")
-        if bunch.is_stream:
-            rule.update_floor(joined(states, "exp_grad_var"), grad - mean, group["rho"])
-        rule.update_moments(mean, square, grad, group["betas"])
         step = 0.0
         for state in states:
             step = state["step"].add_(1).item()
-        return self._moments(bunch, step, floor)
+        moments = self._moments(bunch, step, floor)
+        return moments, *rule.advance(moments, grad, draw, group["rho"], beside)
 
     def _moments(self, bunch: _Bunch, step: float, floor: Floor | None) -> Moments:
         """What the bunch's move is made from."""

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from . import rule
 from ._tensors import flattened, parts_of
 from .snr_adam import Floor, SNRAdam, _Bunch, plain_options, require_option
 
@@ -143,8 +142,8 @@ class SNRSOAP(SNRAdam):
         """SOAP's step without a gate; parameters without a basis take Adam's."""
         for bunch in self._bunches(group, None, None):
             own = bunch._replace(is_stream=False)
-            moments = self._average(own, None, None)
-            own.add(self._turned_back(own, rule.displacement(moments, None)))
+            *_, move = self._advance(own, None, None)
+            own.add(self._turned_back(own, move))
 
 
 def _is_matrix(p: Tensor) -> bool:

@@ -11,7 +11,7 @@ import functools
 import inspect
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..gate import Gate, overrides
+from ..handover import KEY
 from ..noise import NoiseSource, NoisyLoss
 from ..pointwise import NAMES, LossLike
 from ..snr_adam import SNRAdam, plain_options, validate_options
@@ -155,45 +156,68 @@ def _gate_changes(options: dict[str, Any]) -> dict[str, Any] | None:
     return overrides(changes) if changes else None
 
 
+def _has_gate() -> bool:
+    """Whether the options ask for more than plain Adam."""
+    return (_gate_changes(SNR_options) or {}).get("form") != "none"
+
+
 class ModelNoise:
     """What is known of the errors in a DeepXDE model's data.
 
     Args:
         model: the model that is being compiled.
         loss: as for ``Model.compile``.
+        hands_over: whether its optimizer has a floor to make from them.
 
     Raises:
         ValueError: an error is declared twice, or a loss has no label floor.
     """
 
-    def __init__(self, model: Any, loss: Any = "MSE") -> None:
-        self.loss_functions: Any
-        """The losses for DeepXDE: they know the errors."""
-        data = model.data
-        conditions = conditions_of(data)
-        several = isinstance(loss, (list, tuple))
-        losses = list(loss) if several else [loss]
-        first = len(losses) - len(conditions)  # place of the first condition's loss
-        by_condition: list[Any] = losses[first:] if several else losses * len(conditions)
-        if several and first < 0:
-            by_condition = losses[:1] * len(conditions)  # which DeepXDE refuses
-        exact = self._exact_names(data, conditions, losses if several else losses[:1], several)
+    def __init__(self, model: Any, loss: Any = "MSE", hands_over: bool = True) -> None:
         self.sources: list[NoiseSource] = []
+        """What can be declared to an optimizer."""
+        self.loss_functions: Any = loss
+        """The losses for DeepXDE: they know the errors."""
         self._rows: dict[int, NoisyRows] = {}
         self._targets: dict[int, NoisyTargets] = {}
-        shared: list[tuple[Any, NoisyLoss, str]] = []
-        for i, (condition, own) in enumerate(zip(conditions, by_condition, strict=True)):
-            if not isinstance(condition, NoisyCondition):
-                continue
-            name = f"condition {i} ({type(condition).__name__})"
-            if isinstance(own, NoisyLoss):
+        data = model.data
+        conditions = conditions_of(data)
+        has_equation = equations_of(data) is not None
+        several = isinstance(loss, (list, tuple))
+        losses = list(loss) if several else [loss]
+        first = max(len(losses) - len(conditions), 0)  # place of the first condition's loss
+        # DeepXDE refuses lists of another length.
+        own_losses = losses[first:] if several else losses * len(conditions)
+        terms = [
+            (f"condition {i} ({type(condition).__name__})", condition, own)
+            for i, (condition, own) in enumerate(zip(conditions, own_losses, strict=False))
+        ]
+        self.targets = losses[0] if isinstance(losses[0], NoisyLoss) else None
+        """The noisy loss of supervised data, if there is one."""
+        for name, condition, own in terms:
+            if isinstance(condition, NoisyCondition) and isinstance(own, NoisyLoss):
                 raise ValueError(
                     f"The error of {name} is declared twice: by the condition and by its loss. "
                     "Leave one of them out."
                 )
-            if not condition.sigma.any():
-                continue  # exact after all
-            entry = (condition, NoisyLoss(condition.sigma, _pointwise(own)), name)
+        if not several and self.targets is not None and has_equation and conditions:
+            raise ValueError(
+                "One NoisyLoss cannot be for an equation and its conditions alike: give a list, "
+                'such as loss=[NoisyLoss(0.3), "MSE", ...], equations first, or declare the error '
+                "of a condition by sciml_snr.noisy(condition, sigma)."
+            )
+        if not hands_over:
+            return
+        noisy = [term for term in terms if isinstance(term[1], NoisyCondition)]
+        if any(condition.sigma.any() for _, condition, _ in noisy):  # beside an error, 0 is exact
+            noisy = [term for term in noisy if term[1].sigma.any()]
+        exact = [t[0] for t in terms if t not in noisy and not isinstance(t[2], NoisyLoss)]
+        of_equations = losses[:first] if several else losses
+        if has_equation and not any(isinstance(own, NoisyLoss) for own in of_equations):
+            exact.insert(0, "the equation")
+        shared: list[tuple[str, Any, NoisyLoss]] = []
+        for name, condition, own in noisy:
+            entry = name, condition, NoisyLoss(condition.sigma, _pointwise(own))
             if condition.compares_values and getattr(condition, "batch_size", None) is None:
                 shared.append(entry)
             else:
@@ -202,44 +226,21 @@ class ModelNoise:
             self._add_rows(model, shared, exact)
         for i, own in enumerate(losses):
             if isinstance(own, NoisyLoss) and id(own) not in self._targets:
-                is_equation = bool(conditions) and (not several or i < first)
+                is_equation = has_equation and (i < first or not several)
                 source = NoisyTargets(model, own, is_equation, exact)
                 self._targets[id(own)] = source
                 self.sources.append(source)
-        self.targets = losses[0] if isinstance(losses[0], NoisyLoss) else None
-        """The noisy loss of supervised data, if there is one."""
         wrapped = [_TermLoss(self, own) for own in losses]
         self.loss_functions = wrapped if several else wrapped[0]
 
-    def __bool__(self) -> bool:
-        return bool(self.sources)
-
     def _add_rows(
-        self, model: Any, entries: list[tuple[Any, NoisyLoss, str]], exact: list[str]
+        self, model: Any, entries: list[tuple[str, Any, NoisyLoss]], exact: list[str]
     ) -> None:
-        conditions, losses, names = zip(*entries, strict=True)
+        names, conditions, losses = zip(*entries, strict=True)
         source = NoisyRows(model, conditions, losses, names, exact)
         self.sources.append(source)
         for condition in conditions:
             self._rows[id(condition)] = source
-
-    @staticmethod
-    def _exact_names(
-        data: Any, conditions: Sequence[Any], losses: Sequence[Any], several: bool
-    ) -> list[str]:
-        """What to call the exact terms."""
-        found = []
-        first = len(losses) - len(conditions)
-        of_equations = losses[:first] if several else losses
-        noisy_equations = any(isinstance(own, NoisyLoss) for own in of_equations)
-        if equations_of(data) is not None and not noisy_equations:
-            found.append("the equation")
-        found += [
-            f"condition {i} ({type(condition).__name__})"
-            for i, condition in enumerate(conditions)
-            if not isinstance(condition, NoisyCondition) or not condition.sigma.any()
-        ]
-        return found
 
     def loss_of(self, own: Any, y_true: Any, y_pred: Any) -> Any:
         """The loss of one term: of a noisy condition, of noisy targets, or an exact one.
@@ -252,8 +253,8 @@ class ModelNoise:
             ValueError: a noisy condition is not among those of ``compile``.
         """
         mark = mark_of(y_pred, y_true)
-        if mark is not None and mark.condition.sigma.any():
-            rows = self._rows.get(id(mark.condition))
+        rows = None if mark is None else self._rows.get(id(mark.condition))
+        if mark is not None and (rows is not None or mark.condition.sigma.any()):
             if rows is None:
                 raise ValueError(
                     f"A {type(mark.condition).__name__} has come to the conditions since compile, "
@@ -383,10 +384,12 @@ def _announced(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, *args, **kwargs)
         if isinstance(optimizer, str) and is_ours:
             _require_pytorch(optimizer)
-        noise = ModelNoise(self, call.arguments.get("loss", "MSE"))
+        hands_over = is_ours and (
+            not isinstance(optimizer, str) or (_has_gate() and SNR_options["floor"] != "stream")
+        )
+        noise = ModelNoise(self, call.arguments.get("loss", "MSE"), hands_over)
         _noise_of[self] = noise
-        if is_ours:
-            call.arguments["loss"] = noise.loss_functions
+        call.arguments["loss"] = noise.loss_functions
         _compiling.append((self, noise))
         try:
             return original(*call.args, **call.kwargs)
@@ -408,8 +411,8 @@ def _build(
     """The optimizer for DeepXDE's parameters: the network's, or [network's, external] groups."""
     model, noise = _compiling[-1] if _compiling else (None, None)
     floor = SNR_options["floor"]
-    sources = [] if noise is None or floor == "stream" else noise.sources
-    if floor == "label" and not sources:
+    sources = [] if noise is None else noise.sources
+    if floor == "label" and _has_gate() and not sources:
         raise ValueError(
             'floor="label" needs the data\'s error: a sciml_snr.NoisyPointSetBC or '
             "sciml_snr.noisy(condition, sigma) among the conditions, or "
@@ -423,18 +426,17 @@ def _build(
         options["gate"] = options["gate"] or None
     if name == "snr_soap":
         options |= {key: SNR_options[key] for key in BASIS_OPTIONS}
-    is_gated = gate is None or gate.get("form") != "none"
     groups = _named(list(params))
     if len(groups) == 2 and isinstance(groups[1], dict) and not SNR_options["gate_external"]:
-        groups[1] = {**groups[1], **_external_options(options["betas"], bool(sources) and is_gated)}
+        groups[1] = {**groups[1], **_external_options(options["betas"], bool(sources))}
     options |= {
         "lr": learning_rate,
         "weight_decay": weight_decay,
         "decoupled_weight_decay": False,  # DeepXDE's l2 regularizer is Adam's L2 term
         "foreach": True,  # the networks are small: calls cost more than arithmetic, on CPU too
     }
-    optimizer = OPTIMIZERS[name](groups, noise=sources if is_gated else None, **options)
-    if floor == "auto" and not sources and is_gated and model is not None:
+    optimizer = OPTIMIZERS[name](groups, noise=sources, **options)
+    if floor == "auto" and not sources and _has_gate() and model is not None:
         _hint_later(optimizer, model)
     return optimizer
 
@@ -455,6 +457,8 @@ def _adopt(optimizer: SNRAdam, groups: list[Any]) -> None:
         inside = {id(source.own) for source in noise.sources if isinstance(source, NoisyTargets)}
         users = [source for source in users if id(source) not in inside]
         optimizer.declare([*users, *noise.sources] or None)
+        if KEY in optimizer.state:  # it was stepped on another loss
+            optimizer.state[KEY]["look"] = True  # type: ignore[index]
     if len(groups) == 2 and isinstance(groups[1], dict):
         own = {p for group in optimizer.param_groups for p in group["params"]}
         missing = [p for p in groups[1]["params"] if p not in own]
@@ -475,7 +479,8 @@ def _adopt(optimizer: SNRAdam, groups: list[Any]) -> None:
 HINT_AFTER = 100
 """Steps on one and the same batch before the hint."""
 
-_hinted = False
+hint_given = False
+"""Whether it has been given in this process."""
 
 
 def _hint_later(optimizer: Optimizer, model: Any) -> None:
@@ -484,15 +489,15 @@ def _hint_later(optimizer: Optimizer, model: Any) -> None:
     fixed = any(condition.batch_size is None for condition in measurements_of(model.data))
 
     def look(*_: Any) -> None:
-        global _hinted
+        global hint_given
         batch = model.train_state.X_train
         same = batch is seen[0] or (fixed and seen[0] is not None)
         seen[:] = [batch, seen[1] + 1 if same else 0]
         if seen[1] < HINT_AFTER:
             return
         handle.remove()
-        if not _hinted and (measurements_of(model.data) or is_supervised(model.data)):
-            _hinted = True
+        if not hint_given and (measurements_of(model.data) or is_supervised(model.data)):
+            hint_given = True
             warnings.warn(
                 f"The data have not changed in {HINT_AFTER} steps, and nothing is known of their "
                 "error: the streaming floor sees no sampling noise of theirs, and will not keep "

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from deepxde.icbc import IC, DirichletBC, PointSetBC, PointSetOperatorBC
+from deepxde.icbc import BC, IC, DirichletBC, PointSetBC, PointSetOperatorBC
 
 from ..measure.twins import as_array
 from ..noise import check_sigma
@@ -100,25 +100,6 @@ class NoisyPointSetBC(NoisyCondition, PointSetBC):  # type: ignore[misc]
         component = list(component) if isinstance(component, (list, tuple)) else component
         super().__init__(points, values, component, batch_size, shuffle)
         self.values: torch.Tensor
-        components = components_of(self)
-        shape = tuple(self.values.shape)
-        if len(shape) < 2 and self.values.numel() in (1, components):
-            shape = (1, components)
-        if self.points.ndim != 2 or shape not in ((1, components), (len(self), components)):
-            raise ValueError(
-                f"points {self.points.shape} must be (n, d), and values {tuple(self.values.shape)} "
-                f"a number, ({len(self)}, {components}) or (1, {components}), a column per "
-                "component: one-dimensional arrays become columns by x[:, None]."
-            )
-        if batch_size is not None:  # DeepXDE takes a batch's rows of them
-            self.values = self.values.expand(len(self), components)
-        for name, given in (("points", self.points), ("values", as_array(self.values))):
-            wrong = ~np.isfinite(given)
-            if wrong.any():
-                raise ValueError(
-                    f"{name} must be finite, but {wrong.sum()} of their {wrong.size} numbers are "
-                    "not: leave such measurements out."
-                )
         self.sigma = sigma_of_points(self, sigma)
 
 
@@ -136,7 +117,8 @@ def noisy(condition: Any, sigma: Any) -> Any:
         A condition of the same kind.
 
     Raises:
-        ValueError: sigma does not fit, or the condition knows its error already.
+        ValueError: sigma does not fit, or the condition knows its error already, or its
+            ``error`` is not that of its class.
         TypeError: it is no condition.
 
     Example:
@@ -146,6 +128,11 @@ def noisy(condition: Any, sigma: Any) -> Any:
         raise TypeError(f"noisy() takes a DeepXDE condition, not {condition!r}.")
     if isinstance(condition, NoisyCondition):
         raise ValueError(f"This {type(condition).__name__} knows its error already.")
+    if "error" in vars(condition):
+        raise ValueError(
+            f"This {type(condition).__name__} had its error() replaced: define a subclass with the "
+            "other error() instead, whose residuals can be told."
+        )
     found = copy.copy(condition)
     kind: Any = type(condition)
     found.__class__ = _noisy_class(kind)
@@ -219,11 +206,7 @@ def check_components(condition: Any, outputs: Any) -> None:
     Raises:
         ValueError: names it. (DeepXDE would train on an empty mean, NaN.)
     """
-    if (
-        outputs is None
-        or outputs.ndim < 2
-        or not isinstance(condition, (PointSetBC, DirichletBC, IC))
-    ):
+    if outputs is None or outputs.ndim < 2 or not isinstance(condition, (PointSetBC, BC, IC)):
         return
     for component in condition.components():
         if not 0 <= component < outputs.shape[1]:
@@ -233,12 +216,41 @@ def check_components(condition: Any, outputs: Any) -> None:
             )
 
 
+def check_measurements(condition: Any) -> None:
+    """Refuse points and values that do not belong together; a batch gets its rows of one value.
+
+    Raises:
+        ValueError: names what is wrong. (DeepXDE would compare each value with each.)
+    """
+    points, values, components = condition.points, condition.values, components_of(condition)
+    shape = tuple(values.shape)
+    if len(shape) < 2 and values.numel() in (1, components):
+        shape = (1, components)
+    if points.ndim != 2 or shape not in ((1, components), (len(points), components)):
+        raise ValueError(
+            f"points {points.shape} must be (n, d), and values {tuple(values.shape)} "
+            f"a number, ({len(points)}, {components}) or (1, {components}), a column per "
+            "component: one-dimensional arrays become columns by x[:, None]."
+        )
+    if condition.batch_size is not None:  # DeepXDE takes a batch's rows of them
+        condition.values = values.expand(len(points), components)
+    for name, given in (("points", points), ("values", as_array(values))):
+        wrong = ~np.isfinite(given)
+        if wrong.any():
+            raise ValueError(
+                f"{name} must be finite, but {wrong.sum()} of their {wrong.size} numbers are "
+                "not: leave such measurements out."
+            )
+
+
 def sigma_of_points(condition: Any, sigma: Any) -> torch.Tensor:
     """The error of a condition on a set of points, given or to be estimated.
 
     Raises:
-        ValueError: as for :func:`as_sigma`; or it cannot be estimated.
+        ValueError: as for :func:`as_sigma`; it cannot be estimated; or points and values do not
+            belong together.
     """
+    check_measurements(condition)
     components = components_of(condition)
     if isinstance(sigma, str):
         if sigma != "estimate":

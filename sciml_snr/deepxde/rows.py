@@ -46,12 +46,12 @@ class NoisyRows(NoiseSource):
         self.conditions = list(conditions)
         self.losses = list(losses)
         self._names, self._exact = list(names), list(exact)
+        self.terms = len(self.conditions)
         self.is_equation = not conditions[0].compares_values
         self._is_apart: bool | None = None
         """Whether a forward pass over the measured points alone makes the same of them."""
         self._is_compared = False
         """Whether that was looked at, in the first such pass."""
-        self._weights: list[float] | None = None
 
     def describe(self) -> list[str]:
         """One line per condition."""
@@ -92,11 +92,7 @@ class NoisyRows(NoiseSource):
     def hand_over(self, terms: Sequence[Term]) -> None:
         """Make the passes that the optimizers ask for, by the shortest way."""
         model = self._model()
-        weights = _weights_of(model)
-        if self._weights is not None and weights != self._weights:
-            for handover in self.handovers:
-                handover.look_again()
-        self._weights = weights
+        notice_weights(self, model)
         if getattr(self.conditions[0], "batch_size", None) is not None:
             new = are_new(self, self.conditions[0].batch_indices, at_first=True)
             terms = [dataclasses.replace(term, drawn_anew=new) for term in terms]
@@ -173,9 +169,10 @@ class NoisyTargets(NoiseSource):
 
     def hand_over(self, terms: Sequence[Term]) -> None:
         """Find out whether an equation's points are drawn anew, and make the passes."""
-        data = getattr(self._model(), "data", None)
-        points = _equation_points(data)
-        if points is not None and (self.is_equation or not hasattr(data, "train_y")):
+        model = self._model()
+        notice_weights(self, model)
+        points = _equation_points(getattr(model, "data", None))
+        if points is not None and self.is_equation:
             new = are_new(self, points, at_first=False)
             if is_resampled(self):
                 if terms and terms[0].sigma.numel() > 1:
@@ -188,6 +185,15 @@ class NoisyTargets(NoiseSource):
                     for term in terms
                 ]
         super().hand_over(terms)
+
+
+def notice_weights(source: NoiseSource, model: Any) -> None:
+    """Let optimizers look again for exact terms where the model's loss weights have changed."""
+    weights = _weights_of(model)
+    for handover in source.handovers:
+        if handover.state.get("weights", weights) != weights:
+            handover.look_again()
+        handover.state["weights"] = weights
 
 
 def are_new(source: NoiseSource, points: Any, at_first: bool) -> bool:

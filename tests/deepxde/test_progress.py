@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from sciml_snr.dde import ProgressBar
+from sciml_snr import ProgressBar
 
 SHOW_CURSOR, HIDE_CURSOR = "\x1b[?25h", "\x1b[?25l"
 
