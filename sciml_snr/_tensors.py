@@ -18,6 +18,11 @@ def is_16_bit(p: Tensor) -> bool:
     return p.dtype in (torch.float16, torch.bfloat16)
 
 
+def as_wide(x: Tensor) -> Tensor:
+    """A 16-bit tensor as float32, where sums of squares do not overflow; others as they are."""
+    return x.float() if is_16_bit(x) else x
+
+
 def state_like(p: Tensor) -> Tensor:
     """Contiguous zeros for a running average that belongs to the parameter p."""
     dtype = torch.float32 if is_16_bit(p) else p.dtype

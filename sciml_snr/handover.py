@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ._tensors import is_16_bit
+from ._tensors import as_wide, is_16_bit
 from .rule import averaged_share
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ TOLERANCE = 1e-3
 """Relative difference of two gradients that count as one; of 16-bit parameters more."""
 
 PROBES = 3
-"""So many parameters, the smallest, are watched for what happens to gradients after backward."""
+"""Of so many parameters, the smallest, gradients are compared entry by entry with those that
+backward left; of the others the norms."""
 
 
 class Facts(NamedTuple):
@@ -80,8 +81,14 @@ class Handover:
         self.follows = True
         """Whether the noisy terms' own gradient is of use beside exact terms."""
         self._received: dict[NoiseSource, _Received] = {}
+        self._held: list[Any] = []
+        """What the running backward pass has found."""
+        self._reaches = False
+        """Whether the running backward pass has reached a parameter."""
+        self._norms: dict[Tensor, Tensor] = {}
         self._probes: dict[Tensor, Tensor] = {}
-        self._hooks: list[Any] = []
+        self._hooks: dict[Tensor, Any] = {}
+        weakref.finalize(self, _remove, self._hooks)
         for source in self.sources:
             source.connect(self)
         self._watch()
@@ -162,23 +169,34 @@ class Handover:
         noisy: dict[Tensor, Tensor] | None,
         facts: Facts,
     ) -> None:
-        """Add what a backward pass has found; ``draws`` and ``noisy`` may have other parameters."""
-        self._drop_stale()
+        """Add what a backward pass has found."""
         received = self._received.setdefault(source, _Received())
         received.facts.append(facts)
         received.has_draws |= draws is not None
-        own = set(self.params())
         for found, kept in ((draws, received.draws), (noisy, received.noisy)):
             for p, value in (found or {}).items():
-                if p in own:
-                    kept[p] = kept[p] + value if p in kept else value
+                kept[p] = kept[p] + value if p in kept else value
+
+    def hold(self, *found: Any) -> None:
+        """The same within a backward pass: it is added at the end, if the pass has left gradients.
+
+        ``torch.autograd.grad``, which balances loss weights, say, leaves none; nor does a pass
+        through another optimizer's network.
+        """
+        self._drop_stale()
+        self._watch()
+        self._held.append(found)
+        _at_end(self._end)
 
     # What the optimizer asks
 
     def clear(self) -> None:
         """Forget what has been handed over."""
         self._received.clear()
+        self._held.clear()
+        self._norms.clear()
         self._probes.clear()
+        self._reaches = False
 
     def check(self) -> None:
         """Refuse a step without what it needs.
@@ -190,12 +208,13 @@ class Handover:
         if missing:
             what = "; ".join(line for source in missing for line in source.describe())
             raise RuntimeError(
-                f"There was no backward pass of a declared noisy loss before this step: {what}. "
-                "Call loss.backward() on a loss that contains it, after zero_grad()."
+                "There was no backward pass of a declared noisy loss to this optimizer's "
+                f"parameters before this step: {what}. Call loss.backward() on a loss that "
+                "contains it, after zero_grad(). (A copy of a network has parameters of its own.)"
             )
         if self.wants_draw and self.params():
             for source, received in self._received.items():
-                if not received.draws:
+                if received.has_draws and not received.draws:
                     what = "; ".join(source.describe())
                     raise RuntimeError(
                         f"A declared noisy loss depends on none of this optimizer's parameters: "
@@ -303,26 +322,42 @@ class Handover:
     # What happened to the gradients between backward and step
 
     def _watch(self) -> None:
-        """Keep copies of some small gradients as backward leaves them."""
-        smallest = sorted(self.params(), key=lambda p: p.numel())[:PROBES]
+        """Hear of every gradient that a backward pass leaves."""
         own = weakref.ref(self)
 
-        def keep(p: Tensor) -> None:
+        def reached(p: Tensor) -> None:
             handover = own()
-            if handover is not None and p.grad is not None:
-                handover._probes[p] = p.grad.detach().clone()
+            if handover is not None:
+                handover._reaches = True
+                _at_end(handover._end)
 
-        self._hooks = [
-            p.register_post_accumulate_grad_hook(keep)  # type: ignore[no-untyped-call]
-            for p in smallest
-        ]
-        weakref.finalize(self, _remove, self._hooks)
+        for p in self.params():
+            if p not in self._hooks:
+                self._hooks[p] = p.register_post_accumulate_grad_hook(reached)  # type: ignore[no-untyped-call]
+
+    def _end(self) -> None:
+        """What is to be done at the end of a backward pass, once."""
+        if self._reaches:
+            for found in self._held:
+                self.receive(*found)
+            self._norms = self._norms_now()
+            smallest = sorted(self._norms, key=lambda p: p.numel())[:PROBES]
+            self._probes = {p: p.grad.clone() for p in smallest if p.grad is not None}
+        self._held.clear()
+        self._reaches = False
+
+    def _norms_now(self) -> dict[Tensor, Tensor]:
+        """Of the gradients."""
+        params = [p for p in self.params() if p.grad is not None and not p.grad.is_sparse]
+        grads = [as_wide(p.grad) for p in params if p.grad is not None]
+        return dict(zip(params, torch._foreach_norm(grads), strict=True)) if params else {}
 
     def _drop_stale(self) -> None:
         """Forget an earlier backward pass whose gradients were dropped, by ``net.zero_grad()``."""
-        grads = [p.grad for p in self._probes]
-        if grads and all(grad is None or not grad.any() for grad in grads):
-            self.clear()
+        if self._norms and not self._held and not self._reaches:
+            now = self._norms_now().values()
+            if not any(map(bool, now)) and any(map(bool, self._norms.values())):
+                self.clear()
 
     def scale_since_backward(self) -> float:
         """What gradients have been multiplied by since backward: by ``clip_grad_norm_``, say.
@@ -330,25 +365,46 @@ class Handover:
         Raises:
             RuntimeError: they have been changed in another way, which the floor cannot follow.
         """
-        pairs = [(p, p.grad, then) for p, then in self._probes.items() if p.grad is not None]
-        changed = [pair for pair in pairs if not torch.equal(pair[1], pair[2])]
-        if not changed:
+        norms = self._norms_now()
+        if not self._norms.keys() & norms.keys():
             return 1.0
-        across = sum(float((now * then.conj()).real.sum()) for _, now, then in pairs)
-        along = sum(float((then * then.conj()).real.sum()) for *_, then in pairs)
-        scale = across / along if along > 0 else 0.0
-        for p, now, then in pairs:
-            tolerance = 10 * TOLERANCE * (5 if is_16_bit(p) else 1)
-            if not float((now - scale * then).norm()) <= tolerance * float(now.norm()):
-                if not torch.isfinite(now).all():
-                    return 1.0  # which the optimizer refuses by name
-                raise RuntimeError(
-                    f"The gradient of a parameter of shape {tuple(p.shape)} was changed between "
-                    "backward() and step() by something other than one factor for all parameters "
-                    "(clip_grad_value_, gradient noise, a reduction over processes): the noise "
-                    "floor cannot follow. clip_grad_norm_ and GradScaler.unscale_ are fine."
-                )
+        pairs = [(p, norms[p], then) for p, then in self._norms.items() if p in norms]
+        now, then = (
+            torch.stack([pair[i].detach().cpu().double() for pair in pairs]) for i in (1, 2)
+        )
+        probes = [(p, p.grad, copy) for p, copy in self._probes.items() if p.grad is not None]
+        if torch.equal(now, then) and all(torch.equal(a, b) for _, a, b in probes):
+            return 1.0
+        if not now.isfinite().all() or not then.any():
+            return 1.0  # the optimizer refuses what is not finite by name
+        scale = float((now * then).sum() / then.square().sum())
+        changed = [
+            p
+            for (p, *_), a, b in zip(pairs, now, then, strict=True)
+            if not abs(float(a) - scale * float(b)) <= _tolerance(p) * float(a)
+        ]
+        changed += [
+            p
+            for p, a, b in probes
+            if not float((a - scale * b).norm()) <= _tolerance(p) * float(a.norm())
+        ]
+        if changed:
+            raise RuntimeError(
+                f"The gradient of a parameter of shape {tuple(changed[0].shape)} was changed "
+                "between backward() and step() by something other than one factor for all "
+                "parameters (clip_grad_value_, gradient noise, a reduction over processes): the "
+                "noise floor cannot follow. clip_grad_norm_ and GradScaler.unscale_ are fine."
+            )
         return scale
+
+
+def _tolerance(p: Tensor) -> float:
+    return 10 * TOLERANCE * (5 if is_16_bit(p) else 1)
+
+
+def _at_end(call: Callable[[], None]) -> None:
+    """Call this at the end of the running backward pass."""
+    torch.autograd.Variable._execution_engine.queue_callback(call)
 
 
 def share_that_stays(rows: int, population: float | None) -> float:
@@ -362,9 +418,9 @@ def is_gated(group: Mapping[str, Any]) -> bool:
     return gate is None or gate.get("form") != "none"
 
 
-def _remove(hooks: list[Any]) -> None:
-    for hook in hooks:
-        hook.remove()
+def _remove(hooks: dict[Tensor, Any]) -> None:
+    while hooks:
+        hooks.popitem()[1].remove()
 
 
 def _rank() -> int:

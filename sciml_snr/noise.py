@@ -212,18 +212,17 @@ class NoiseSource:
 
     def hand_over(self, terms: Sequence[Term]) -> None:
         """Make the passes that the optimizers ask for."""
-        handovers = self.handovers
-        params = list(dict.fromkeys(p for own in handovers for p in own.params()))
         terms = [term for term in terms if term.residual.requires_grad and term.residual.numel()]
-        draws = noisy = None
-        if params and terms and any(own.wants_draw for own in handovers):
-            draws = self._gradients(*self._random_signs(terms, handovers[0]), params)
-        if params and terms and any(own.wants_gradient for own in handovers):
-            gradients = [_times(term, handovers[0].weighs_by_misfit) for term in terms]
-            noisy = self._gradients([term.values for term in terms], gradients, params)
         facts = self._facts(terms)
-        for own in handovers:
-            own.receive(self, draws, noisy, facts)
+        for own in self.handovers:
+            params = own.params()
+            draws = noisy = None
+            if params and terms and own.wants_draw:
+                draws = self._gradients(*self._random_signs(terms, own), params)
+            if params and terms and own.wants_gradient:
+                gradients = [_times(term, own.weighs_by_misfit) for term in terms]
+                noisy = self._gradients([term.values for term in terms], gradients, params)
+            own.hold(self, draws, noisy, facts)
 
     def _random_signs(
         self, terms: Sequence[Term], handover: Handover
@@ -423,8 +422,9 @@ class NoisyLoss(_Loss):
                 f"{tuple(residual.shape)}: give a number, (n, 1) for one per sample, or (m,) for "
                 "one per component."
             ) from None
-        if residual.dtype not in self._fits:
+        if sigma is not self.sigma or residual.dtype not in self._fits:
             check_squares(sigma, residual.dtype)
+        if sigma is self.sigma:
             self._fits.add(residual.dtype)
         return found
 
@@ -532,7 +532,7 @@ def check_squares(sigma: Tensor, dtype: torch.dtype) -> None:
     if not positive.numel():
         return
     for value in (float(positive.min()), float(positive.max())):
-        if not limits.tiny < value**2 < limits.max:
+        if not limits.tiny < value * value < limits.max:
             raise ValueError(
                 f"sigma = {value:g} cannot be used in {dtype}: its square is "
                 f"{'0' if value < 1 else 'infinite'} there. Rescale the data (and sigma), or "
