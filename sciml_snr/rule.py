@@ -179,15 +179,15 @@ def follow(
     Returns:
         For each part what is to be added to the parameters.
     """
-    closed: list[tuple[Tensor, Tensor, Tensor]] = []
+    closed: list[tuple[Tensor, Tensor, Tensor, float]] = []
     for moments, q, noisy in parts:
-        weight = moments.lr / (1 - moments.betas[0] ** moments.step)
-        scale = (1 - q).div_(denominator(moments)).mul_(weight)
-        closed.append((scale, moments.mean - noisy, noisy))
-    across = sum(float(_dot(scale * exact, noisy)) for scale, exact, noisy in closed)
-    along = sum(float(_dot(scale * noisy, noisy)) for scale, _, noisy in closed)
+        correction = 1 - moments.betas[0] ** moments.step
+        scale = (1 - q).div_(denominator(moments)).mul_(moments.lr / correction)
+        closed.append((scale, moments.mean - noisy, noisy, correction))
+    across = sum(float(_dot(scale * exact, noisy)) / by for scale, exact, noisy, by in closed)
+    along = sum(float(_dot(scale * noisy, noisy)) / by for scale, _, noisy, by in closed)
     c = across / along if along > 0 else 0.0
-    moves = [torch.sub(exact, noisy, alpha=c).mul_(scale) for scale, exact, noisy in closed]
+    moves = [torch.sub(exact, noisy, alpha=c).mul_(scale) for scale, exact, noisy, _ in closed]
     # Where exact and noisy terms cancel, v is small against both: keep to Adam's longest step
     # (D. Kingma and J. Ba, arXiv:1412.6980, section 2.1).
     shorter = 1.0
