@@ -315,7 +315,7 @@ class Problem(ABC):
         """Errors of a field: ``relative_l2`` of what is scored, and one of each unknown.
 
         With a clean truth at the measurements, also ``memorized``: see
-        :func:`sciml_snr.memorization.memorized_share`.
+        :func:`sciml_snr.memorized_share`.
         """
         result = {"relative_l2": self.relative_l2(predict, self.scored)}
         observed = self.observations

@@ -7,7 +7,7 @@ core. Called again, it does what is not in the file yet.
 
 In all three, labels y = u + e are truth and noise, and training is full-batch gradient descent on
 the mean square of f - y. The residual that it starts from has two parts v: the signal f_0 - u and
-the noise -e. :mod:`sciml_snr.tangent_kernel` follows the run and says in which directions of the
+the noise -e. :mod:`sciml_snr.measure.channel` follows the run and says in which directions of the
 training outputs loss was dissipated, the signal channel; the rest is the reservoir (E. Litman and
 G. Guo, *A Theory of Generalization in Deep Learning*, arXiv:2605.01172, 2026). That makes four
 cells, and two numbers for each: the share of the part's energy that it holds at the training

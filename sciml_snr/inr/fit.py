@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
@@ -30,7 +30,7 @@ from .._runs import (
     seeded,
     set_rng_state,
 )
-from ..gate import overrides
+from ..gate import Gate, overrides
 from ..measure.risk import PopulationRisk
 from ..measure.twins import share_from_misfit
 from ..noise import NoisyLoss, NoisyTerm
@@ -68,6 +68,21 @@ class Objective(Protocol):
 FIT_GATE: dict[str, Any] = {"z": 2.0, "rise_steps": 0, "discrepancy": False}
 """Of constant threshold: a fit takes few steps, mostly in batches, and its sigma is mostly an
 estimate, which the discrepancy would take at its word."""
+
+
+def completed_gate(
+    default: Mapping[str, Any], given: str | Gate | Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Fields of a gate: those that are given, and else by default; a given ``alpha`` goes before a
+    default z.
+
+    Raises:
+        ValueError, TypeError: what is given is no gate.
+    """
+    own = overrides(given) or {}
+    if "alpha" in own and "z" not in own:
+        own = {**own, "z": None}
+    return {**default, **own}
 
 
 @dataclass(frozen=True)
@@ -132,7 +147,7 @@ class FitOptions:
                 "patience needs an estimate of the risk, which there is not for snr_soap: choose "
                 "snr_adam or adam."
             )
-        overrides(self.gate)  # refuses what is wrong
+        object.__setattr__(self, "gate", overrides(self.gate) or {})  # refuses what is wrong
         if self.device is not None:
             check_device(self.device)
 
@@ -159,7 +174,7 @@ class Training:
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     """Rows of the log. ``loss``, ``misfit`` (mean square of residual / sigma) and ``memorized``,
-    the running guess of :func:`sciml_snr.memorization.share_from_misfit`, which error in the signal
+    the running guess of :func:`sciml_snr.share_from_misfit`, which error in the signal
     lowers, are those of the step's own batch, before the step."""
     interrupted: bool = False
     budgets: list[list[int]] = field(default_factory=list)
@@ -201,7 +216,7 @@ def build_optimizer(network: nn.Module, noise: NoisyLoss, options: FitOptions) -
         params,
         lr=options.lr,
         noise=noise,
-        gate={**FIT_GATE, **options.gate},
+        gate=completed_gate(FIT_GATE, options.gate),
         floor_every=options.floor_every,
     )
 

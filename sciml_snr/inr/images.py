@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from ..gate import Gate, overrides
 from ..measure.twins import Memorization, Twins
 from ..noise import NoisyLoss, NoisyTerm
 from .archive import (
@@ -35,7 +36,7 @@ from .archive import (
     sigma_from_json,
     sigma_to_json,
 )
-from .fit import FitOptions, Training, check_kept, train
+from .fit import FitOptions, Training, check_kept, completed_gate, train
 from .picture import (
     Array,
     Picture,
@@ -467,7 +468,7 @@ def fit_image(
     batch_size: int | None = None,
     floor_every: int = 10,
     cooldown: float = 0.0,
-    gate: dict[str, Any] | None = None,
+    gate: str | Gate | Mapping[str, Any] | None = None,
     seed: int = 0,
     device: str | None = None,
     patience: int | None = None,
@@ -494,10 +495,12 @@ def fit_image(
         network: "siren", "fourier", "wire" or a ``torch.nn.Module`` from (n, axes) to (n,
             channels), which is copied. By default a network of a size that goes with the image's.
         network_options: keyword arguments of a built-in network.
-        optimizer, floor_every, cooldown, gate, seed, device, patience: as for
+        optimizer, floor_every, cooldown, seed, device, patience: as for
             :class:`sciml_snr.inr.FitOptions`.
-        lr, steps, batch_size: the same; by default chosen from image and network. So is the gate's
-            ``rise_steps``: 300 for ``"snr_soap"`` and batches of more than 8,192 known pixels.
+        lr, steps, batch_size: the same; by default chosen from image and network.
+        gate: a name, a :class:`sciml_snr.Gate` or fields of one. What it does not say is as for
+            FitOptions, but for ``rise_steps``: 300 for ``"snr_soap"`` and batches of more than
+            8,192 known pixels.
         reference: the clean image, if known: its root mean square distance from the fit is logged
             as ``rmse``. It plays no part in the fit.
         out: folder for ``config.json``, ``metrics.csv``, ``checkpoint.pt``, ``summary.json``,
@@ -527,7 +530,7 @@ def fit_image(
         batch_size=batch_size,
         floor_every=floor_every,
         cooldown=cooldown,
-        gate=gate or {},
+        gate=overrides(gate) or {},
         seed=seed,
         device=device,
         patience=patience,
@@ -547,7 +550,7 @@ def fit_image(
         told = given or estimate_sigma(picture)
         choice = choose_network(network, network_options, picture, told)
         default = default_training(choice, picture, optimizer, batch_size)
-        asked |= {"steps": steps, "gate": default["gate"] | (gate or {})}
+        asked |= {"steps": steps, "gate": completed_gate(default["gate"], gate)}
         options = FitOptions(**default | {k: v for k, v in asked.items() if v is not None})
     model = choice.build(inputs, outputs, options.seed)
     if folder is not None:

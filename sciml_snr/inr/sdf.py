@@ -32,7 +32,7 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +44,7 @@ from scipy.sparse import coo_array, csgraph
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
-from ..gate import BESIDE_EXACT
+from ..gate import BESIDE_EXACT, Gate, overrides
 from ..measure.twins import Memorization, Twins
 from ..noise import NoisyLoss, NoisyTerm
 from .archive import (
@@ -59,7 +59,7 @@ from .archive import (
     sigma_from_json,
     sigma_to_json,
 )
-from .fit import FitOptions, Training, train
+from .fit import FitOptions, Training, completed_gate, train
 from .points import Cloud, Frame, estimate_normals, estimate_sigma_points, read_cloud
 from .surfaces import SurfaceMetrics, grid_axes, surface_metrics, zero_contours, zero_mesh
 
@@ -234,10 +234,10 @@ def default_training(
         batch_size = BATCH_SIZE
     whole = not (isinstance(batch_size, int) and batch_size < n)
     gate: dict[str, Any] = {}
-    if optimizer != "adam" and whole:
-        gate = {"z": BESIDE_EXACT[optimizer].z, "follow": dim == 3}
-    elif optimizer != "adam":
+    if optimizer in BATCH_GATES:
         gate = BATCH_GATES[optimizer]
+        if whole:
+            gate = {"z": BESIDE_EXACT[optimizer].z, "follow": dim == 3}
     return {"batch_size": batch_size, "gate": gate}
 
 
@@ -584,7 +584,7 @@ def fit_sdf(
     batch_size: int | None = None,
     floor_every: int = FLOOR_EVERY,
     cooldown: float = COOLDOWN,
-    gate: dict[str, Any] | None = None,
+    gate: str | Gate | Mapping[str, Any] | None = None,
     seed: int = 0,
     device: str | None = None,
     out: str | Path | None = None,
@@ -611,9 +611,8 @@ def fit_sdf(
         weights: of the terms of the loss.
         optimizer, floor_every, cooldown, seed, device: as for :class:`sciml_snr.inr.FitOptions`.
         batch_size: points in a step; by default all of up to 2,048, and 512 of more (give n for
-            all of them). With all of them in every step, exact terms follow in space
-            (``exact_terms`` of FitOptions).
-        gate: options of the optimizer's gate. What it does not say is as in
+            all of them).
+        gate: a name, a :class:`sciml_snr.Gate` or fields of one. What it does not say is as in
             :data:`sciml_snr.gate.BESIDE_EXACT` where all points are in every step, and else as in
             :data:`BATCH_GATES`: among others open in the first 500 steps (``warmup_steps``), so
             that in a shorter fit nothing is gated.
@@ -641,7 +640,7 @@ def fit_sdf(
         batch_size=batch_size,
         floor_every=floor_every,
         cooldown=cooldown,
-        gate=gate or {},
+        gate=overrides(gate) or {},
         seed=seed,
         device=device,
     )
@@ -668,7 +667,7 @@ def fit_sdf(
             raise ValueError(f"weights must be a sciml_snr.inr.Weights, got {weights!r}.")
         with_normals = normals is not None and weights.normal > 0
         asked |= default_training(cloud.points.shape, optimizer, batch_size)
-        asked["gate"] = {**asked["gate"], **(gate or {})}
+        asked["gate"] = completed_gate(asked["gate"], gate)
         asked["lr"] = LEARNING_RATES.get(choice.name, 1e-4) if lr is None else lr
         options = FitOptions(steps=STEPS if steps is None else steps, **asked)
     model = choice.build(cloud.points.shape[1], 1, options.seed)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from sciml_snr import SNRSOAP, NoisyTerm, SNRAdam
+from sciml_snr import SNRSOAP, Gate, NoisyLoss, NoisyTerm, SNRAdam
 from sciml_snr.inr import fit
 from sciml_snr.inr.fit import (
     OPTIMIZERS,
@@ -41,6 +41,7 @@ class Curve:
         self.batch = batch
         self.interrupt_at = interrupt_at
         self.calls = 0
+        self.noise = NoisyLoss(SIGMA)
 
     def terms(self, network, rng):
         self.calls += 1
@@ -116,6 +117,8 @@ def test_every_step_has_its_learning_rate() -> None:
             self.w = nn.Parameter(torch.zeros(1))
 
     class Descent:
+        noise = NoisyLoss(SIGMA)
+
         def terms(self, network, rng):
             seen.append(float(network.w.detach()))
             return [], network.w.sum()
@@ -379,23 +382,58 @@ def test_divergence_is_an_error(optimizer) -> None:
 
 def test_terms_and_extra_add_up() -> None:
     a, b = torch.tensor([[1.0], [3.0]]), torch.tensor([[2.0]])
-    terms = [NoisyTerm(a, 0.5, weight=2.0), NoisyTerm(b, 0.0, loss=nn.functional.l1_loss)]
-    assert total_loss(terms, torch.tensor(0.25)).item() == 2 * 5 + 2 + 0.25
-    assert total_loss(terms, None).item() == 12
+    terms = [NoisyTerm(a, 0.5, weight=2.0), NoisyTerm(b, 0.0)]
+    squares, absolute = NoisyLoss(0.5), NoisyLoss(0.5, "l1")
+    assert total_loss(squares, terms, torch.tensor(0.25)).item() == 2 * 5 + 4 + 0.25
+    assert total_loss(squares, terms, None).item() == 14
+    assert total_loss(absolute, terms, None).item() == 2 * 2 + 2
     assert standardized(terms).tolist() == [2, 6]  # exact data do not count
     assert standardized(terms[1:]).tolist() == []
 
 
-def test_default_gate_is_that_of_data_without_equations() -> None:
-    optimizer, floor = build_optimizer(net(), FitOptions(floor_every=7))
-    assert isinstance(optimizer, SNRSOAP)
-    assert fit.FIT_GATE.items() <= optimizer.defaults.items()
-    assert floor.every == 7
-    optimizer, _ = build_optimizer(net(), FitOptions("snr_adam", gate={"alpha": 2.0}))
+def one_step(options: FitOptions, exact: float = 0.0):
+    """The optimizer of a fit after a step on noisy data, and on an exact term of this weight."""
+    network, data = net(), NoisyLoss(SIGMA)
+    optimizer = build_optimizer(network, data, options)
+    curve = Curve(batch=None)
+    loss = data(network(curve.x), curve.y)
+    if exact:
+        loss = loss + exact * network(curve.x[:3]).square().mean()
+    loss.backward()
+    optimizer.step()
+    gate = optimizer.moments(network.layers[0].weight).gate if options.optimizer != "adam" else None
+    return optimizer, gate
+
+
+def test_default_gate_is_that_of_the_loss_with_a_constant_threshold() -> None:
+    optimizer, gate = one_step(FitOptions(floor_every=7))
+    assert isinstance(optimizer, SNRSOAP) and not optimizer.beside_exact
+    assert gate == Gate("stein", z=2.0)  # without the discrepancy
+    assert optimizer.defaults["floor_every"] == 7
+    _, gate = one_step(FitOptions(gate={"rise_steps": 3, "discrepancy": True}))
+    assert gate == Gate("stein", z=2.0, rise_steps=3, discrepancy=True)
+    optimizer, gate = one_step(FitOptions("snr_adam", gate={"form": "soft", "alpha": 2.0}))
     assert type(optimizer) is SNRAdam
-    assert (optimizer.defaults["alpha"], optimizer.defaults["z"]) == (2.0, None)
-    optimizer, floor = build_optimizer(net(), FitOptions("adam"))
-    assert type(optimizer) is torch.optim.Adam and floor is None
+    assert gate == Gate("soft", alpha=2.0)  # a threshold of its own, not the z
+    _, gate = one_step(FitOptions(gate=Gate("hard", z=1.0)))
+    assert gate == Gate("hard", z=1.0)
+    optimizer, gate = one_step(FitOptions("snr_adam", gate={"z": 1.0}), exact=1.0)
+    assert optimizer.beside_exact and gate == Gate("stein", z=1.0)
+    optimizer, _ = one_step(FitOptions("adam"))
+    assert type(optimizer) is torch.optim.Adam
+
+
+def test_the_floor_of_a_fit_is_that_of_its_data() -> None:
+    """Beside exact terms their noisy part is looked at, too; so it is with ``follow`` off."""
+    curve = Curve()
+    optimizer = build_optimizer(net(), curve.noise, FitOptions("snr_adam"))
+    assert optimizer.noise == [curve.noise]
+    for follow in (True, False):
+        optimizer, gate = one_step(FitOptions("snr_adam", gate={"follow": follow}), exact=1.0)
+        assert gate.follow is follow
+        kept = [s for p, s in optimizer.state.items() if isinstance(p, torch.Tensor)]
+        assert all("exp_floor" in state for state in kept)
+        assert all(("exp_avg_noisy" in state) is follow for state in kept)
 
 
 def test_frozen_parameters_stay(tmp_path) -> None:
@@ -421,8 +459,10 @@ def test_frozen_parameters_stay(tmp_path) -> None:
         ({"floor_every": 0}, "floor_every must be"),
         ({"cooldown": 1.5}, "cooldown must be a share"),
         ({"cooldown": math.nan}, "cooldown must be a share"),
-        ({"gate": {"gate": "wide"}}, "Invalid gate"),
-        ({"gate": {"zz": 1}}, "no gate option .zz.*SNRSOAP"),
+        ({"gate": {"form": "wide"}}, "Invalid gate"),
+        ({"gate": {"zz": 1}}, "no gate option .zz.*Choose from: form, z,"),
+        ({"gate": {"gate": "hard"}}, "no gate option .gate"),
+        ({"gate": {"z": -1.0}}, "Invalid z"),
         ({"gate": {"z": 1.0}, "optimizer": "adam"}, "adam has no gate"),
         ({"device": "gpu"}, "device 'gpu' cannot be used"),
     ],

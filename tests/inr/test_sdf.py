@@ -13,7 +13,7 @@ import torch
 import trimesh
 from torch import nn
 
-from sciml_snr import LabelNoise, SigmaEstimate
+from sciml_snr import Gate, SigmaEstimate
 from sciml_snr.inr import sdf
 from sciml_snr.inr.archive import NetworkChoice
 from sciml_snr.inr.fit import FitOptions, Training
@@ -183,15 +183,14 @@ def test_a_mesh_is_closed_and_round() -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "gate", "middle"),
-    [(None, sdf.BATCH_GATES["snr_soap"], 0.05), (None, {}, 0.1), (50, {}, 0.1)],
+    ("batch_size", "gate"), [(None, sdf.BATCH_GATES["snr_soap"]), (None, {}), (50, {})]
 )
-def test_the_gate_closes_by_sigma(batch_size: int | None, gate: dict, middle: float) -> None:
+def test_the_gate_closes_by_sigma(batch_size: int | None, gate: dict) -> None:
     """The same points, told to be bad, to be good: the floor is that of the told sigma."""
     points, normals = circle(100, 0.05)
     run = dict(QUICK, steps=40, batch_size=batch_size, gate=gate | {"warmup_steps": 0})
     opened = [
-        fit_sdf(points, normals, sigma=s, **run).history[-1]["mean_q"] for s in (1e-4, middle, 1.0)
+        fit_sdf(points, normals, sigma=s, **run).history[-1]["mean_q"] for s in (1e-4, 0.1, 1.0)
     ]
     assert opened[0] > 0.9 and opened[0] > 1.2 * opened[1] and opened[1] > 3 * opened[2]
 
@@ -200,39 +199,47 @@ def test_small_clouds_are_in_every_step_as_a_whole() -> None:
     for optimizer, z in (("snr_adam", 1.0), ("snr_soap", 1.5)):
         for options in (dict(shape=(2048, 3)), dict(shape=(9000, 3), batch_size=9000)):
             small = sdf.default_training(optimizer=optimizer, **options)
-            assert small["batch_size"] == options.get("batch_size") and small["exact_terms"]
-            assert small["gate"]["gate"] == "stein" and small["gate"]["z"] == z
-        assert not sdf.default_training((2048, 2), optimizer)["exact_terms"]
+            assert small["batch_size"] == options.get("batch_size")
+            assert small["gate"] == {"z": z, "follow": True}
+        assert sdf.default_training((2048, 2), optimizer)["gate"] == {"z": z, "follow": False}
         for options in (dict(shape=(2049, 3)), dict(shape=(100, 3), batch_size=99)):
             large = sdf.default_training(optimizer=optimizer, **options)
             assert large["batch_size"] == options.get("batch_size", 512)
-            assert large["gate"]["gate"] == "snr" and large["gate"]["warmup_steps"] == 500
-            assert not large["exact_terms"]
+            assert large["gate"]["form"] == "snr" and large["gate"]["warmup_steps"] == 500
+            assert large["gate"]["follow"] is False
     assert sdf.default_training((9000, 3), "adam")["gate"] == {}
     options = fit_sdf(sphere(50)[0], **QUICK).options
-    assert options.batch_size is None and options.gate["gate"] == "stein" and options.exact_terms
+    assert options.batch_size is None and options.gate == {"z": 1.5, "follow": True}
     assert fit_sdf(circle(50)[0], gate={"alpha": 2.0}, **QUICK).options.gate["z"] is None
 
 
-def test_exact_terms_follow_in_space_where_all_points_are_in_every_step(monkeypatch) -> None:
-    asked = []
-    update = LabelNoise.update
+def states_of(folder: Path) -> list[dict]:
+    """What the optimizer keeps per parameter in a run's checkpoint."""
+    saved = torch.load(folder / "checkpoint.pt", weights_only=True)["optimizer"]["state"]
+    return [state for key, state in saved.items() if isinstance(key, int)]
 
-    def seen(self, terms, exact_terms=False):
-        asked.append(exact_terms)
-        update(self, terms, exact_terms)
 
-    monkeypatch.setattr(LabelNoise, "update", seen)
-    for shape, options, follows in (
+@pytest.mark.parametrize(
+    ("shape", "options", "follows"),
+    [
         (sphere, {}, True),
         (sphere, {"batch_size": 50}, True),
         (sphere, {"batch_size": 49}, False),
-        (sphere, {"gate": {"gate": "none"}}, False),
+        (sphere, {"gate": {"follow": False}}, False),
+        (sphere, {"gate": "none"}, False),
         (circle, {}, False),
-    ):
-        asked.clear()
-        fit_sdf(shape(50, 0.03)[0], **options, **QUICK)
-        assert asked and set(asked) == {follows}
+        (circle, {"gate": {"follow": True}}, True),
+    ],
+)
+def test_exact_terms_follow_in_space_where_all_points_are_in_every_step(
+    tmp_path: Path, shape, options: dict, follows: bool
+) -> None:
+    """For that the noisy terms' part of the first moment is kept."""
+    fit_sdf(shape(50, 0.03)[0], out=tmp_path, **options, **QUICK)
+    states = states_of(tmp_path)
+    assert states
+    assert all(("exp_avg_noisy" in state) is follows for state in states)
+    assert all(("exp_floor" in state) is (options.get("gate") != "none") for state in states)
 
 
 def test_memorization_is_that_of_twins_by_hand() -> None:
@@ -356,8 +363,8 @@ def test_all_points_in_every_step_resumed(tmp_path: Path, optimizer: str) -> Non
     run = dict(optimizer=optimizer, network_options=SMALL, progress=False)
     whole = fit_sdf(points, normals, steps=20, cooldown=0.0, **run)
     fit_sdf(points, normals, steps=9, cooldown=0.0, out=tmp_path / "run", **run)
-    kept = torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)["optimizer"]["state"]
-    assert all(("exp_avg_noisy" in state) == (optimizer != "adam") for state in kept.values())
+    states = states_of(tmp_path / "run")
+    assert all(("exp_avg_noisy" in state) == (optimizer != "adam") for state in states)
     resumed = fit_sdf(points, normals, steps=20, out=tmp_path / "run", resume=True, progress=False)
     assert_same_bits(resumed.network.state_dict(), whole.network.state_dict())
 
@@ -518,6 +525,8 @@ def test_figures(curve: SDFFit) -> None:
         (dict(network=nn.Linear(3, 1)), "for the built-in networks"),
         (dict(network_options={"depth": 3}), "network option is unknown"),
         (dict(optimizer="sgd"), "no optimizer 'sgd'"),
+        (dict(gate="wide"), "Invalid gate"),
+        (dict(gate={"gate": "hard"}), "no gate option 'gate'"),
         (dict(lr=0.0), "lr must be"),
         (dict(steps=0), "steps must be"),
         (dict(batch_size=0), "batch_size must be"),
@@ -533,9 +542,10 @@ def test_refusals(tmp_path: Path, changes: dict, message: str) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_gate_given_again_is_completed_as_the_run_s_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("gate", [{"z": 2.5}, {"alpha": 2.0}, "hard", Gate("soft", alpha=3.0)])
+def test_a_gate_given_again_is_completed_as_the_run_s_was(tmp_path: Path, gate) -> None:
     points, normals = circle(300, 0.03)
-    run = dict(network_options=SMALL, gate={"z": 2.5}, out=tmp_path / "run", progress=False)
+    run = dict(network_options=SMALL, gate=gate, out=tmp_path / "run", progress=False)
     fit_sdf(points, normals, optimizer="snr_soap", steps=2, **run)
     resumed = fit_sdf(points, normals, steps=3, resume=True, **run)
     assert (resumed.options.optimizer, resumed.training.step) == ("snr_soap", 3)
