@@ -6,6 +6,7 @@ Source: E. Litman and G. Guo, *A Theory of Generalization in Deep Learning*, arX
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -171,11 +172,7 @@ class SNRAdam(Optimizer):
             raise ValueError("noise names the same loss twice: declare each one once.")
         if sources:
             for group in self.param_groups:
-                if group["alpha"] != "fresh" or group["lambd"] != 1.0:
-                    raise ValueError(
-                        "alpha and lambd belong to the published rule, and noise was declared. "
-                        "Give the threshold by gate=sciml_snr.Gate(z=...)."
-                    )
+                _check_unpublished(group)
         if self._handover is not None:
             self._handover.detach()
         every = self.defaults["floor_every"]
@@ -189,7 +186,10 @@ class SNRAdam(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; its own options are checked like the constructor's."""
         param_group.update(plain_options(param_group))
-        validate_options({**self.defaults, **param_group})
+        options = {**self.defaults, **param_group}
+        validate_options(options)
+        if self._handover is not None:
+            _check_unpublished(options)
         super().add_param_group(param_group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -219,7 +219,7 @@ class SNRAdam(Optimizer):
                 )
         super().load_state_dict(state_dict)
         if KEY in self.state:
-            self.state[KEY] = dict(self.state[KEY])  # type: ignore[index]
+            self.state[KEY] = copy.deepcopy(self.state[KEY])  # type: ignore[index]
         saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
         for saved_id, p in zip(saved_ids, params, strict=True):
@@ -358,10 +358,7 @@ class SNRAdam(Optimizer):
         found = None
         if bunch.draws:
             assert draws is not None
-            found = [
-                draws[p].to(_state_dtype(p)) if p in draws else torch.zeros_like(s["exp_floor"])
-                for p, s in zip(params, states, strict=True)
-            ]
+            found = [draws[p].to(_state_dtype(p)) for p in params]
         self._turn(bunch, grads, found)
         grad = self._turned(bunch, grads)
         if group["maximize"]:
@@ -467,7 +464,7 @@ class SNRAdam(Optimizer):
             if p.grad is None or p.numel() == 0:
                 continue
             state = self._init_state(p, group, floor)
-            draws_now = draws is not None and self._takes_draw(p, draws)
+            draws_now = draws is not None and p in draws
             kind = (
                 p.device,
                 p.dtype,
@@ -491,11 +488,6 @@ class SNRAdam(Optimizer):
             )
             for kind, params in found.items()
         ]
-
-    def _takes_draw(self, p: Tensor, draws: Mapping[Tensor, Tensor]) -> bool:
-        """Whether a draw changes the parameter's floor: zeros do where no noise has reached it yet;
-        what a draw does not reach otherwise keeps its average, as Adam keeps moments."""
-        return p in draws or not self.state[p]["exp_floor"].any()
 
     def _init_state(
         self, p: Tensor, group: Mapping[str, Any], floor: Floor | None
@@ -527,7 +519,8 @@ class SNRAdam(Optimizer):
             return None
         group = next(g for g in self.param_groups if any(p is q for q in g["params"]))
         is_given = self._given is not None and p in self._given
-        is_stream = not is_given and "exp_grad_var" in state and "exp_floor" not in state
+        has_label = "exp_floor" in state and self._handover is not None
+        is_stream = not is_given and "exp_grad_var" in state and not has_label
         bunch = _Bunch(group, [p], [state], False, is_given, is_stream)
         return self._moments(bunch, state["step"].item(), self._given)
 
@@ -703,6 +696,15 @@ class _Checked(NamedTuple):
     at: int
     """The group's index."""
     place: int
+
+
+def _check_unpublished(options: Mapping[str, Any]) -> None:
+    """Refuse options of the published rule beside declared noise."""
+    if options["alpha"] != "fresh" or options["lambd"] != 1.0:
+        raise ValueError(
+            "alpha and lambd belong to the published rule, and noise was declared. Give the "
+            "threshold by gate=sciml_snr.Gate(z=...)."
+        )
 
 
 def _state_dtype(p: Tensor) -> torch.dtype:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from deepxde.icbc import BC, IC, DirichletBC, PointSetBC, PointSetOperatorBC
+from deepxde.icbc import BC, IC, DirichletBC, NeumannBC, PointSetBC, PointSetOperatorBC, RobinBC
 
 from ..measure.twins import as_array
 from ..noise import check_sigma
@@ -52,6 +51,7 @@ class NoisyCondition:
         # A user's condition may not know of aux_var.
         more = () if aux_var is None else (aux_var,)
         residual = own.error(X, inputs, outputs, beg, end, *more)
+        check_columns(self, residual)
         residual.sciml_snr_mark = Mark(self, inputs, outputs, int(beg), int(end))
         return residual
 
@@ -130,12 +130,10 @@ def noisy(condition: Any, sigma: Any) -> Any:
         raise ValueError(f"This {type(condition).__name__} knows its error already.")
     if "error" in vars(condition):
         raise ValueError(
-            f"This {type(condition).__name__} had its error() replaced: define a subclass with the "
-            "other error() instead, whose residuals can be told."
+            f"This {type(condition).__name__} had its error() replaced, whose residuals could "
+            "not be told: define a subclass with the other error() instead."
         )
-    found = copy.copy(condition)
-    kind: Any = type(condition)
-    found.__class__ = _noisy_class(kind)
+    found = _remade(type(condition), vars(condition))
     if isinstance(getattr(found, "component", None), tuple):
         found.component = list(found.component)
     if isinstance(condition, MEASURED):
@@ -166,7 +164,7 @@ def _reduce_noisy(self: Any, _: Any) -> Any:
 
 
 def _remade(kind: type, attributes: dict[str, Any]) -> Any:
-    """For copies and pickles of what :func:`noisy` returns."""
+    """What :func:`noisy` returns, and its copies and pickles."""
     made: Any = object.__new__(_noisy_class(kind))
     made.__dict__.update(attributes)
     return made
@@ -213,6 +211,23 @@ def check_components(condition: Any, outputs: Any) -> None:
             raise ValueError(
                 f"component={component} of a {type(condition).__name__}, but the network has "
                 f"{outputs.shape[1]} output(s), counted from 0."
+            )
+
+
+def check_columns(condition: Any, residual: Any) -> None:
+    """Refuse residuals of each output with each value.
+
+    Raises:
+        ValueError: says where a column is missing. (DeepXDE would train on their mean.)
+    """
+    kinds = (*MEASURED, DirichletBC, NeumannBC, RobinBC, IC)
+    if isinstance(condition, kinds) and residual.ndim == 2:
+        columns = components_of(condition)
+        if residual.shape[1] > columns:
+            raise ValueError(
+                f"The residuals of a {type(condition).__name__} have the shape "
+                f"{tuple(residual.shape)}, but it compares {columns} component(s): its function "
+                "has to give columns, (n, 1), by y[:, None]."
             )
 
 

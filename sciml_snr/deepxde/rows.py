@@ -77,7 +77,11 @@ class NoisyRows(NoiseSource):
             population = float(len(mark.condition))
             if len(sigma) > 1:
                 sigma = sigma[torch.as_tensor(mark.condition.batch_indices, device=sigma.device)]
-        group = self._group(mark.inputs)
+        if residual.ndim == 1 and sigma.ndim == 2:  # of an operator without columns
+            sigma = sigma[:, 0]
+        # Others than outputs minus values have graphs of their own, which may be gone when the
+        # gradient arrives at the next one.
+        group = Group(self) if self.is_equation else self._group(mark.inputs)
         return own.of_residual(residual, sigma, population=population, group=group, place=mark)
 
     def _group(self, inputs: Any) -> Group:
@@ -96,7 +100,7 @@ class NoisyRows(NoiseSource):
         if getattr(self.conditions[0], "batch_size", None) is not None:
             new = are_new(self, self.conditions[0].batch_indices, at_first=True)
             terms = [dataclasses.replace(term, drawn_anew=new) for term in terms]
-        super().hand_over(self._apart(model, terms) or terms)
+        super().hand_over(self._apart(model, terms) or self._anew(terms))
 
     def _apart(self, model: Any, terms: Sequence[Term]) -> list[Term] | None:
         """The same terms from a forward pass over their points alone; None where that is no gain,
@@ -109,23 +113,24 @@ class NoisyRows(NoiseSource):
         inputs = marks[0].inputs
         if 2 * sum(mark.end - mark.beg for mark in marks) > len(inputs):
             return None
-        found, at = [], 0
+        measured = torch.cat([inputs[mark.beg : mark.end] for mark in marks])
         with torch.enable_grad():
-            measured = torch.cat([inputs[mark.beg : mark.end] for mark in marks])
             outputs = model.net(measured.detach().requires_grad_())
-            for term, mark in zip(terms, marks, strict=True):
-                columns = mark.condition.components()
-                before = mark.outputs.detach()[mark.beg : mark.end, columns]
-                now = outputs[at : at + len(before), columns]
-                at += len(before)
-                residual = now - (before - term.residual.detach())
-                if not self._is_compared and not _are_close(residual, term.residual, before):
-                    self._is_apart = False
-                    return None
-                values = term.loss.values(residual)
-                found.append(dataclasses.replace(term, residual=residual, values=values))
-        self._is_compared = True
-        return found
+        found, at = [], 0
+        for term, mark in zip(terms, marks, strict=True):
+            found.append(_of_outputs(term, outputs, at))
+            at += mark.end - mark.beg
+        if not self._is_compared:
+            self._is_apart = all(map(_are_close, found, terms))
+            self._is_compared = self._is_apart
+        return found if self._is_apart else None
+
+    def _anew(self, terms: Sequence[Term]) -> Sequence[Term]:
+        """The same terms from the common outputs: autograd has freed the way from these to all but
+        the last term that its gradient arrived at."""
+        if self.is_equation or len(terms) == 1:
+            return terms
+        return [_of_outputs(term, term.place.outputs, term.place.beg) for term in terms]
 
 
 class NoisyTargets(NoiseSource):
@@ -244,9 +249,24 @@ def _treats_points_apart(model: Any) -> bool:
     )
 
 
-def _are_close(a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor) -> bool:
-    size = b.detach().norm() + scale.norm()
-    return bool((a.detach() - b.detach()).norm() <= 1e-3 * size)
+def _of_outputs(term: Term, outputs: torch.Tensor, at: int) -> Term:
+    """A term that compares outputs with values, made anew from outputs, of which its own begin at
+    this place."""
+    mark = term.place
+    columns = mark.condition.components()
+    before = mark.outputs.detach()[mark.beg : mark.end, columns]
+    with torch.enable_grad():
+        now = outputs[at : at + len(before), columns]
+        residual = now - (before - term.residual.detach())
+        return dataclasses.replace(term, residual=residual, values=term.loss.values(residual))
+
+
+def _are_close(a: Term, b: Term) -> bool:
+    """Whether two terms that compare the same outputs with the same values have them from passes
+    that are equal."""
+    mark = b.place
+    scale = b.residual.detach().norm() + mark.outputs.detach()[mark.beg : mark.end].norm()
+    return bool((a.residual - b.residual).detach().norm() <= 1e-3 * scale)
 
 
 def _weights_of(model: Any) -> list[float]:
