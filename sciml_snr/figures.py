@@ -45,7 +45,7 @@ def run_figure(folder: str | Path) -> Path:
     else:
         _measured_slice(axes[0], [(fields, "fit", COLORS[0])])
         _field_pair(figure, axes[1:3], fields)
-    _error_band(axes[-1], [rows], _optimizer(folder), COLORS[0])
+    error_band(axes[-1], [rows], _optimizer(folder), COLORS[0])
     axes[-1].legend(frameon=False)
     return _save(figure, folder / "figure.png")
 
@@ -73,7 +73,7 @@ def comparison_figure(out: str | Path, folders: Sequence[Path]) -> Path:
     for (name, members), color in zip(runs.items(), _colors(len(runs)), strict=True):
         fields, _ = _load(members[0])
         shown.append((fields, name, color))
-        _error_band(right, [_load(folder)[1] for folder in members], name, color)
+        error_band(right, [_load(folder)[1] for folder in members], name, color)
     if shown[0][0]["points"].shape[1] == 1:
         fields = shown[0][0]
         left.plot(fields["observed_points"][:, 0], fields["observed_values"][:, 0], **_NOISY)
@@ -254,7 +254,7 @@ def spectrum_figure(channel: Channel, residual: ArrayLike | None = None) -> Figu
     """Spectrum of the dissipation with the signal channel marked, and where a residual lies.
 
     Args:
-        channel: of :meth:`sciml_snr.tangent_kernel.Trajectory.channel`.
+        channel: of :meth:`sciml_snr.measure.channel.Trajectory.channel`.
         residual: (n,) today's residual, whose energy is shown by direction.
     """
     figure = Figure(figsize=(4.6 if residual is None else 9.2, 3.6), layout="constrained")
@@ -361,7 +361,7 @@ def _field_pair(figure: Figure, axes: Any, fields: dict[str, Any]) -> None:
     figure.colorbar(image, ax=list(axes), label=str(fields["outputs"][0]))
 
 
-def _error_band(ax: Axes, runs: list[list[dict[str, float]]], label: str, color: str) -> None:
+def error_band(ax: Axes, runs: list[list[dict[str, float]]], label: str, color: str) -> None:
     """Median over runs and their range; a dot at the median's best."""
     length = min(map(len, runs))
     iterations = np.array([row["iteration"] for row in runs[0][:length]])
@@ -380,11 +380,11 @@ def _error_band(ax: Axes, runs: list[list[dict[str, float]]], label: str, color:
     best = int(median.argmin())
     ax.plot(iterations[best], median[best], "o", color=color, markersize=5)
     ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter(ticker.FuncFormatter(_label_125))
+    ax.yaxis.set_minor_formatter(ticker.FuncFormatter(label_125))
     ax.set(xlabel="iteration", ylabel="relative L2 error")
 
 
-def _label_125(value: float, _: int | None = None) -> str:
+def label_125(value: float, _: int | None = None) -> str:
     """Labels on the minor ticks 2 and 5 of a logarithmic axis, as plain numbers."""
     leading = value / 10 ** np.floor(np.log10(value))
     return f"{value:g}" if round(leading) in (2, 5) else ""

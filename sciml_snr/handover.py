@@ -23,7 +23,8 @@ LOOK_EVERY = 100
 """Whether there are exact terms is looked at every so many steps, and when loss weights change."""
 
 TOLERANCE = 1e-3
-"""Relative difference of two gradients that count as one; of 16-bit parameters more."""
+"""Relative difference of two gradients that count as one; of 16-bit parameters more. Exact terms
+that were there are gone at a hundredth of it: what has all but converged still holds noise back."""
 
 PROBES = 3
 """Of so many parameters, the smallest, gradients are compared entry by entry with those that
@@ -296,7 +297,7 @@ class Handover:
                 total += float(gradient.norm()) ** 2
                 total += 0.0 if own is None else float(own.norm()) ** 2
             coarse = any(is_16_bit(p) for p in gradients)
-            tolerance = TOLERANCE * (50 if coarse else 1)
+            tolerance = TOLERANCE * (50 if coarse else 0.01 if state["beside_exact"] else 1)
             if total > 0:
                 state["beside_exact"] = difference > tolerance**2 * total
         return bool(state["beside_exact"])
@@ -343,6 +344,8 @@ class Handover:
             self._norms = self._norms_now()
             smallest = sorted(self._norms, key=lambda p: p.numel())[:PROBES]
             self._probes = {p: p.grad.clone() for p in smallest if p.grad is not None}
+        else:  # the next pass draws the same numbers
+            self.state["passes"] -= sum(draws is not None for _, draws, *_ in self._held)
         self._held.clear()
         self._reaches = False
 

@@ -220,7 +220,7 @@ class NoiseSource:
             if params and terms and own.wants_draw:
                 draws = self._gradients(*self._random_signs(terms, own), params)
             if params and terms and own.wants_gradient:
-                gradients = [_times(term, own.weighs_by_misfit) for term in terms]
+                gradients = [self._noisy_part(term, own.weighs_by_misfit) for term in terms]
                 noisy = self._gradients([term.values for term in terms], gradients, params)
             own.hold(self, draws, noisy, facts)
 
@@ -234,6 +234,13 @@ class NoiseSource:
             signs = self._signs(tuple(term.residual.shape), term.residual.device, seed + k)
             factors.append(signs * draw_scale(term, beyond_noise(term)).to(term.residual.dtype))
         return [term.residual for term in terms], factors
+
+    def _noisy_part(self, term: Term, by_misfit: bool) -> Tensor:
+        """The gradient at a term's values; none where no datum has an error, and, if wanted, less
+        what its misfit says is no noise."""
+        assert term.gradient is not None
+        noisy = term.gradient * term.sigma.any()
+        return (noisy / beyond_noise(term).to(noisy)).nan_to_num(nan=0.0) if by_misfit else noisy
 
     def _signs(self, shape: tuple[int, ...], device: torch.device, seed: int) -> Tensor:
         """Random signs, from a generator of this source's own."""
@@ -271,14 +278,6 @@ class NoiseSource:
     def __getstate__(self) -> dict[str, Any]:
         """A copy hands over to no optimizer yet."""
         return {**self.__dict__, "_handovers": [], "_generators": {}}
-
-
-def _times(term: Term, by_misfit: bool) -> Tensor:
-    """The gradient at a term's values; less what its misfit says is no noise."""
-    assert term.gradient is not None
-    if not by_misfit:
-        return term.gradient
-    return (term.gradient / beyond_noise(term).to(term.gradient.dtype)).nan_to_num(nan=0.0)
 
 
 _REDUCTIONS = ("mean", "sum", "none")
@@ -493,6 +492,10 @@ class SampledLoss(_Loss):
         variance = max(0.0, 1 - b / term.population) * b / (b - 1)
         rows = (math.sqrt(variance) * weights).reshape(b, *[1] * (term.values.ndim - 1))
         return [term.values], [rows * term.gradient]
+
+    def _noisy_part(self, term: Term, by_misfit: bool) -> Tensor:
+        assert term.gradient is not None
+        return term.gradient
 
     def _facts(self, terms: Sequence[Term]) -> Facts:
         return super()._facts(terms)._replace(rows=0, population=math.inf, opens=False)

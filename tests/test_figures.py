@@ -14,7 +14,7 @@ def rows(errors: list[float]) -> list[dict[str, float]]:
 def test_error_band_is_median_and_range() -> None:
     ax = Figure().subplots()
     runs = [rows([1.0, 0.2, 0.5]), rows([1.0, 0.4, 0.9]), rows([1.0, 0.3, 0.6])]
-    figures._error_band(ax, runs, "adam", "C0")
+    figures.error_band(ax, runs, "adam", "C0")
     np.testing.assert_allclose(ax.lines[0].get_ydata(), [1.0, 0.3, 0.6])
     assert ax.lines[0].get_label() == "adam: best 0.300, final 0.600"
     assert ax.lines[1].get_xydata().tolist() == [[1.0, 0.3]]
@@ -24,10 +24,10 @@ def test_error_band_is_median_and_range() -> None:
 
 def test_runs_of_different_length_share_what_all_have() -> None:
     ax = Figure().subplots()
-    figures._error_band(ax, [rows([1.0, 0.2]), rows([1.0, 0.4, 0.1])], "adam", "C0")
+    figures.error_band(ax, [rows([1.0, 0.2]), rows([1.0, 0.4, 0.1])], "adam", "C0")
     assert len(ax.lines[0].get_ydata()) == 2
 
 
 @pytest.mark.parametrize(("value", "label"), [(0.2, "0.2"), (0.05, "0.05"), (0.3, ""), (20, "20")])
 def test_minor_labels(value: float, label: str) -> None:
-    assert figures._label_125(value) == label
+    assert figures.label_125(value) == label

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from skimage import data
 
 from sciml_snr import (
-    LabelNoise,
+    NoisyLoss,
     SigmaEstimate,
     estimate_sigma_image,
     estimate_sigma_repeats,
@@ -427,7 +427,7 @@ def test_an_estimate_is_a_number() -> None:
     assert f"{estimate:.1f}" == "1.2" and type(2 * estimate) is float
     assert torch.as_tensor(estimate).item() == 1.25
     assert np.asarray([estimate]).dtype == float
-    LabelNoise([torch.zeros(1, requires_grad=True)], sigma=estimate)
+    assert NoisyLoss(sigma=estimate).sigma.item() == 1.25
     for same in (copy.deepcopy(estimate), pickle.loads(pickle.dumps(estimate))):
         assert repr(same) == repr(estimate) and same.sigma == 1.25
 

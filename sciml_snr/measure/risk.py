@@ -29,8 +29,8 @@ for good. With the labels' error known, the covariance is instead that of the la
 fade. What earlier steps have done with the same labels is still left out, so that this curve is no
 unbiased risk either; but its minimum is where the pull of the data sinks into their noise, and
 ``docs/memorization.md`` shows how near that is to the best moment. For the risk itself use the twin
-of :mod:`sciml_snr.memorization`. (A minimum under the sampling covariance is the stopping criterion
-of M. Mahsereci, L. Balles, C. Lassner and P. Hennig, arXiv:1703.09580.)
+of :mod:`sciml_snr.measure.twins`. (A minimum under the sampling covariance is the stopping
+criterion of M. Mahsereci, L. Balles, C. Lassner and P. Hennig, arXiv:1703.09580.)
 
 Per step it costs two more backward passes and a forward pass, and no per-sample gradients:
 random signs on the samples' losses give the covariance (see :mod:`sciml_snr.noise`).
@@ -170,7 +170,7 @@ class PopulationRisk:
             losses: (b,) per sample, attached to the graph.
             extra: the loss's other part, which does not depend on samples.
             terms: the data terms of the loss: then the error of their labels counts, as in
-                :class:`sciml_snr.LabelNoise`, in place of the scatter of the samples' gradients.
+                :class:`sciml_snr.NoisyLoss`, in place of the scatter of the samples' gradients.
 
         Raises:
             ValueError: there are fewer than two losses, they are no vector, or not attached.

@@ -7,15 +7,16 @@ from torch import Tensor
 
 from sciml_snr import (
     SNRSOAP,
-    LabelNoise,
-    NoiseFloor,
+    Gate,
+    NoisyLoss,
     NoisyTerm,
     PopulationRisk,
     SNRAdam,
     exact_label_noise,
 )
-from sciml_snr.population_risk import accumulated, displacement, growth_exponent
-from tests.cases import batch, network
+from sciml_snr.handover import Facts
+from sciml_snr.measure.risk import accumulated, displacement, growth_exponent
+from tests.cases import Told, batch, network
 
 D, B = 20, 64
 SCALES = torch.linspace(0.2, 3, D)
@@ -83,7 +84,7 @@ def test_sgd_of_small_step_is_the_published_formula() -> None:
 
 
 def test_with_the_labels_error_it_is_that_of_the_label_floor() -> None:
-    """SGD: eta times the sum of LabelNoise's exact variance, whatever the residuals are."""
+    """SGD: eta times the sum of the label floor's exact variance, whatever the residuals are."""
     torch.manual_seed(0)
     x, w = torch.randn(16, 3, dtype=torch.float64), torch.nn.Parameter(torch.ones(3).double())
     sigma = torch.linspace(0.1, 1, 16, dtype=torch.float64)[:, None]
@@ -100,22 +101,24 @@ def test_with_the_labels_error_it_is_that_of_the_label_floor() -> None:
 
 @pytest.mark.parametrize("gate", ["none", "soft", "snr"])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-@pytest.mark.parametrize("floors", ["stream", "given", "with an excess"])
+@pytest.mark.parametrize("floors", ["stream", "given", "declared", "with an excess"])
 def test_displacement_is_where_the_optimizer_goes(gate, weight_decay, floors) -> None:
     """Against steps of copies that were really given the shifted gradient."""
+    facts = Facts(misfit=torch.tensor(100.0), summands=torch.tensor(72.0), opens=True)
 
     def trained(last_shift):
         torch.manual_seed(0)
         p = torch.nn.Parameter(torch.randn(12, dtype=torch.float64))
-        options = dict(gate=gate, weight_decay=weight_decay, rho=0.9)
-        optimizer = SNRAdam([p], lr=1e-3, rise_steps=3, discrepancy=True, **options)
-        known = NoiseFloor([p])
-        known._variance = {p: torch.full((12,), 0.2, dtype=torch.float64)}
-        known.excess = torch.tensor(0.4 if floors == "with an excess" else 0.0)
-        floor = None if floors == "stream" else known
+        noise = None if floors in ("stream", "given") else Told()
+        own = {"form": gate, "z": 1.0} if noise else {"form": gate}
+        own |= {"rise_steps": 3, "discrepancy": floors == "with an excess"}
+        optimizer = SNRAdam([p], lr=1e-3, gate=own, weight_decay=weight_decay, rho=0.9, noise=noise)
+        floor = {p: torch.full((12,), 0.2, dtype=torch.float64)} if floors == "given" else None
         for t in range(5):
             before = p.detach().clone()
             p.grad = torch.randn(12, dtype=torch.float64) + (last_shift if t == 4 else 0)
+            if noise is not None:
+                noise.tell({p: torch.randn(12, dtype=torch.float64)}, {p: p.grad}, facts)
             optimizer.step(floor=floor)
         return optimizer, p, p.detach() - before
 
@@ -125,6 +128,10 @@ def test_displacement_is_where_the_optimizer_goes(gate, weight_decay, floors) ->
     found = displacement(optimizer, p, optimizer.param_groups[0], shift)
     found = found - displacement(optimizer, p, optimizer.param_groups[0], 0 * shift)
     assert torch.allclose(found.detach(), moved_otherwise - moved, rtol=1e-9, atol=1e-12)
+    moments = optimizer.moments(p)
+    assert moments.is_gated == (gate != "none")
+    if moments.is_gated:
+        assert float(moments.excess) == pytest.approx(0.4 if floors == "with an excess" else 0)
 
 
 @pytest.mark.parametrize("cls", [torch.optim.Adam, torch.optim.AdamW])
@@ -146,25 +153,122 @@ def test_displacement_of_torchs_own(cls) -> None:
     assert torch.allclose(found.detach(), otherwise - moved, rtol=1e-9, atol=1e-12)
 
 
-def test_training_is_not_disturbed() -> None:
-    """The same bits as a loop of the user's own, label floor included."""
+@pytest.mark.parametrize("beside", [False, True], ids=["data alone", "beside an exact term"])
+def test_training_is_not_disturbed(beside) -> None:
+    """The same bits as a loop of the user's own, declared noise included."""
     nets = [network(), network()]
     for net, watched in zip(nets, (True, False), strict=True):
-        optimizer = SNRAdam(net.parameters(), lr=1e-2)
-        floor = LabelNoise(net.parameters(), sigma=0.1)
+        data = NoisyLoss(sigma=0.1)
+        optimizer = SNRAdam(net.parameters(), lr=1e-2, noise=data)
         estimate = PopulationRisk(optimizer)
-        torch.manual_seed(1)
         for t in range(5):
             x, y = batch(t)
             optimizer.zero_grad()
             if watched:
                 estimate.begin((net(x) - y).square().mean(1))
-            floor.backward(net(x), y)
-            optimizer.step(floor=floor)
+            loss = data(net(x), y)
+            if beside:
+                loss = loss + net(x).square().mean()
+            loss.backward()
+            optimizer.step()
             if watched:
                 estimate.end((net(x) - y).square().mean(1))
+        assert optimizer.beside_exact is beside
     for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+class Measured:
+    """A network that fits a fixed set of noisy values, with the noise declared."""
+
+    def __init__(self, beside: bool) -> None:
+        self.net, (self.x, self.y) = network(torch.float64), batch(0, 32, torch.float64)
+        self.beside = beside
+        self.data = NoisyLoss(0.1, reduction="none")
+        self.optimizer = SNRAdam(
+            self.net.parameters(), lr=1e-2, noise=self.data, gate=Gate("snr", z=1.0)
+        )
+
+    def losses(self) -> Tensor:
+        return self.data(self.net(self.x), self.y).squeeze(1)
+
+    def extra(self) -> Tensor:
+        return self.net(self.x + 1).square().mean()
+
+    def terms(self) -> list[NoisyTerm]:
+        return [NoisyTerm(self.net(self.x) - self.y, 0.1)]
+
+    def watch(self, terms: bool) -> PopulationRisk:
+        estimate = PopulationRisk(self.optimizer)
+        extra = self.extra if self.beside else None
+        for _ in range(20):
+            estimate.step(self.losses, extra, self.terms if terms else None)
+        return estimate
+
+    def train(self) -> None:
+        for _ in range(20):
+            self.optimizer.zero_grad()
+            loss = self.losses().mean()
+            (loss + self.extra() if self.beside else loss).backward()
+            self.optimizer.step()
+
+
+@pytest.mark.parametrize("terms", [False, True], ids=["scatter", "the labels' error"])
+@pytest.mark.parametrize("beside", [False, True], ids=["data alone", "beside an exact term"])
+def test_the_declared_loss_gives_the_samples_losses(beside, terms) -> None:
+    """The watch's own backward passes through them leave the optimizer nothing."""
+    watched, alone = Measured(beside), Measured(beside)
+    estimate = watched.watch(terms)
+    alone.train()
+    for p, q in zip(watched.net.parameters(), alone.net.parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert watched.optimizer.beside_exact is beside
+    before, after = network(torch.float64), watched.net
+
+    @torch.no_grad()
+    def loss(net) -> float:
+        found = (net(watched.x) - watched.y).square().mean()
+        return float(found + net(watched.x + 1).square().mean() if beside else found)
+
+    row = estimate.rows[-1]
+    assert row.step == 20
+    assert row.training == pytest.approx(loss(after) - loss(before), rel=1e-9)
+    assert row.change > row.training
+
+
+@pytest.mark.parametrize("gate", ["none", Gate("snr", z=1.0)], ids=["none", "snr"])
+def test_the_correction_with_noise_declared_by_a_loop(gate) -> None:
+    """A parameter per datum, f_i = sin(w_i): the random signs do not matter, and it is exactly
+    sum_i s_i s'_i cos(w_i) cos(w'_i) D_i, with D by differences of the step.
+    """
+    n, sigma = 16, 0.4
+    rng = torch.Generator().manual_seed(0)
+    w = torch.nn.Parameter(torch.randn(n, generator=rng, dtype=torch.float64))
+    y = torch.sin(w.detach()) + torch.randn(n, generator=rng, dtype=torch.float64)
+    data = NoisyLoss(sigma, reduction="none")
+    optimizer = SNRAdam([w], lr=0.05, gate=gate, noise=data)
+    estimate = PopulationRisk(optimizer)
+
+    def deviation() -> Tensor:
+        """Of the mean loss's derivative by a prediction; s in the above."""
+        misfit = ((torch.sin(w.detach()) - y) / sigma).square().mean().clamp_min(1)
+        return 2 * sigma / n / misfit.sqrt()
+
+    for _ in range(6):
+        before = w.detach().clone(), deviation()
+        estimate.step(
+            lambda: data(torch.sin(w), y), terms=lambda: [NoisyTerm(torch.sin(w) - y, sigma)]
+        )
+        found = [row.training - row.change for row in estimate.rows[-2:]]
+        parts = before[0].cos() * before[1], w.detach().cos() * deviation()
+        ends = [
+            displacement(optimizer, w, optimizer.param_groups[0], shift)
+            for shift in (0.3 * parts[0], -0.3 * parts[0])
+        ]
+        known = (parts[1] * (ends[0] - ends[1]).detach() / 0.6).sum()
+        assert known < 0
+        assert found[1] - found[0] == pytest.approx(float(known), rel=1e-9)
+    assert (optimizer.gate_stats().mean_q < 0.9) == (gate != "none")
 
 
 def test_on_re_used_data_it_is_no_risk_and_turns_early() -> None:

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sciml_snr import SNRSOAP, SNRAdam
-from sciml_snr.tangent_kernel import (
+from sciml_snr import SNRSOAP, NoisyLoss, SNRAdam
+from sciml_snr.measure.channel import (
     Trajectory,
     jacobian,
     kernel_operator,
@@ -96,20 +96,23 @@ def test_frozen_weights_are_no_part() -> None:
         tangent_kernel(net, x)
 
 
+@pytest.mark.parametrize("noise", [None, NoisyLoss(1.0)], ids=["published", "declared"])
 @pytest.mark.parametrize("gate", ["none", "snr", "soft"])
-def test_preconditioner_is_what_the_optimizer_multiplies_by(gate: str) -> None:
+def test_preconditioner_is_what_the_optimizer_multiplies_by(gate: str, noise) -> None:
     """Without momentum a step is -lr M g: M read off the step itself."""
     net = network(torch.float64)
-    optimizer = SNRAdam(net.parameters(), lr=1e-3, betas=(0.0, 0.9), gate=gate)
+    loss = nn.MSELoss() if noise is None else noise
+    optimizer = SNRAdam(net.parameters(), lr=1e-3, betas=(0.0, 0.9), gate=gate, noise=noise)
     for t in range(4):
         x, y = batch(t, dtype=torch.float64)
         optimizer.zero_grad()
-        nn.functional.mse_loss(net(x), y).backward()
+        loss(net(x), y).backward()
         before = torch.cat([p.detach().flatten() for p in net.parameters()])
         optimizer.step()
     moved = torch.cat([p.detach().flatten() for p in net.parameters()]) - before
     grads = torch.cat([p.grad.flatten() for p in net.parameters()])
     assert torch.allclose(-1e-3 * preconditioner_of(net, optimizer) * grads, moved, atol=1e-12)
+    assert (optimizer.gate_stats().mean_q < 0.99) == (gate != "none")
 
 
 def test_other_preconditioners() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sciml_snr.memorization import (
+from sciml_snr.measure.twins import (
     Twins,
     measure_memorization,
     memorized_map,
