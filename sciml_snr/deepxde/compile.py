@@ -151,7 +151,7 @@ def _gate_changes(options: dict[str, Any]) -> dict[str, Any] | None:
     changes = dict(overrides(options["gate"]) or {})
     for name in _GATE_FIELDS:
         value = options[name]
-        if value is not None and not isinstance(value, str):
+        if value is not None and not (name == "alpha" and isinstance(value, str)):
             changes[name] = value
     return overrides(changes) if changes else None
 
@@ -310,7 +310,8 @@ _noise_of: weakref.WeakKeyDictionary[Any, ModelNoise] = weakref.WeakKeyDictionar
 
 
 def noise_of(model: Any) -> ModelNoise | None:
-    """What is known of the errors in a compiled model's data, whatever its optimizer."""
+    """What is known of the errors in a compiled model's data, whatever its optimizer; None where
+    nothing is."""
     return _noise_of.get(model)
 
 
@@ -379,8 +380,10 @@ def _announced(original: Callable[..., Any]) -> Callable[..., Any]:
         call = inspect.signature(original).bind(self, *args, **kwargs)
         optimizer = call.arguments.get("optimizer")
         is_ours = isinstance(optimizer, SNRAdam) or optimizer in OPTIMIZERS
-        if not is_ours and not _has_noise(self, call.arguments.get("loss")):
+        is_noisy = _has_noise(self, call.arguments.get("loss"))
+        if not is_noisy:
             _noise_of.pop(self, None)
+        if not is_noisy and not is_ours:
             return original(self, *args, **kwargs)
         if isinstance(optimizer, str) and is_ours:
             _require_pytorch(optimizer)
@@ -388,7 +391,8 @@ def _announced(original: Callable[..., Any]) -> Callable[..., Any]:
             not isinstance(optimizer, str) or (_has_gate() and SNR_options["floor"] != "stream")
         )
         noise = ModelNoise(self, call.arguments.get("loss", "MSE"), hands_over)
-        _noise_of[self] = noise
+        if is_noisy:
+            _noise_of[self] = noise
         call.arguments["loss"] = noise.loss_functions
         _compiling.append((self, noise))
         try:
@@ -422,8 +426,11 @@ def _build(
     options = _common(SNR_options) | {"gate": gate}
     if not sources:
         options |= _published(SNR_options)
-        options["gate"] = {k: v for k, v in (gate or {}).items() if k not in ("alpha", "lambd")}
-        options["gate"] = options["gate"] or None
+    elif isinstance(SNR_options["alpha"], str):
+        raise ValueError(
+            f"alpha={SNR_options['alpha']!r} belongs to the published rule, and the data's error "
+            'is known: give a number, or z, or floor="stream".'
+        )
     if name == "snr_soap":
         options |= {key: SNR_options[key] for key in BASIS_OPTIONS}
     groups = _named(list(params))
