@@ -1,4 +1,4 @@
-"""The monitor: a model beside it trains as ever, and each twin as if it were alone."""
+"""The monitors: a model beside them trains as ever; what they say of memorization and risk."""
 
 import deepxde as dde
 import numpy as np
@@ -7,7 +7,14 @@ import torch
 from sciml_snr.problems import Convection
 
 import sciml_snr
-from sciml_snr import MemorizationMonitor, NoisyPointSetBC, Twins
+from sciml_snr import (
+    MemorizationMonitor,
+    NoisyLoss,
+    NoisyPointSetBC,
+    PopulationRiskMonitor,
+    Twins,
+    noisy,
+)
 
 X = np.random.default_rng(0).uniform(0, 1, (24, 1))
 CLEAN = np.sin(6 * X)
@@ -19,6 +26,7 @@ def oscillator(kind: str, shift=0.0, sigma=0.3):
     dde.config.set_random_seed(3)
     k = dde.Variable(30.0)
     kind, minibatch = kind.removesuffix(" in batches"), kind.endswith("in batches")
+    kind, reweighted = kind.removesuffix(", reweighted"), kind.endswith(", reweighted")
     bc = NoisyPointSetBC(X, Y, sigma, batch_size=8 if minibatch else None)
     bc.values = bc.values + torch.as_tensor(shift).to(bc.values)
     equation = lambda x, u: 1e-2 * (dde.grad.hessian(u, x) + k * u)  # noqa: E731
@@ -27,17 +35,34 @@ def oscillator(kind: str, shift=0.0, sigma=0.3):
     name, decay = kind, None
     if kind == "decay":
         name, decay = "adam", ("step", 5, 0.5)
-    model.compile(name, lr=1e-2, decay=decay, external_trainable_variables=k, verbose=0)
+    weights = [0.0, 1.0] if reweighted else None
+    model.compile(
+        name,
+        lr=1e-2,
+        decay=decay,
+        loss_weights=weights,
+        external_trainable_variables=k,
+        verbose=0,
+    )
     callbacks = [dde.callbacks.PDEPointResampler(period=1, bc_points=True)] if minibatch else []
-    return model, callbacks, k
+    return model, [*callbacks, *([Reweigh()] if reweighted else [])], k
 
 
 def train(model, callbacks, iterations=20):
     model.train(iterations=iterations, display_every=7, callbacks=callbacks, verbose=0)
 
 
+class Reweigh(dde.callbacks.Callback):
+    """Other loss weights from the 5th iteration on."""
+
+    def on_epoch_end(self):
+        if self.model.train_state.step == 5:
+            self.model.loss_weights = [3.0, 1.0]
+
+
 KINDS = ["adam", "sgd", "decay", "snr_adam", "snr_soap", "L-BFGS"]
 KINDS += ["decay in batches", "snr_adam in batches", "snr_soap in batches"]
+KINDS += ["snr_adam, reweighted", "snr_soap, reweighted"]
 
 
 @pytest.fixture
@@ -71,6 +96,65 @@ def test_model_and_twins_train_as_if_alone(kind: str, short_lbfgs) -> None:
     expected = Twins(Y.astype(np.float32).ravel(), sigma, probes=2, seed=5)
     expected.record(watched.train_state.step, alone.predict(X).ravel(), twins)
     assert np.array_equal(monitor.twins.rows[-1], expected.rows[0], equal_nan=True)
+
+
+def supervised(optimizer: str, shift=0.0, loss="MSE"):
+    dde.config.set_random_seed(3)
+    y = Y.astype(np.float32) + np.reshape(shift, (-1, 1)).astype(np.float32)
+    data = dde.data.DataSet(X_train=X, y_train=y, X_test=X, y_test=y)
+    model = dde.Model(data, dde.nn.FNN([1, 12, 12, 1], "tanh", "Glorot normal"))
+    model.compile(optimizer, lr=1e-2, loss=loss, verbose=0)
+    return model
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "snr_adam", "snr_soap"])
+def test_supervised_data_tell_their_error_by_their_loss(optimizer: str) -> None:
+    """Nothing is told again; model and twin train as if alone."""
+    watched = supervised(optimizer, loss=NoisyLoss(0.3))
+    monitor = MemorizationMonitor(period=10)
+    train(watched, [monitor])
+    np.testing.assert_allclose(np.abs(monitor.twins.shifts) / monitor.twins.tau, 0.3)
+    alone = supervised(optimizer, loss=NoisyLoss(0.3))
+    train(alone, [])
+    assert np.array_equal(watched.predict(X), alone.predict(X))
+    (shift,) = monitor.twins.shifts
+    twin = supervised(optimizer, shift, NoisyLoss(0.3))
+    train(twin, [])
+    expected = Twins(Y.astype(np.float32).ravel(), 0.3)
+    expected.record(20, alone.predict(X).ravel(), [twin.predict(X).ravel()])
+    assert np.array_equal(monitor.twins.rows[-1], expected.rows[0], equal_nan=True)
+    if optimizer == "adam":  # whose losses and steps do not ask for it
+        told = supervised(optimizer)
+        by_hand = MemorizationMonitor(sigma=0.3, period=10)
+        train(told, [by_hand])
+        assert np.array_equal(monitor.twins.rows, by_hand.twins.rows, equal_nan=True)
+
+
+def slopes(x, u, _):
+    return dde.grad.jacobian(u, x)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "snr_adam"])
+def test_any_measured_condition_tells_its_error(optimizer: str) -> None:
+    """What an operator is compared with, too; a function of the points is no measurement."""
+    line = dde.geometry.Interval(0, 1)
+    ends = dde.icbc.DirichletBC(line, lambda x: 0, lambda _, on_boundary: on_boundary)
+    conditions = [
+        noisy(ends, 0.5),
+        noisy(dde.icbc.PointSetBC(X, Y), 0.3),
+        noisy(dde.icbc.PointSetOperatorBC(X[:9], 0 * X[:9], slopes), 2.0),
+    ]
+    dde.config.set_random_seed(3)
+    data = dde.data.PDE(line, lambda x, u: u, conditions, num_domain=5, num_boundary=2)
+    model = dde.Model(data, dde.nn.FNN([1, 8, 1], "tanh", "Glorot normal"))
+    model.compile(optimizer, lr=1e-2, verbose=0)
+    monitor = MemorizationMonitor(period=1)
+    train(model, [monitor], 2)
+    sizes = np.abs(monitor.twins.shifts[0]) / monitor.twins.tau
+    np.testing.assert_allclose(sizes, [0.3] * 24 + [2.0] * 9, rtol=1e-6)
+    slope = model.predict(X[:9], operator=lambda x, u: dde.grad.jacobian(u, x))
+    residual = np.concatenate([(model.predict(X) - Y).ravel(), slope.ravel()])
+    assert monitor.twins.rows[-1].misfit == pytest.approx((residual**2).mean(), rel=1e-4)
 
 
 def test_measures_from_beginning_to_end() -> None:
@@ -231,3 +315,131 @@ def test_bad_input() -> None:
     model.compile("adam", lr=1e-2, verbose=0)
     with pytest.raises(ValueError, match="no measurements whose error is known"):
         train(model, [MemorizationMonitor()], 2)
+
+
+# PopulationRiskMonitor
+
+
+SIGMA = 0.5
+
+
+def truth(x):
+    return np.sin(6 * x)
+
+
+def model_on(
+    x, optimizer="adam", seed=0, sigma=SIGMA, batch_size=None, equation=True, weights=None
+):
+    """u'' + 36 u = 0 and noisy u at x."""
+    dde.config.set_random_seed(seed)
+    y = truth(x) + sigma * np.random.default_rng(seed).normal(size=x.shape)
+    bc = NoisyPointSetBC(x, y, sigma, batch_size=batch_size)
+    residual = (lambda x, u: dde.grad.hessian(u, x) + 36 * u) if equation else None
+    data = dde.data.PDE(dde.geometry.Interval(0, 1), residual, [bc], num_domain=16)
+    model = dde.Model(data, dde.nn.FNN([1, 16, 16, 1], "tanh", "Glorot normal"))
+    if weights is None:
+        weights = [1e-3, 1] if equation else [1]
+    model.compile(optimizer, lr=5e-3, loss_weights=weights, verbose=0)
+    return model
+
+
+def train_in_batches(model, monitors, iterations):
+    resampler = dde.callbacks.PDEPointResampler(period=1, bc_points=True)
+    minibatch = model.data.bcs[0].batch_size is not None
+    callbacks = [*monitors, *([resampler] if minibatch else [])]
+    model.train(iterations=iterations, display_every=10**6, callbacks=callbacks, verbose=0)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "snr_adam"])
+def test_beside_the_risk_a_model_trains_as_if_alone(optimizer: str) -> None:
+    x = np.random.default_rng(0).uniform(0, 1, (24, 1))
+    watched, alone = (model_on(x, optimizer, batch_size=8) for _ in range(2))
+    train_in_batches(watched, [PopulationRiskMonitor()], 12)
+    alone = model_on(x, optimizer, batch_size=8)
+    train_in_batches(alone, [], 12)
+    assert np.array_equal(watched.predict(x), alone.predict(x))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "snr_adam"])
+@pytest.mark.parametrize("kind", ["targets", "condition"])
+def test_the_risk_needs_not_be_told_sigma(kind: str, optimizer: str) -> None:
+    """The data's error counts once: as if it had been told, and not as if there were none."""
+    found = []
+    for told, sigma in ((None, 0.3), (0.3, None), (None, None)):
+        if kind == "targets":
+            loss = "MSE" if sigma is None else NoisyLoss(sigma)
+            model = supervised(optimizer if sigma else "adam", loss=loss)
+        else:
+            dde.config.set_random_seed(3)
+            bc = dde.icbc.PointSetBC(X, Y)
+            bcs = [bc if sigma is None else noisy(bc, sigma)]
+            data = dde.data.PDE(dde.geometry.Interval(0, 1), None, bcs)
+            model = dde.Model(data, dde.nn.FNN([1, 12, 12, 1], "tanh", "Glorot normal"))
+            model.compile(optimizer if sigma else "adam", lr=1e-2, verbose=0)
+        monitor = PopulationRiskMonitor(sigma=told)
+        train(model, [monitor], 5)
+        found.append(np.array(monitor.risk.rows))
+    assert np.isfinite(found[0]).all()
+    if optimizer == "adam":
+        np.testing.assert_allclose(found[0], found[1], rtol=1e-5, atol=1e-9)
+        assert not np.allclose(found[1][:, 1], found[2][:, 1])
+
+
+def test_one_loss_weight_is_for_all_terms() -> None:
+    x, found = np.random.default_rng(0).uniform(0, 1, (24, 1)), []
+    for weights in ([2.0, 2.0], [2.0], 2.0):
+        model, monitor = model_on(x, weights=weights), PopulationRiskMonitor()
+        train_in_batches(model, [monitor], 3)
+        found.append(monitor.risk.rows)
+    assert found[0] == found[1] == found[2] and len(found[0]) == 4
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "snr_adam"])
+def test_unbiased_on_fresh_measurements(optimizer: str) -> None:
+    """One pass over the data, 12 models: mean error within 3 standard errors, and the training
+    batches' own view of it is far off."""
+    grid = np.linspace(0, 1, 200)[:, None]
+    errors, optimism = [], []
+    for seed in range(12):
+        x = np.random.default_rng(100 + seed).uniform(0, 1, (32 * 40, 1))
+        model = model_on(x, optimizer, seed, batch_size=32, equation=False)
+
+        def risk(model=model):
+            return float(((model.predict(grid) - truth(grid)) ** 2).mean())
+
+        start, monitor = risk(), PopulationRiskMonitor(fresh=True)
+        train_in_batches(model, [monitor], 40)
+        true = risk() - start
+        errors.append(monitor.risk.rows[-1].change - true)
+        optimism.append(monitor.risk.rows[-1].training - true)
+    error = np.std(errors) / np.sqrt(12)
+    assert abs(np.mean(errors)) < 3 * error
+    assert np.mean(optimism) < -3 * error
+
+
+def test_patience_with_the_risk_stops_and_restores() -> None:
+    x = np.random.default_rng(0).uniform(0, 1, (40, 1))
+    model = model_on(x, sigma=1.0)
+    monitor = PopulationRiskMonitor(patience=50)
+    with pytest.warns(UserWarning, match="stops far too early where an equation"):
+        train_in_batches(model, [monitor], 3000)
+    assert model.train_state.step == monitor.risk.best_step + 50 < 3000
+    stopped = model.predict(x)
+    again = model_on(x, sigma=1.0)
+    train_in_batches(again, [], monitor.risk.best_step)
+    assert np.array_equal(stopped, again.predict(x))
+
+
+def test_what_has_no_risk_is_refused() -> None:
+    x = np.random.default_rng(0).uniform(0, 1, (8, 1))
+    with pytest.raises(ValueError, match="no leave-one-out estimate for SNRSOAP"):
+        train_in_batches(model_on(x, "snr_soap"), [PopulationRiskMonitor()], 2)
+    model = model_on(x)
+    model.compile("adam", lr=1e-3, loss="MAE", verbose=0)
+    with pytest.raises(ValueError, match="MSE"):
+        train_in_batches(model, [PopulationRiskMonitor()], 2)
+    data = dde.data.PDE(dde.geometry.Interval(0, 1), lambda x, u: u, [], num_domain=5)
+    model = dde.Model(data, dde.nn.FNN([1, 4, 1], "tanh", "Glorot normal"))
+    model.compile("adam", lr=1e-3, verbose=0)
+    with pytest.raises(ValueError, match="no measurements"):
+        model.train(iterations=1, callbacks=[PopulationRiskMonitor()], verbose=0)
