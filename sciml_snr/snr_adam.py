@@ -147,6 +147,7 @@ class SNRAdam(Optimizer):
         validate_options(defaults)
         self._handover: Handover | None = None
         self._given: Floor | None = None
+        self._has_stepped = False
         super().__init__(params, defaults)
         self.declare(noise)
 
@@ -196,7 +197,7 @@ class SNRAdam(Optimizer):
         """For copies and loaded states."""
         super().__setstate__(state)
         self.__dict__.setdefault("_handover", None)
-        self._given = None
+        self._given, self._has_stepped = None, False
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients, and what noisy losses have handed over with them."""
@@ -264,7 +265,7 @@ class SNRAdam(Optimizer):
             if handover is not None and handover.params():
                 handover.check()
             if self._inputs_are_finite(floor):
-                self._given = floor
+                self._given, self._has_stepped = floor, True
                 self._take(floor, handover)
                 if handover is not None:
                     handover.finish()
@@ -367,6 +368,9 @@ class SNRAdam(Optimizer):
             own = self._turned(bunch, [p.detach().to(_state_dtype(p)) for p in params])
             grad = torch.add(grad, own, alpha=group["weight_decay"])
         draw = None
+        if bunch.is_given:  # the streaming floor goes on, for when none is given
+            stream, mean = joined(states, "exp_grad_var"), joined(states, "exp_avg")
+            rule.update_floor(stream, grad - mean, group["rho"])
         if found is not None:
             draw = self._turned(bunch, found)
             for state in states:
@@ -501,7 +505,7 @@ class SNRAdam(Optimizer):
             if self._handover is not None:
                 wanted.append("exp_floor")
                 state.setdefault("floor_step", 0)
-            elif floor is None or p not in floor:
+            else:
                 wanted.append("exp_grad_var")
         for key in wanted:
             if key not in state:
@@ -509,7 +513,8 @@ class SNRAdam(Optimizer):
         return state
 
     def moments(self, p: Tensor) -> Moments | None:
-        """What the last step of a parameter was made from, flat and as reals; None before that.
+        """What the last step of a parameter was made from, flat and as reals; None before that,
+        and of a copy or after :meth:`load_state_dict`, whose last floor is not known.
 
         For a look at the rule (:func:`sciml_snr.rule.openness`, ``displacement``). In SNRSOAP the
         entries are those of the turned coordinates.
@@ -518,6 +523,8 @@ class SNRAdam(Optimizer):
         if not state or "exp_avg" not in state or state["step"].item() == 0:
             return None
         group = next(g for g in self.param_groups if any(p is q for q in g["params"]))
+        if self._handover is None and not self._has_stepped:
+            return None
         is_given = self._given is not None and p in self._given
         has_label = "exp_floor" in state and self._handover is not None
         is_stream = not is_given and "exp_grad_var" in state and not has_label
@@ -529,7 +536,7 @@ class SNRAdam(Optimizer):
         """Mean q and open fraction of the last step, overall or of one parameter group.
 
         Computed from the state when asked for; a training loop that does not ask pays nothing.
-        Parameters that have not been stepped do not count; NaN if none has.
+        Parameters that have not been stepped do not count; NaN if none has (see :meth:`moments`).
         """
         groups = self.param_groups if group is None else [self.param_groups[group]]
         total, opened, numel = 0.0, 0.0, 0

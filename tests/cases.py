@@ -134,15 +134,19 @@ def flat(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([t.detach().flatten() for t in tensors])
 
 
-def assert_refused_by_name(cls, name: str, value) -> None:
-    """An optimizer's option, given for all, for a group, for a group that comes later."""
+def assert_refused_by_name(cls, name: str, value, option: str | None = None) -> None:
+    """An optimizer's option, given for all, for a group, for a group that comes later.
+
+    ``option`` is what it is called where it is a part of one, such as a field of the gate.
+    """
+    option = option or name
     with pytest.raises(ValueError, match=name):
-        cls(parameters(), **{name: value})
+        cls(parameters(), **{option: value})
     with pytest.raises(ValueError, match=name):
-        cls([{"params": parameters(), name: value}])
+        cls([{"params": parameters(), option: value}])
     optimizer = cls(parameters())
     with pytest.raises(ValueError, match=name):
-        optimizer.add_param_group({"params": parameters(), name: value})
+        optimizer.add_param_group({"params": parameters(), option: value})
     assert len(optimizer.param_groups) == 1
 
 

@@ -14,11 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
-from sciml_snr import SNRSOAP, NoiseFloor, SNRAdam
+from sciml_snr import SNRSOAP, Gate, NoisyLoss, SNRAdam
+from sciml_snr.gate import STREAM
+from sciml_snr.handover import Facts
 from tests.cases import (
     FLOATS,
     GATED,
     GATES,
+    Told,
     assert_plain,
     assert_refused_by_name,
     assert_same_bits,
@@ -31,6 +34,9 @@ from tests.cases import (
     through_a_file,
     train,
 )
+from tests.loops import MODELS, assert_unbiased
+from tests.loops import floors as floors_of
+from tests.loops import gradients as per_sample
 
 BOTH_PATHS = pytest.mark.parametrize("foreach", [False, True], ids=["single", "foreach"])
 
@@ -65,29 +71,29 @@ def algorithm_1(
 
 
 RULES = {
-    "defaults": ({}, 1.0),
-    "number": ({"alpha": 0.05, "lambd": 3.0}, 0.05),
-    "finite": ({"alpha": "finite", "batch_size": 16, "data_size": 64, "lambd": 0.5}, 1 / 3),
-    "weight decay": ({"weight_decay": 0.1}, 1.0),
-    "other decay rates": ({"betas": (0.5, 0.8), "rho": 0.7, "eps": 1e-3}, 1.0),
-    "no memory": ({"betas": (0.0, 0.0), "rho": 0.0, "alpha": 0.3}, 0.3),
-    "long warm-up": ({"warmup_steps": 7}, 1.0),
-    "rising": ({"rise_steps": 5, "alpha": 0.2}, 0.2),
+    "defaults": ({}, {}, 1.0),
+    "number": ({"alpha": 0.05, "lambd": 3.0}, {}, 0.05),
+    "finite": ({"alpha": "finite", "batch_size": 16, "data_size": 64, "lambd": 0.5}, {}, 1 / 3),
+    "of the gate": ({}, {"alpha": 0.05, "lambd": 3.0}, 0.05),
+    "weight decay": ({"weight_decay": 0.1}, {}, 1.0),
+    "other decay rates": ({"betas": (0.5, 0.8), "rho": 0.7, "eps": 1e-3}, {}, 1.0),
+    "no memory": ({"betas": (0.0, 0.0), "rho": 0.0, "alpha": 0.3}, {}, 0.3),
+    "long warm-up": ({}, {"warmup_steps": 7}, 1.0),
+    "rising": ({"alpha": 0.2}, {"rise_steps": 5}, 0.2),
 }
 
 
 @pytest.mark.parametrize("gate", GATED)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("seam", [False, True], ids=["streaming", "floor given"])
-@BOTH_PATHS
-def test_matches_algorithm_1(gate, rule, seam, foreach):
+def test_matches_algorithm_1(gate, rule, seam):
     # At t = 1, m_hat^2 = s_hat exactly: rounding then decides a hard gate, so it starts at t = 2.
-    options, alpha = RULES[rule]
-    options = {"warmup_steps": 1, **options}
+    options, changes, alpha = RULES[rule]
+    changes = {"warmup_steps": 1, **changes}
     steps, params = 30, parameters(torch.float64)
     initial = [p.detach().clone() for p in params]
     given = {p: (i + 1) * torch.full_like(p, 0.1) for i, p in enumerate(params)} if seam else {}
-    optimizer = SNRAdam(params, lr=0.05, gate=gate, foreach=foreach, **options)
+    optimizer = SNRAdam(params, lr=0.05, gate={"form": gate, **changes}, **options)
     feed(optimizer, steps, floor=given)
 
     beta1, beta2 = options.get("betas", (0.9, 0.999))
@@ -111,9 +117,9 @@ def test_matches_algorithm_1(gate, rule, seam, foreach):
                 rho=options.get("rho", 0.99),
                 gate=gate,
                 alpha=alpha,
-                lambd=options.get("lambd", 1.0),
-                warmup=options["warmup_steps"],
-                rise_steps=options.get("rise_steps", 0),
+                lambd=changes.get("lambd", options.get("lambd", 1.0)),
+                warmup=changes["warmup_steps"],
+                rise_steps=changes.get("rise_steps", 0),
                 floors=[(i + 1) * 0.1 if seam else None] * steps,
             )
             expected.append(w)
@@ -125,10 +131,15 @@ def test_matches_algorithm_1(gate, rule, seam, foreach):
 
 
 def test_defaults_are_the_published_rule_and_adams_constants():
-    published = {"gate": "soft", "rho": 0.99, "alpha": "fresh", "lambd": 1.0, "warmup_steps": 0}
+    published = {"gate": None, "rho": 0.99, "alpha": "fresh", "lambd": 1.0}
     adam = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
-    defaults = SNRAdam(parameters()).defaults
-    assert {key: defaults[key] for key in (published | adam)} == published | adam
+    params = parameters()
+    optimizer = SNRAdam(params)
+    assert {key: optimizer.defaults[key] for key in (published | adam)} == published | adam
+    feed(optimizer, 1)
+    moments = optimizer.moments(params[1])
+    assert moments.is_stream
+    assert moments.gate == STREAM == Gate("soft", alpha=1.0, lambd=1.0)
 
 
 # One weight 1, gradients 1 and 3, lr = 0.1, eps = 0, beta1 = beta2 = rho = alpha = 1/2, lambda = 1:
@@ -152,12 +163,9 @@ BY_HAND = {
 
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("weight_decay", [0.0, 0.2])
-@BOTH_PATHS
-def test_two_steps_by_hand(gate, weight_decay, foreach):
+def test_two_steps_by_hand(gate, weight_decay):
     p = nn.Parameter(torch.ones(1, dtype=torch.float64))
-    optimizer = SNRAdam(
-        [p], 0.1, (0.5, 0.5), 0.0, weight_decay, rho=0.5, gate=gate, alpha=0.5, foreach=foreach
-    )
+    optimizer = SNRAdam([p], 0.1, (0.5, 0.5), 0.0, weight_decay, rho=0.5, gate=gate, alpha=0.5)
     decay, (q1, q2) = 1 - 0.1 * weight_decay, BY_HAND[gate]
     p.grad = torch.ones_like(p)
     optimizer.step()
@@ -181,13 +189,10 @@ def test_finite_alpha_is_b_over_n_minus_b(gate):
 
 @pytest.mark.parametrize("gate", GATED)
 @pytest.mark.parametrize("given", [False, True], ids=["streaming", "floor given"])
-@BOTH_PATHS
-def test_z_is_a_number_of_standard_errors_of_the_mean_gradient(gate, given, foreach):
+def test_z_is_a_number_of_standard_errors_of_the_mean_gradient(gate, given):
     """The first moment's averaging leaves (1 - beta1) / 2 = 1/4 of the streaming variance."""
-    in_errors = SNRAdam(parameters(), gate=gate, z=0.6, betas=(0.5, 0.9), foreach=foreach)
-    as_alpha = SNRAdam(
-        parameters(), gate=gate, alpha=0.36, betas=(0.5, 0.9), rho=0.99, foreach=foreach
-    )
+    in_errors = SNRAdam(parameters(), gate=Gate(gate, z=0.6), betas=(0.5, 0.9))
+    as_alpha = SNRAdam(parameters(), gate=gate, alpha=0.36, betas=(0.5, 0.9), rho=0.99)
     params, others = (o.param_groups[0]["params"] for o in (in_errors, as_alpha))
     for t in range(10):
         floor = {p: torch.full_like(p, 0.1) for p in params} if given else None
@@ -207,10 +212,9 @@ def test_z_is_a_number_of_standard_errors_of_the_mean_gradient(gate, given, fore
 
 
 @pytest.mark.parametrize("gate", GATED)
-@BOTH_PATHS
-def test_gate_is_open_during_warmup(gate, foreach):
-    warm = SNRAdam(parameters(), gate=gate, warmup_steps=5, foreach=foreach)
-    adam = SNRAdam(parameters(), gate="none", foreach=foreach)
+def test_gate_is_open_during_warmup(gate):
+    warm = SNRAdam(parameters(), gate={"form": gate, "warmup_steps": 5})
+    adam = SNRAdam(parameters(), gate={"form": gate, "alpha": 0.0, "lambd": 0.0})  # open
     feed(warm, 5)
     feed(adam, 5)
     assert_same_bits(snapshot(warm), snapshot(adam))
@@ -221,7 +225,7 @@ def test_gate_is_open_during_warmup(gate, foreach):
 
 def test_warmup_counts_the_steps_of_each_parameter():
     early, late = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
-    optimizer = SNRAdam([early, late], warmup_steps=2, foreach=True)
+    optimizer = SNRAdam([early, late], gate={"warmup_steps": 2})
     early.grad = torch.ones(3)
     optimizer.step()
     late.grad = torch.ones(3)
@@ -237,12 +241,13 @@ def test_keeps_one_state_tensor_more_than_adamw():
     feed(ours, 1)
     feed(adamw, 1)
     params = ours.param_groups[0]["params"]
+    stepped = [p for p in params if p.numel()]
     for p, other in zip(params, adamw.param_groups[0]["params"], strict=True):
-        assert set(ours.state[p]) == {"step", "exp_avg", "exp_avg_sq", "exp_grad_var"}
-        assert set(ours.state[p]) - set(adamw.state[other]) == {"exp_grad_var"}
-        assert len(ours.state[p]) == len(adamw.state[other]) + 1
-        assert ours.state[p]["exp_grad_var"].shape == p.shape
-    assert set(ours.state) == set(params)
+        if p.numel():
+            assert set(ours.state[p]) - set(adamw.state[other]) == {"exp_grad_var"}
+            assert len(ours.state[p]) == len(adamw.state[other]) + 1
+            assert ours.state[p]["exp_grad_var"].shape == p.shape
+    assert set(ours.state) == set(stepped)
 
 
 @pytest.mark.parametrize("gate", GATED)
@@ -282,10 +287,6 @@ ADAMS = {
 }
 
 
-def without_floor(state):
-    return [(p, {k: x for k, x in s.items() if k != "exp_grad_var"}) for p, s in state]
-
-
 @pytest.mark.parametrize("adam", ADAMS)
 @BOTH_PATHS
 def test_without_gate_takes_torchs_steps_bit_for_bit(adam, foreach):
@@ -296,7 +297,7 @@ def test_without_gate_takes_torchs_steps_bit_for_bit(adam, foreach):
     start = snapshot(ours)
     train(nets[0], expected, 200)
     train(nets[1], ours, 200)
-    assert_same_bits(without_floor(snapshot(ours)), snapshot(expected))
+    assert_same_bits(snapshot(ours), snapshot(expected))
     assert not torch.equal(start[0][0], snapshot(ours)[0][0])
 
 
@@ -312,7 +313,7 @@ def test_without_gate_takes_torchs_steps_in_other_dtypes(adam, dtype, foreach):
     # torch adds Adam's L2 term to a complex gradient in complex arithmetic, which rounds otherwise
     rounds = "L2" in adam and dtype.is_complex
     same = assert_close if rounds else assert_same_bits
-    same(without_floor(snapshot(ours)), snapshot(expected))
+    same(snapshot(ours), snapshot(expected))
 
 
 SCHEDULERS = {
@@ -332,16 +333,28 @@ def test_without_gate_follows_schedulers_as_adamw(scheduler):
     ours = SNRAdam(nets[1].parameters(), lr=3e-3, weight_decay=0.1, gate="none")
     train(nets[0], expected, 40, scheduler=SCHEDULERS[scheduler](expected))
     train(nets[1], ours, 40, scheduler=SCHEDULERS[scheduler](ours))
-    assert_same_bits(without_floor(snapshot(ours)), snapshot(expected))
+    assert_same_bits(snapshot(ours), snapshot(expected))
+
+
+def test_without_gate_noise_may_be_declared():
+    """Bit for bit torch's steps, too."""
+    nets, data = (network(), network()), NoisyLoss(0.1)
+    adamw = torch.optim.AdamW(nets[0].parameters(), lr=3e-3, weight_decay=0.1)
+    ours = SNRAdam(nets[1].parameters(), lr=3e-3, weight_decay=0.1, gate="none", noise=data)
+    for t in range(20):
+        x, y = batch(t)
+        for net, loss, optimizer in ((nets[0], nn.MSELoss(), adamw), (nets[1], data, ours)):
+            optimizer.zero_grad()
+            loss(net(x), y).backward()
+            optimizer.step()
+    assert_same_bits(snapshot(ours), snapshot(adamw))
 
 
 @pytest.mark.parametrize("gate", GATED)
-@BOTH_PATHS
-def test_gated_follows_schedulers(gate, foreach):
+def test_gated_follows_schedulers(gate):
     nets = network(), network()
     by_hand, scheduled = (
-        SNRAdam(net.parameters(), lr=1e-2, gate=gate, weight_decay=0.1, foreach=foreach)
-        for net in nets
+        SNRAdam(net.parameters(), lr=1e-2, gate=gate, weight_decay=0.1) for net in nets
     )
     train(nets[1], scheduled, 20, scheduler=lr_scheduler.StepLR(scheduled, 5, 0.5))
     for t in range(20):
@@ -361,70 +374,51 @@ def test_learning_rate_may_be_a_tensor():
 # What the floor says of all entries together -------------------------------------------------
 
 
-class Known(NoiseFloor):
-    """A floor of 0.3 for all but the last parameter, by which most entries of ``feed`` are closed;
-    and an excess."""
-
-    def __init__(self, params, excess) -> None:
-        super().__init__(params)
-        self.excess = excess
-        self._variance = {p: torch.full_like(p, 0.3) for p in self.params[:-1]}
-
-
-def moved(params, excess, **options) -> list[Tensor]:
-    """How far one step goes."""
+def moved(params, excess: float, **gate) -> list[Tensor]:
+    """How far one step goes, with a floor by which most entries of ``feed`` are closed."""
     before = [p.detach().clone() for p in params]
-    optimizer = SNRAdam(params, lr=0.1, gate="stein", warmup_steps=0, **options)
-    feed(optimizer, 1, floor=Known(params, excess))
+    told = Told()
+    optimizer = SNRAdam(params, lr=0.1, noise=told, gate={"form": "stein", "rise_steps": 0, **gate})
+    # N = 800: the excess is 1 - (1 - sqrt(2 / N)) / R
+    facts = Facts(misfit=800 * 0.95 / (1 - excess), summands=800.0, opens=True)
+    for p, g in zip(params, gradients(params, 0), strict=True):
+        p.grad = g
+    draws = {p: torch.full_like(p, 0.3**0.5) for p in params}
+    told.tell(draws, {p: p.grad for p in params}, facts)
+    optimizer.step()
     return [p.detach() - b for p, b in zip(params, before, strict=True)]
 
 
-@BOTH_PATHS
-def test_discrepancy_opens_by_the_excess(foreach):
-    """q + (1 - q) e: between the gate's step and Adam's; of a parameter without the floor, q."""
-    e, options = torch.tensor(0.25, dtype=torch.float64), {"foreach": foreach, "z": 1.0}
-    params = [p for p in parameters(torch.float64) if not p.is_complex()]
-    plain = moved(copy.deepcopy(params), e, alpha=0.0, foreach=foreach)  # open
-    gated = moved(copy.deepcopy(params), e, **options)
-    opened = moved(copy.deepcopy(params), e, discrepancy=True, **options)
-    assert any((a == 0).any() for a in gated[:-1])
-    for a, b, c in zip(plain[:-1], gated[:-1], opened[:-1], strict=True):
+def test_discrepancy_opens_by_the_excess():
+    """q + (1 - q) e: between the gate's step and Adam's."""
+    params = parameters(torch.float64)
+    plain = moved(copy.deepcopy(params), 0.25, alpha=0.0)  # open
+    gated = moved(copy.deepcopy(params), 0.25, z=1.0, discrepancy=False)
+    opened = moved(copy.deepcopy(params), 0.25, z=1.0)
+    assert any((a == 0).any() for a in gated)
+    for a, b, c in zip(plain, gated, opened, strict=True):
         assert_close(c, 0.25 * a + 0.75 * b)
-    assert_close(opened[-1], gated[-1])
 
 
-def test_states_of_before_it_had_these_options_go_on_without_them():
+def test_without_excess_discrepancy_changes_nothing():
     params = parameters()
-    old, new = (SNRAdam(copy.deepcopy(params), gate="stein", z=0.5) for _ in range(2))
-    feed(old, 3)
-    state = old.state_dict()
-    for group in state["param_groups"]:
-        del group["rise_steps"], group["discrepancy"]
-    new.load_state_dict(state)
-    feed(new, 3, start=3)
-    assert [group["rise_steps"] for group in new.param_groups] == [0]
-    assert [group["discrepancy"] for group in new.param_groups] == [False]
+    opened = moved(copy.deepcopy(params), 0.0, z=1.0)
+    assert_same_bits(opened, moved(copy.deepcopy(params), 0.0, z=1.0, discrepancy=False))
 
 
-@BOTH_PATHS
-def test_without_excess_discrepancy_changes_nothing(foreach):
-    params = parameters()
-    options = {"foreach": foreach, "z": 1.0}
-    for nothing in (0.0, torch.tensor(0.0)):
-        a = moved(copy.deepcopy(params), nothing, discrepancy=True, **options)
-        assert_same_bits(a, moved(copy.deepcopy(params), nothing, **options))
+def test_gate_stats_count_what_the_excess_opens():
+    told, params = Told(), parameters()[:2]
+    optimizer = SNRAdam(params, noise=told, gate={"form": "hard", "z": 1e9})
+    for p in params:
+        p.grad = torch.ones_like(p)
+    facts = Facts(misfit=800 * 0.95 * 4, summands=800.0, opens=True)
+    told.tell({p: torch.ones_like(p) for p in params}, {p: p.grad for p in params}, facts)
+    optimizer.step()
+    expected = pytest.approx(0.75), 1.0, sum(p.numel() for p in params)
+    assert optimizer.gate_stats() == expected
 
 
-@BOTH_PATHS
-def test_gate_stats_count_what_the_excess_opens(foreach):
-    params = parameters()[:2]
-    optimizer = SNRAdam(params, gate="hard", alpha=1e9, discrepancy=True, foreach=foreach)
-    floor = Known([*params, *parameters()[-1:]], torch.tensor(0.75))
-    feed(optimizer, 1, floor=floor)
-    assert optimizer.gate_stats() == (pytest.approx(0.75), 1.0, sum(p.numel() for p in params))
-
-
-# Single-tensor and foreach ----------------------------------------------------------------------
+# Together and alone ----------------------------------------------------------------------------
 
 
 def assert_close(actual, expected):
@@ -433,56 +427,76 @@ def assert_close(actual, expected):
 
 PATH_OPTIONS = {
     "plain": {},
-    "rising": {"rise_steps": 3},
+    "rising": {"gate": {"rise_steps": 3}},
     "weight decay": {"weight_decay": 0.1},
     "L2": {"weight_decay": 0.1, "decoupled_weight_decay": False},
     "ascending": {"maximize": True, "weight_decay": 0.1},
     "ascending, L2": {"maximize": True, "weight_decay": 0.1, "decoupled_weight_decay": False},
-    "warm-up": {"warmup_steps": 10},
+    "warm-up": {"gate": {"warmup_steps": 10}},
 }
 
 
-@pytest.mark.parametrize("gate", GATES)
-@pytest.mark.parametrize("options", PATH_OPTIONS)
-def test_foreach_agrees_with_single_tensor(gate, options):
-    # alpha != 1 keeps hard gates off their threshold at t = 1
-    single, foreach = (
-        SNRAdam(parameters(), lr=1e-2, gate=gate, alpha=0.3, foreach=f, **PATH_OPTIONS[options])
-        for f in (False, True)
-    )
-    feed(single, 20)
-    feed(foreach, 20)
-    assert_close(snapshot(foreach), snapshot(single))
-
-
 @pytest.mark.parametrize("gate", GATED)
-def test_foreach_agrees_with_single_tensor_on_mixed_dtypes_and_missing_gradients(gate):
-    def run(foreach):
-        dtypes = [torch.float32, torch.bfloat16, torch.float64, torch.complex64]
+def test_parameters_are_stepped_as_if_each_were_alone(gate):
+    """Of several dtypes, with gradients that are missing now and then, some with a given floor."""
+    dtypes = [torch.float32, torch.bfloat16, torch.float64, torch.complex64]
+
+    def run(together):
         params = [p for dtype in dtypes for p in parameters(dtype)]
-        optimizer = SNRAdam(params, lr=1e-2, gate=gate, alpha=0.3, foreach=foreach)
+        groups = [params] if together else [[p] for p in params]
+        options = {"lr": 1e-2, "gate": gate, "alpha": 0.3, "weight_decay": 0.1}
+        optimizers = [SNRAdam(group, **options) for group in groups]
         floor = {p: torch.full_like(p, 0.1) for p in params[::3]}
         for t in range(6):
             for p, g in zip(params, gradients(params, t), strict=True):
                 p.grad = g
             params[t].grad = None
-            optimizer.step(floor=floor if t % 2 else None)
-        return snapshot(optimizer)
+            for optimizer, group in zip(optimizers, groups, strict=True):
+                own = {p: floor[p] for p in group if p in floor}
+                optimizer.step(floor=own if t % 2 else None)
+        return [own for optimizer in optimizers for own in snapshot(optimizer)]
 
     assert_close(run(True), run(False))
 
 
-@BOTH_PATHS
-def test_groups_follow_their_own_options(foreach):
+@pytest.mark.parametrize("noisy", [False, True])
+def test_large_parameters_are_stepped_as_small_ones(noisy):
+    """As in pieces: there are several rows of pieces that a long vector is cut into."""
+    n = 2**17 + 4321
+    rng = torch.Generator().manual_seed(0)
+    value = torch.randn(n, generator=rng)
+    whole = [nn.Parameter(value.clone())]
+    pieces = [nn.Parameter(x.clone()) for x in value.split(50_000)]
+    found = []
+    for params in (whole, pieces):
+        told = Told()
+        options = {"noise": told} if noisy else {"alpha": 0.3}
+        optimizer = SNRAdam(params, lr=1e-2, weight_decay=0.1, **options)
+        rng.manual_seed(1)
+        for _ in range(3):
+            grad, draw, other = torch.randn(3, n, generator=rng)
+            sizes = [p.numel() for p in params]
+            parts = [dict(zip(params, x.split(sizes), strict=True)) for x in (draw, other)]
+            for p, g in zip(params, grad.split(sizes), strict=True):
+                p.grad = g.clone()
+            if noisy:
+                told.tell(*parts)
+            optimizer.step()
+        found.append(torch.cat([p.detach() for p in params]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+    assert not torch.equal(found[0], value)
+
+
+def test_groups_follow_their_own_options():
     own = [
         {"lr": 1e-2, "gate": "hard", "alpha": 0.1},
-        {"gate": "soft", "lambd": 2.0, "rho": 0.9, "warmup_steps": 3},
+        {"gate": {"warmup_steps": 3}, "lambd": 2.0, "rho": 0.9},
         {"gate": "snr", "weight_decay": 0.1, "alpha": "finite", "batch_size": 2, "data_size": 9},
         {"gate": "none", "betas": (0.5, 0.9), "maximize": True},
         {"weight_decay": 0.1, "decoupled_weight_decay": False, "eps": 1e-3},
     ]
     groups = [{"params": parameters(seed=i), **options} for i, options in enumerate(own)]
-    together = SNRAdam(groups[:3], foreach=foreach)
+    together = SNRAdam(groups[:3])
     for group in groups[3:]:
         together.add_param_group(group)
     feed(together, 10)
@@ -491,7 +505,7 @@ def test_groups_follow_their_own_options(foreach):
     params = [p for group in together.param_groups for p in group["params"]]
     for i, options in enumerate(own):
         mine = parameters(seed=i)
-        optimizer = SNRAdam(mine, foreach=foreach, **options)
+        optimizer = SNRAdam(mine, **options)
         for t in range(10):
             part = gradients(params, t)[i * len(mine) : (i + 1) * len(mine)]
             for p, g in zip(mine, part, strict=True):
@@ -502,10 +516,9 @@ def test_groups_follow_their_own_options(foreach):
 
 
 @pytest.mark.parametrize("options", PATH_OPTIONS)
-@BOTH_PATHS
-def test_gradients_are_left_alone(options, foreach):
+def test_gradients_are_left_alone(options):
     params = parameters()
-    optimizer = SNRAdam(params, foreach=foreach, **PATH_OPTIONS[options])
+    optimizer = SNRAdam(params, **PATH_OPTIONS[options])
     feed(optimizer, 2)
     assert_same_bits([p.grad for p in params], gradients(params, 1))
 
@@ -543,9 +556,8 @@ def test_step_without_closure_returns_none():
 
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@BOTH_PATHS
-def test_16_bit_steps_are_float32_steps_rounded(gate, dtype, foreach):
-    options = {"lr": 0.05, "gate": gate, "alpha": 0.3, "weight_decay": 0.1, "foreach": foreach}
+def test_16_bit_steps_are_float32_steps_rounded(gate, dtype):
+    options = {"lr": 0.05, "gate": gate, "alpha": 0.3, "weight_decay": 0.1}
     half, full = parameters(dtype), parameters()
     short, wide = SNRAdam(half, **options), SNRAdam(full, **options)
     for t in range(10):
@@ -579,14 +591,14 @@ def test_float64_steps_are_taken_in_float64(gate):
     feed(wide, 10)
     feed(short, 10)
     for (p, state), (q, _) in zip(snapshot(wide), snapshot(short), strict=True):
-        assert {state[key].dtype for key in state if key != "step"} == {torch.float64}
+        assert {state[key].dtype for key in state if key != "step"} <= {torch.float64}
+        assert state or not p.numel()
         torch.testing.assert_close(p.float(), q, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("gate", GATES)
-@BOTH_PATHS
-def test_complex_parameters_are_pairs_of_reals(gate, foreach):
-    options = {"gate": gate, "alpha": 0.3, "weight_decay": 0.1, "foreach": foreach}
+def test_complex_parameters_are_pairs_of_reals(gate):
+    options = {"gate": gate, "alpha": 0.3, "weight_decay": 0.1}
     params = parameters(torch.complex64)
     reals = [nn.Parameter(torch.view_as_real(p.detach()).clone()) for p in params]
     compound, pairs = SNRAdam(params, **options), SNRAdam(reals, **options)
@@ -637,8 +649,6 @@ NONSENSE = [
     ("rho", -0.1),
     ("rho", math.nan),
     ("gate", "sotf"),
-    ("gate", None),
-    ("gate", ["soft"]),
     ("alpha", -1.0),
     ("alpha", math.nan),
     ("alpha", math.inf),
@@ -647,18 +657,16 @@ NONSENSE = [
     ("alpha", None),
     ("lambd", -1.0),
     ("lambd", math.nan),
-    ("z", -1.0),
-    ("z", math.nan),
-    ("z", math.inf),
-    ("z", "3"),
-    ("gate_eps", -1e-30),
-    ("gate_eps", math.inf),
-    ("warmup_steps", -1),
-    ("warmup_steps", 1.5),
-    ("rise_steps", -1),
-    ("rise_steps", 2.5),
-    ("discrepancy", 1),
-    ("discrepancy", "yes"),
+    ("gate", {"z": -1.0}),
+    ("gate", {"z": math.nan}),
+    ("gate", {"z": math.inf}),
+    ("gate", {"z": "3"}),
+    ("gate", {"warmup_steps": -1}),
+    ("gate", {"warmup_steps": 1.5}),
+    ("gate", {"rise_steps": -1}),
+    ("gate", {"rise_steps": 2.5}),
+    ("gate", {"discrepancy": 1}),
+    ("gate", {"discrepancy": "yes"}),
     ("batch_size", 0),
     ("batch_size", "16"),
     ("data_size", -5),
@@ -668,17 +676,21 @@ NONSENSE = [
 
 @pytest.mark.parametrize(("name", "value"), NONSENSE)
 def test_nonsense_options_are_refused_by_name(name, value):
-    assert_refused_by_name(SNRAdam, name, value)
+    assert_refused_by_name(SNRAdam, next(iter(value)) if type(value) is dict else name, value, name)
+
+
+def test_an_unknown_gate_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match=r"'sotf'.*'none', 'hard', 'soft', 'snr', 'stein'"):
+        SNRAdam(parameters(), gate="sotf")
+    with pytest.raises(ValueError, match="no gate option 'zz'"):
+        SNRAdam(parameters(), gate={"zz": 2.0})
+    with pytest.raises(TypeError, match="gate must be a name"):
+        SNRAdam(parameters(), gate=["soft"])
 
 
 def test_finite_alpha_needs_less_than_all_the_data():
     with pytest.raises(ValueError, match="batch_size < data_size"):
         SNRAdam(parameters(), alpha="finite", batch_size=64, data_size=64)
-
-
-def test_differentiable_is_refused():
-    with pytest.raises(NotImplementedError, match="differentiate"):
-        SNRAdam(parameters(), differentiable=True)
 
 
 BAD = [math.nan, math.inf, -math.inf]
@@ -687,12 +699,9 @@ BAD = [math.nan, math.inf, -math.inf]
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("warm", [0, 3], ids=["first step", "later"])
-@BOTH_PATHS
-def test_nonfinite_gradient_is_refused_and_changes_nothing(gate, bad, warm, foreach):
+def test_nonfinite_gradient_is_refused_and_changes_nothing(gate, bad, warm):
     first, second = parameters(seed=0), parameters(seed=1)
-    optimizer = SNRAdam(
-        [{"params": first}, {"params": second}], gate=gate, weight_decay=0.1, foreach=foreach
-    )
+    optimizer = SNRAdam([{"params": first}, {"params": second}], gate=gate, weight_decay=0.1)
     feed(optimizer, warm)
     for p, g in zip(first + second, gradients(first + second, warm), strict=True):
         p.grad = g
@@ -738,10 +747,9 @@ def test_training_goes_on_after_a_refused_step():
 
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("where", ["gradient", "floor"])
-@BOTH_PATHS
-def test_nonfinite_may_be_skipped(bad, where, foreach):
+def test_nonfinite_may_be_skipped(bad, where):
     params = parameters()
-    optimizer = SNRAdam(params, gate="snr", nonfinite="skip", foreach=foreach)
+    optimizer = SNRAdam(params, gate="snr", nonfinite="skip")
     floor = {p: torch.full_like(p, 0.1) for p in params}
     feed(optimizer, 3, floor=floor)
     before, stats = snapshot(optimizer), optimizer.gate_stats()
@@ -764,10 +772,9 @@ def test_groups_that_raise_outvote_groups_that_skip():
 
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize(("dtype", "huge"), [(torch.float32, 1e18), (torch.float16, 6e4)])
-@BOTH_PATHS
-def test_huge_gradients_are_no_error(gate, dtype, huge, foreach):
+def test_huge_gradients_are_no_error(gate, dtype, huge):
     p = nn.Parameter(torch.zeros(2000, dtype=dtype))
-    optimizer = SNRAdam([p], lr=0.1, gate=gate, alpha=0.3, foreach=foreach)
+    optimizer = SNRAdam([p], lr=0.1, gate=gate, alpha=0.3)
     p.grad = torch.full_like(p, huge)
     assert dtype == torch.float32 or p.grad.norm().isinf()
     optimizer.step()
@@ -795,12 +802,11 @@ def test_state_dict_is_plain():
 
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("dtype", FLOATS)
-@BOTH_PATHS
-def test_continues_from_a_file_with_the_same_bits(gate, dtype, foreach):
+def test_continues_from_a_file_with_the_same_bits(gate, dtype):
     def fresh(seed, **options):
         net = network(dtype, seed)
         groups = [{"params": net[0].parameters()}, {"params": net[2:].parameters(), **options}]
-        return net, SNRAdam(groups, lr=1e-2, gate=gate, alpha=0.1, foreach=foreach)
+        return net, SNRAdam(groups, lr=1e-2, gate=gate, alpha=0.1)
 
     whole_net, whole = fresh(0, lr=3e-2, rho=0.9)
     train(whole_net, whole, 10)
@@ -879,17 +885,21 @@ def test_continues_from_a_copy_with_the_same_bits(gate, dtype, copied):
 
 def q_by_hand(state, options, floor=None):
     """q of every element of one float parameter, from its state."""
-    t = state["step"].item()
+    if not state:
+        return torch.zeros(0, dtype=torch.float64)
+    t, alpha = state["step"].item(), options["alpha"]
     m2 = (state["exp_avg"].double() / (1 - options["betas"][0] ** t)) ** 2
+    gate = options["gate"]["form"]
+    if gate == "none":
+        return torch.ones_like(m2).flatten()
     s = state["exp_grad_var"].double() / (1 - options["rho"] ** t) if floor is None else floor
-    d = torch.relu(m2 - options["alpha"] * s)
+    d = torch.relu(m2 - alpha * s)
     q = {
-        "none": torch.ones_like(m2),
-        "hard": (m2 > options["alpha"] * s).double(),
+        "hard": (m2 > alpha * s).double(),
         "soft": d / (d + options["lambd"] * s),
-        "snr": m2 / (m2 + options["alpha"] * options["lambd"] * s),
-        "stein": d / (d + options["alpha"] * s),
-    }[options["gate"]]
+        "snr": m2 / (m2 + alpha * options["lambd"] * s),
+        "stein": d / (d + alpha * s),
+    }[gate]
     return q.flatten()
 
 
@@ -897,14 +907,14 @@ def q_by_hand(state, options, floor=None):
 def test_gate_stats_are_nan_until_the_next_step(how):
     """The last step's floor is not part of the state; the streaming one would be another gate's."""
     params = parameters()
-    optimizer = SNRAdam(params, z=1.0)
+    optimizer = SNRAdam(params, gate={"z": 1.0})
     floor = {p: torch.full_like(p, 100.0) for p in params}
     feed(optimizer, 3, floor=floor)
     assert optimizer.gate_stats().mean_q < 0.1
     if how == "copied":
         later = copy.deepcopy(optimizer)
     else:
-        later = SNRAdam(params, z=1.0)
+        later = SNRAdam(params, gate={"z": 1.0})
         later.load_state_dict(optimizer.state_dict())
     assert math.isnan(later.gate_stats().mean_q)
     copies = later.param_groups[0]["params"]
@@ -944,8 +954,8 @@ def test_a_negative_floor_is_refused():
 def test_numbers_of_numpy_become_pythons(by):
     options = {
         "lr": np.float32(1e-3),
-        "z": np.int64(2),
-        "warmup_steps": np.int32(3),
+        "rho": np.float64(0.9),
+        "batch_size": np.int32(3),
         "betas": (np.float32(0.5), np.float64(0.9)),
     }
     if by == "constructor":
@@ -953,7 +963,7 @@ def test_numbers_of_numpy_become_pythons(by):
     else:
         optimizer = SNRAdam([{"params": parameters(), **options}])
     group = optimizer.param_groups[0]
-    assert [type(group[name]) for name in options] == [float, int, int, tuple]
+    assert [type(group[name]) for name in options] == [float, float, int, tuple]
     assert [type(beta) for beta in group["betas"]] == [float, float]
     feed(optimizer, 1)
     file = io.BytesIO()
@@ -973,15 +983,14 @@ def test_gate_stats_are_nan_before_any_step():
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@BOTH_PATHS
-def test_gate_stats_by_hand(dtype, foreach):
+def test_gate_stats_by_hand(dtype):
     groups = [
         {"params": parameters(dtype), "gate": "soft", "alpha": 0.05},
         {"params": parameters(dtype)[1:2], "gate": "snr", "alpha": 0.2, "lambd": 2.0},
         {"params": parameters(dtype)[3:], "gate": "hard", "alpha": 0.3, "rho": 0.9},
         {"params": parameters(dtype)[:2], "gate": "none", "alpha": 1.0},
     ]
-    optimizer = SNRAdam(groups, foreach=foreach)
+    optimizer = SNRAdam(groups)
     feed(optimizer, 7)
     optimizer.zero_grad()
     before = snapshot(optimizer)
@@ -1011,9 +1020,8 @@ def test_gate_stats_count_only_stepped_parameters():
 
 
 @pytest.mark.parametrize("gate", GATED)
-@BOTH_PATHS
-def test_given_floor_is_used_and_the_rest_streams(gate, foreach):
-    options = {"gate": gate, "alpha": 0.5, "foreach": foreach}
+def test_given_floor_is_used_and_the_rest_streams(gate):
+    options = {"gate": gate, "alpha": 0.5}
     seam, streaming = (SNRAdam(parameters(torch.float64), **options) for _ in range(2))
     params = seam.param_groups[0]["params"]
     floor = {params[1]: torch.full_like(params[1], 0.3)}
@@ -1056,24 +1064,24 @@ def test_floor_is_read_after_the_closure(gate):
 
 @pytest.mark.parametrize("gate", GATED)
 @pytest.mark.parametrize("dtype", FLOATS)
-@BOTH_PATHS
-def test_no_floor_gives_adam(gate, dtype, foreach):
-    gated, adam = (
-        SNRAdam(parameters(dtype), gate=g, weight_decay=0.1, foreach=foreach)
-        for g in (gate, "none")
-    )
+def test_no_floor_gives_adam(gate, dtype):
+    gated, adam = (SNRAdam(parameters(dtype), gate=g, weight_decay=0.1) for g in (gate, "none"))
     params = gated.param_groups[0]["params"]
     feed(gated, 10, floor={p: torch.zeros_like(p) for p in params})
     feed(adam, 10)
-    assert_same_bits(snapshot(gated), snapshot(adam))
+    torch.testing.assert_close(
+        [p.detach() for p in params],
+        [p.detach() for p in adam.param_groups[0]["params"]],
+        rtol=1e-5 if dtype != torch.bfloat16 else 1e-2,
+        atol=1e-6,
+    )
     assert gated.gate_stats().mean_q == 1
 
 
 @pytest.mark.parametrize("gate", GATED)
-@BOTH_PATHS
-def test_huge_floor_stops_all_movement(gate, foreach):
+def test_huge_floor_stops_all_movement(gate):
     params = parameters()
-    optimizer = SNRAdam(params, lr=1.0, gate=gate, foreach=foreach)
+    optimizer = SNRAdam(params, lr=1.0, gate=gate)
     start = [p.detach().clone() for p in params]
     feed(optimizer, 5, floor={p: torch.full_like(p, 1e30) for p in params})
     assert_same_bits([p.detach() for p in params], start)
@@ -1104,9 +1112,8 @@ def test_nonfinite_floor_is_refused(bad):
 
 
 @pytest.mark.parametrize("gate", GATED)
-@BOTH_PATHS
-def test_complex_floors_are_pairs_of_variances(gate, foreach):
-    options = {"gate": gate, "alpha": 0.5, "foreach": foreach}
+def test_complex_floors_are_pairs_of_variances(gate):
+    options = {"gate": gate, "alpha": 0.5}
     z = nn.Parameter(torch.ones(3, dtype=torch.complex64))
     r = nn.Parameter(torch.view_as_real(z.detach()).clone())
     compound, pairs = SNRAdam([z], **options), SNRAdam([r], **options)
@@ -1251,3 +1258,90 @@ def test_mean_q_grows_with_the_signal_to_noise_ratio(gate, alpha):
     assert mean_q == sorted(mean_q)
     assert mean_q[0] < 0.4 * mean_q[-1]
     assert mean_q[-1] > 0.9
+
+
+# The streaming floor against per-sample gradients ----------------------------------------------
+
+
+@pytest.mark.parametrize("beta1", [0.0, 0.9])
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
+def test_stream_draws_are_unbiased(model, beta1):
+    """Fresh batches of 4 out of 30, with replacement: the variance of the mean gradient, and of
+    the first moment's (1 - beta1) / (1 + beta1) of it. After 100 steps that is stationary."""
+    problem = model(30)
+    optimizer = SNRAdam(problem.params, lr=0.0, rho=0.0, betas=(beta1, 0.999))
+    found = []
+    torch.manual_seed(4)
+    for _ in range(1100):
+        optimizer.zero_grad()
+        problem.losses()[torch.randint(0, 30, (4,))].mean().backward()
+        optimizer.step()
+        found.append(floors_of(optimizer, problem.params).clone())
+    variance = per_sample(problem.losses(), problem.params).var(0, correction=0) / 4
+    assert_unbiased(torch.stack(found[100:]), 2 / (1 + beta1) * variance)
+
+
+# What it says of itself -------------------------------------------------------------------------
+
+
+def test_describe_the_published_rule():
+    optimizer = SNRAdam(parameters(), alpha=0.25)
+    text = optimizer.describe()
+    assert "SNRAdam: Adam in the parameters' own coordinates" in text
+    assert "floor: stream" in text
+    assert "gate: soft, alpha = 0.25" in text
+    assert "noisy" not in text and "exact" not in text
+    feed(optimizer, 1, floor={p: torch.ones_like(p) for p in optimizer.param_groups[0]["params"]})
+    assert "step(floor=...)" in optimizer.describe()
+
+
+def test_describe_no_gate():
+    assert SNRAdam(parameters(), gate="none").describe() == "SNRAdam: plain Adam, no gate"
+
+
+def test_describe_data_alone_and_beside_exact_terms():
+    net, data, source = network(), NoisyLoss(0.1), NoisyLoss(0.5, "huber")
+    free = nn.Parameter(torch.ones(2))
+    groups = [{"params": net.parameters()}, {"params": [free], "gate": "none"}]
+    optimizer = SNRAdam(groups, noise=[data, source], gate={"warmup_steps": 5})
+    assert "seen in the first step" in optimizer.describe()
+    for exact in (False, True):
+        for t in range(2):
+            x, y = batch(t)
+            optimizer.zero_grad()
+            loss = data(net(x), y) + source(net(-x), y)
+            loss = loss + exact * sum(p.square().sum() for p in [*net.parameters(), free])
+            (loss * (1 + exact)).backward()
+            optimizer.step()
+        text = optimizer.describe()
+        assert "floor: label" in text
+        assert "noisy: NoisyLoss, mse, sigma 0.1" in text
+        assert "noisy: NoisyLoss, huber, sigma 0.5" in text
+        assert "without a gate: 1 parameter(s)" in text
+        if exact:
+            assert "exact: what else is in the loss" in text
+            assert "gate: stein, z = 1, from step 5 on" in text
+        else:
+            assert "exact: none: all of the loss is noisy" in text
+            assert "gate: stein, z = 2, rising with the steps, open by what the resid" in text
+            assert "from step 5 on" in text
+
+
+def test_describe_another_gate():
+    optimizer = SNRAdam(parameters(), noise=NoisyLoss(0.1), gate=Gate("hard", z=3.0))
+    assert "gate: hard, z = 3\n" in optimizer.describe() + "\n"
+
+
+def test_moments_of_a_parameter():
+    params = parameters()
+    optimizer = SNRAdam(params)
+    assert optimizer.moments(params[1]) is None
+    assert not optimizer.state
+    feed(optimizer, 3)
+    moments, state = optimizer.moments(params[3]), optimizer.state[params[3]]
+    assert torch.equal(moments.mean, state["exp_avg"].flatten())
+    assert torch.equal(moments.square, state["exp_avg_sq"].flatten())
+    assert torch.equal(moments.floor, state["exp_grad_var"].flatten())
+    assert (moments.step, moments.lr, moments.betas) == (3, 1e-3, (0.9, 0.999))
+    assert moments.floor_weight == pytest.approx(1 - 0.99**3)
+    assert optimizer.moments(nn.Parameter(torch.ones(1))) is None
