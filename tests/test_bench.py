@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +27,10 @@ from sciml_snr.bench import (
 )
 from sciml_snr.bench.plan import VARIANTS
 from sciml_snr.bench.rivals import MSVAG, RIVALS
-from sciml_snr.bench.stopping import HeldOut, conditions_of, misfit
+from sciml_snr.bench.stopping import HeldOut, check_sigma_known, conditions_of, misfit
 from sciml_snr.bench.training import Course
 from sciml_snr.cli import app
+from sciml_snr.gate import BESIDE_EXACT, STREAM
 from sciml_snr.run import RunConfig, compile_model
 
 TOP = "seeds = [0, 1]\nlrs = [1e-3, 3e-3]\niterations = 6\nwidth = 4\n"
@@ -328,11 +329,24 @@ def test_a_run_that_diverges_is_a_row_too() -> None:
 
 
 def test_the_row_knows_the_gate_that_the_defaults_are() -> None:
+    def gate(optimizer: str, options: str = "", problem: str = "poisson") -> dict:
+        setting = json.dumps({"problem": problem})
+        one = job("", optimizer, options, setting=setting, iterations=1)
+        return json.loads(run_job(one)["gate"])
+
     assert run_job(job(iterations=1))["gate"] == ""
-    stream = run_job(job(optimizer="snr_adam", options='{"floor": "stream"}', iterations=1))
-    label = run_job(job(optimizer="snr_adam", iterations=1))
-    assert json.loads(stream["gate"])["gate"] == "soft"
-    assert stream["gate"] != label["gate"]
+    assert gate("snr_adam", '{"floor": "stream"}') == asdict(STREAM)
+    beside = asdict(BESIDE_EXACT["snr_adam"])
+    assert gate("snr_adam", problem="heat") == beside
+    assert gate("snr_adam", problem="poisson") == beside  # a measured source holds noise back, too
+    assert gate("snr_adam", '{"gate": "hard", "z": 3.0}') == beside | {"form": "hard", "z": 3.0}
+    assert gate("snr_soap") == asdict(BESIDE_EXACT["snr_soap"]) | {"basis": "both"}
+    assert gate("snr_adam", '{"gate": "none"}')["form"] == "none"
+
+
+def test_the_gate_of_a_run_that_diverges_is_in_its_row() -> None:
+    row = run_job(job(optimizer="snr_adam", lr=1e30))
+    assert row["error"] and json.loads(row["gate"])["form"] == "stein"
 
 
 @pytest.mark.parametrize(
@@ -344,9 +358,10 @@ def test_the_row_knows_the_gate_that_the_defaults_are() -> None:
         ("sure", "adam", "", 2.0),
         ("", "SOAP", "", 1.0),
         ("", "snr_adam", '{"floor": "stream"}', 1.0),
-        ("", "snr_adam", "", 3.0),
-        ("", "snr_soap", "", 3.0),
-        ("", "snr_adam", '{"floor_every": 4}', 2.25),
+        # Two kinds of measurements: a draw and a gradient of each.
+        ("", "snr_adam", "", 5.0),
+        ("", "snr_soap", "", 5.0),
+        ("", "snr_adam", '{"floor_every": 4}', 3.5),
     ],
 )
 def test_gradient_evaluations_are_counted(
@@ -490,9 +505,20 @@ def test_one_measurement_in_ten_is_held_out_of_every_condition() -> None:
         assert len(np.intersect1d(trained.points, held.points)) == 0
     rule.set_model(model)
     u, f = rule.held[1], rule.held[0]
-    fits = model.predict(u.points), model.predict(f.points, operator=f.operator)
+    fits = model.predict(u.points), model.predict(f.points, operator=problem.operator)
     squares = [((fit - bc.values.numpy()) / 0.1) ** 2 for fit, bc in zip(fits, (u, f), strict=True)]
     assert rule.score() == pytest.approx(np.concatenate(squares).mean(), rel=1e-5)
+
+
+def test_measurements_of_unknown_error_are_held_out_too(tmp_path) -> None:
+    (tmp_path / "u.csv").write_text("x,u\n" + "".join(f"0.{i},0.{i}\n" for i in range(10, 30)))
+    (tmp_path / "f.csv").write_text("x,f\n" + "".join(f"0.{i},0.{i}\n" for i in range(10, 40)))
+    problem = get("poisson")(observations=tmp_path / "u.csv", source=tmp_path / "f.csv")
+    rule = HeldOut(problem, 0, 5)
+    assert [len(bc) for bc in conditions_of(problem)] == [27, 18]
+    assert [len(bc) for bc in rule.held] == [3, 2]
+    with pytest.raises(ValueError, match="error is unknown or 0"):
+        check_sigma_known(conditions_of(problem))
 
 
 def test_all_outputs_of_a_measurement_are_held_out_together() -> None:

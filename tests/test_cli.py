@@ -218,7 +218,8 @@ def test_fit_image_options(noisy_png) -> None:
     output = call(
         "fit-image", "noisy.png", "-o", "clean.tif", "--sigma", "12.5", "--mask", "mask.png",
         "--steps", "2", "--lr", "0.002", "--batch-size", "50", "--seed", "3", "--device", "cpu",
-        "--optimizer", "snr_adam", "--gate-option", "z=2.5", "--network", "fourier",
+        "--optimizer", "snr_adam", "--gate-option", "z=2.5", "--gate-option", "form=hard",
+        "--network", "fourier",
         "--cooldown", "0.25",
         "--network-option", "frequencies=4", "--out-run", "here", "--compare", "adam", *TINY,
     )  # fmt: skip
@@ -226,7 +227,8 @@ def test_fit_image_options(noisy_png) -> None:
     config = Path("here/config.json").read_text()
     for fragment in (
         *('"fourier"', '"frequencies": 4', '"hidden_features": 8', "12.5", '"lr": 0.002'),
-        *('"batch_size": 50', '"seed": 3', '"snr_adam"', '"z": 2.5', '"cooldown": 0.25'),
+        *('"batch_size": 50', '"seed": 3', '"snr_adam"', '"z": 2.5', '"form": "hard"'),
+        '"cooldown": 0.25',
     ):
         assert fragment in config
     assert '"missing_pixels": 1' in Path("here/summary.json").read_text()
@@ -252,6 +254,8 @@ def test_fit_image_options(noisy_png) -> None:
         (["noisy.png", "-o", "clean.png", "--patience", "5"], "choose snr_adam or adam"),
         (["noisy.png", "-o", "clean.png", "--resume"], "no run to resume"),
         (["noisy.png", "-o", "clean.png", "--scale", "0"], "scale must be"),
+        (["noisy.png", "-o", "clean.png", "--gate-option", "gate=hard"], "no gate option 'gate'"),
+        (["noisy.png", "-o", "clean.png", "--gate-option", "z=x"], "Invalid z: 'x'"),
     ],
 )
 def test_bad_images_are_plain_errors(noisy_png, arguments: list[str], message: str) -> None:
@@ -341,6 +345,7 @@ def test_fit_sdf_of_a_curve(fresh_directory) -> None:
         (["scan.ply", "-o", "mesh.ply", "--reference", "curve.csv"], "scan.ply has 3 dimensions"),
         (["scan.ply", "-o", "mesh.ply", "--resolution", "2"], "resolution must be"),
         (["scan.ply", "-o", "mesh.ply", "--resume"], "no run to resume"),
+        (["scan.ply", "-o", "mesh.ply", "--gate-option", "form=wide"], "Invalid gate: 'wide'"),
     ],
 )
 def test_bad_scans_are_plain_errors(scan_ply, arguments: list[str], message: str) -> None:

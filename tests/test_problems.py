@@ -37,8 +37,8 @@ from sciml_snr.problems import (
 from sciml_snr.problems.base import OUTLIER_SCALE
 from scipy.optimize import least_squares
 
-from sciml_snr.dde import NoisyPointSetBC, monitors
-from sciml_snr.dde.observations import ModelNoise
+from sciml_snr import MemorizationMonitor, NoisyTerm, exact_label_noise, set_SNR_options
+from sciml_snr.deepxde.conditions import NoisyCondition
 from sciml_snr.run import RunConfig, memorization, solve
 
 ALL = pytest.mark.parametrize("cls", PROBLEMS.values(), ids=PROBLEMS)
@@ -471,18 +471,33 @@ def test_measured_source_repeats_and_keeps_to_its_seed(cls: type[Problem]) -> No
 
 @SOURCES
 def test_both_kinds_of_measurement_are_in_the_label_floor(cls: type[Problem]) -> None:
+    """Its mean over steps that do not move the network, against sensor by sensor."""
     problem = cls(noise=0.2)
-    model = problem.model()
-    model.compile("snr_adam", lr=1e-3, external_trainable_variables=[*problem.unknowns.values()])
-    noise = ModelNoise(model)
-    assert len(noise._by_term) == 2
-    model.train(iterations=1, display_every=10, verbose=0)
-    state = model.train_state
-    model.outputs_losses_train(state.X_train, state.y_train, state.train_aux_vars)
-    f, u = noise.terms()
-    assert len(f.residual) == cls.source_points and len(u.residual) == cls.points
-    for term in (f, u):
-        np.testing.assert_allclose(np.asarray(term.sigma), 0.2, rtol=1e-6)
+    dde.config.set_random_seed(0)
+    set_SNR_options(rho=0.999)
+    try:
+        model = problem.model()
+        unknowns = list(problem.unknowns.values())
+        model.compile("snr_adam", lr=1e-20, external_trainable_variables=unknowns, verbose=0)
+    finally:
+        set_SNR_options()
+    told = [line for source in model.opt.noise for line in source.describe()]
+    assert sorted("Operator" in line for line in told) == [False, True]
+    assert all("sigma 0.2" in line for line in told)
+    model.train(iterations=300, display_every=1000, verbose=0)
+    assert model.opt.beside_exact  # the source holds the noise in u back, as an exact one does
+    params = list(model.net.parameters())
+    found = [m.floor.sum() / m.floor_weight for m in map(model.opt.moments, params)]
+    f, u = problem.source_observations, problem.observations
+    x, at = (torch.tensor(o.points, dtype=torch.float32, requires_grad=True) for o in (f, u))
+    left = problem.operator(x, model.net(x)) - torch.tensor(f.values, dtype=torch.float32)
+    right = model.net(at) - torch.tensor(u.values, dtype=torch.float32)
+    exact = [
+        sum(variance.sum() for variance in exact_label_noise(params, [term]).values())
+        for term in (NoisyTerm(left, 0.2), NoisyTerm(right, 0.2))
+    ]
+    assert float(sum(found)) == pytest.approx(float(sum(exact)), rel=0.2)
+    assert min(exact) > 0.25 * sum(exact)  # so that neither could be missing
 
 
 @SOURCES
@@ -505,14 +520,19 @@ def test_memorization_is_of_both_kinds_of_measurement(cls: type[Problem]) -> Non
     """A twin's monitor compares f with the operator's values, not with the network's."""
     problem = cls()
     model = problem.model()
-    model.compile("adam", lr=1e-3)
+    model.compile("adam", lr=1e-3, verbose=0)
     f, u = problem.source_observations, problem.observations
     fits = model.predict(f.points, operator=problem.operator), model.predict(u.points)
-    measured = monitors._Measured(model, None)
-    np.testing.assert_allclose(measured.fit(), np.vstack(fits).ravel(), rtol=1e-5)
-    np.testing.assert_allclose(measured.values(), np.vstack([f.values, u.values]).ravel())
+    fit = np.vstack(fits).ravel()
     clean = np.vstack([f.clean, u.clean]).ravel()
     np.testing.assert_array_equal(problem.clean_of_conditions(), clean)
+    monitor = MemorizationMonitor(period=1, clean=clean)
+    model.train(iterations=1, display_every=10, callbacks=[monitor], verbose=0)
+    first = monitor.twins.rows[0]
+    values = np.vstack([f.values, u.values]).ravel()
+    np.testing.assert_allclose(monitor.twins.labels[0] - monitor.twins.shifts[0], values, rtol=1e-5)
+    assert first.misfit == pytest.approx(np.mean((fit - values) ** 2), rel=1e-4)
+    assert first.true_risk == pytest.approx(np.mean((fit - clean) ** 2), rel=1e-4)
 
 
 def test_memorization_of_a_run_with_a_measured_source(tmp_path) -> None:
@@ -529,12 +549,13 @@ def test_own_measurements_of_the_source(tmp_path) -> None:
     np.testing.assert_array_equal(problem.source_observations.points, [[0.1], [-0.2]])
     np.testing.assert_array_equal(problem.source_observations.values, [[0.5], [-0.5]])
     condition = problem.conditions()[0]
-    assert not isinstance(condition, NoisyPointSetBC)
+    assert not isinstance(condition, NoisyCondition)
     problem.data()
     assert (Poisson(source=path, noise=0.3).source_observations.sigma == 0.3).all()
     path.write_text("x,f,sigma\n0.1,0.5,0.2\n")
     condition = Poisson(source=path).conditions()[0]
-    assert isinstance(condition, NoisyPointSetBC)
+    assert isinstance(condition, NoisyCondition)
+    assert isinstance(condition, dde.icbc.PointSetOperatorBC)
     np.testing.assert_allclose(np.asarray(condition.sigma), 0.2, rtol=1e-6)
     path.write_text("x,u\n0.1,0.5\n")
     with pytest.raises(ValueError, match="column 'f' is missing"):

@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import signal
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import deepxde as dde
@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from sciml_snr.dde import SNR_options, set_SNR_options
-from sciml_snr.dde.registration import EXACT_GATES
+from sciml_snr import Gate, SNRAdam, set_SNR_options
+from sciml_snr.deepxde import SNR_options
 from sciml_snr.run import Recorder, RunConfig, compare, compile_model, solve
 
 CONVECTION = RunConfig("convection", iterations=60, points=32)
 LYNX = RunConfig("lynx_hare", iterations=60)
+POISSON = RunConfig("poisson", iterations=60)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -103,7 +104,7 @@ def test_same_config_same_bits(tmp_path) -> None:
     assert_same_end(tmp_path / "a", tmp_path / "b")
 
 
-@pytest.mark.parametrize("config", [CONVECTION, LYNX], ids=lambda c: c.problem)
+@pytest.mark.parametrize("config", [CONVECTION, LYNX, POISSON], ids=lambda c: c.problem)
 @pytest.mark.parametrize("optimizer", ["snr_adam", "snr_soap", "adamw"])
 def test_interrupted_and_resumed_run_has_the_same_bits(
     tmp_path, interrupt_after, monkeypatch, config: RunConfig, optimizer: str
@@ -123,6 +124,23 @@ def test_interrupted_and_resumed_run_has_the_same_bits(
     summary = solve(RunConfig(config.problem), tmp_path / "parts", resume=True, progress=False)
     assert not summary.interrupted
     assert summary.optimizer == optimizer
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("optimizer", ["snr_adam", "snr_soap"])
+def test_a_run_resumed_between_draws_has_the_same_bits(
+    tmp_path, interrupt_after, monkeypatch, optimizer: str
+) -> None:
+    """The floor is drawn in every third step; exact terms are looked for after 100."""
+    options = {"floor_every": 3}
+    config = replace(CONVECTION, optimizer=optimizer, iterations=110, snr_options=options)
+    monkeypatch.setattr("sciml_snr.run.EVALUATIONS", 12)
+    solve(config, tmp_path / "whole", progress=False)
+    interrupt_after(97)
+    assert solve(config, tmp_path / "parts", progress=False).iterations == 98
+    monkeypatch.undo()
+    monkeypatch.setattr("sciml_snr.run.EVALUATIONS", 12)
+    solve(config, tmp_path / "parts", resume=True, progress=False)
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -213,6 +231,8 @@ def test_own_data_reach_the_run(tmp_path) -> None:
         ({"device": "gpu"}, "device 'gpu' cannot be used"),
         ({"snr_options": {"gte": 1}}, "no SNR option 'gte'.*gate"),
         ({"snr_options": {"gate": "wide"}}, "Invalid gate"),
+        ({"snr_options": {"gate": {"zz": 1}}}, "no gate option 'zz'"),
+        ({"snr_options": {"sigma": 0.1}}, "no SNR option 'sigma'"),
     ],
 )
 def test_bad_config_leaves_nothing_behind(tmp_path, changes: dict, message: str) -> None:
@@ -225,13 +245,39 @@ def test_bad_config_leaves_nothing_behind(tmp_path, changes: dict, message: str)
 def test_snr_options_reach_the_optimizer_and_are_put_back() -> None:
     set_SNR_options(gate="soft", lambd=3.0)
     try:
-        config = RunConfig("convection", snr_options={"gate": "hard"}).resolved()
-        model = compile_model(config, config.build())
-        assert model.opt.param_groups[0]["gate"] == "hard"
-        assert model.opt.param_groups[0]["lambd"] == EXACT_GATES["snr_adam"]["lambd"]
+        assert gate_of_run({"gate": "hard"}) == Gate("hard", z=1.0)
         assert (SNR_options["gate"], SNR_options["lambd"]) == ("soft", 3.0)
     finally:
         set_SNR_options()
+
+
+def gate_of_run(options: dict) -> Gate:
+    """The gate of a run with these options, after one step."""
+    config = RunConfig("convection", points=32, snr_options=options).resolved()
+    model = compile_model(config, config.build())
+    model.train(iterations=1, display_every=10, verbose=0)
+    assert isinstance(model.opt, SNRAdam)
+    moments = model.opt.moments(next(model.net.parameters()))
+    assert moments is not None
+    return moments.gate
+
+
+@pytest.mark.parametrize(
+    ("options", "gate"),
+    [
+        ({}, Gate("stein", z=1.0)),
+        ({"gate": "hard", "z": 2}, Gate("hard", z=2)),
+        ({"gate": {"form": "soft", "alpha": 3.0}}, Gate("soft", alpha=3.0)),
+        ({"gate": Gate("snr", z=2.5, warmup_steps=7)}, Gate("snr", z=2.5, warmup_steps=7)),
+        ({"floor": "stream", "gate": "soft", "lambd": 4.0}, Gate("soft", lambd=4.0)),
+    ],
+    ids=str,
+)
+def test_a_run_has_the_gate_of_its_options_and_so_has_its_json(options: dict, gate: Gate) -> None:
+    assert gate_of_run(options) == gate
+    config = RunConfig("convection", snr_options={**options, "betas": (0.8, 0.9)})
+    written = json.loads(json.dumps(asdict(config)))
+    assert gate_of_run(RunConfig(**written).snr_options) == gate
 
 
 def test_adamw_has_torchs_weight_decay_and_spares_the_unknowns() -> None:

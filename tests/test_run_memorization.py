@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from sciml_snr import Twins, figures
 from sciml_snr.cli import app
 from sciml_snr.inr import fit_image, fit_sdf
+from sciml_snr.measure.channel import Channel
 from sciml_snr.run import RunConfig, memorization, solve
-from sciml_snr.tangent_kernel import Channel
 
 CONVECTION = RunConfig("convection", iterations=20, points=32)
 

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from deepxde.callbacks import Callback
-from deepxde.icbc import PointSetBC
 
 from ..deepxde import MemorizationMonitor
-from ..deepxde.conditions import NoisyCondition
+from ..deepxde.conditions import MEASURED, NoisyCondition
 from ..deepxde.monitors import fit_of
 from ..measure.twins import as_array
 from ..problems import Problem
@@ -26,9 +25,10 @@ SHARE = 10
 
 
 def measured_conditions(conditions: Sequence[Any]) -> list[Any]:
-    """Those with measured values: that know their error, or where none does, all PointSetBC."""
+    """Those with measured values: that know their error; where none does, all with values at
+    points."""
     noisy = [bc for bc in conditions if isinstance(bc, NoisyCondition)]
-    return noisy or [bc for bc in conditions if isinstance(bc, PointSetBC)]
+    return noisy or [bc for bc in conditions if isinstance(bc, MEASURED)]
 
 
 def conditions_of(problem: Problem) -> list[Any]:

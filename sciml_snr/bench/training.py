@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import deepxde as dde
@@ -14,6 +15,7 @@ import torch
 
 from ..problems import Problem
 from ..run import Recorder, RunConfig
+from ..snr_adam import SNRAdam
 from .plan import Job
 from .rivals import compile_any
 from .smoothing import DropoutFNN, remade, smooth
@@ -99,8 +101,10 @@ class Course(Recorder):
         """Train."""
         model = compile_any(self.config, self.problem)
         next(iter(model.net.parameters())).register_hook(self._count)
-        self.gate = gate_of(model.opt)
-        self.train(model, False, *([self.rule] if self.rule is not None else []))
+        try:
+            self.train(model, False, *([self.rule] if self.rule is not None else []))
+        finally:
+            self.gate = gate_of(model.opt)
         if self.job.variant == "lbfgs" and math.isfinite(self.rows[-1]["relative_l2"]):
             self.finish_by_lbfgs(model)
         if self.interrupted:
@@ -186,7 +190,13 @@ class Course(Recorder):
 
 
 def gate_of(optimizer: Any) -> str:
-    """JSON: the gate an SNR optimizer has come to, with the package's defaults of the day."""
-    names = ("gate", "alpha", "lambd", "z", "warmup_steps", "rise_steps", "discrepancy", "basis")
-    group = getattr(optimizer, "defaults", {})
-    return json.dumps({n: group[n] for n in names if n in group}) if "gate" in group else ""
+    """JSON: the gate that an SNR optimizer has come to, with the package's defaults of the day;
+    empty for others, and before the first step."""
+    if not isinstance(optimizer, SNRAdam):
+        return ""
+    params = (p for group in optimizer.param_groups for p in group["params"])
+    moments = next((m for p in params if (m := optimizer.moments(p)) is not None), None)
+    if moments is None:
+        return ""
+    basis = {key: optimizer.defaults[key] for key in ("basis",) if key in optimizer.defaults}
+    return json.dumps(asdict(moments.gate) | basis)

@@ -70,7 +70,8 @@ def fit_image(
         typer.Option(help="Share of the steps, the last, in which the learning rate falls to 0."),
     ] = 0,
     gate_option: Annotated[
-        list[str] | None, typer.Option(help="Option of the gate, e.g. z=2.5; repeatable.")
+        list[str] | None,
+        typer.Option(help="Field of sciml_snr.Gate, e.g. form=hard or z=2.5; repeatable."),
     ] = None,
     patience: Annotated[
         int | None,

@@ -64,7 +64,8 @@ def fit_sdf(
         ),
     ] = None,
     gate_option: Annotated[
-        list[str] | None, typer.Option(help="Option of the gate, e.g. z=2.5; repeatable.")
+        list[str] | None,
+        typer.Option(help="Field of sciml_snr.Gate, e.g. form=hard or z=2.5; repeatable."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of network and training.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ... [default: a GPU].")] = None,
