@@ -11,11 +11,13 @@ from typing import Any
 import wrapt
 
 from ._version import __version__
+from .checks import Floor
 from .exact import exact_label_noise, exact_sampling_noise
 from .gate import Gate
-from .noise import NoisyLoss, NoisyTerm, SampledLoss
-from .snr_adam import Floor, GateStats, SNRAdam
+from .noise import NoisyLoss, SampledLoss
+from .snr_adam import GateStats, SNRAdam
 from .snr_soap import SNRSOAP
+from .terms import NoisyTerm
 
 _LATER = {
     "deepxde": (

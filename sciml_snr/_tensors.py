@@ -23,10 +23,14 @@ def as_wide(x: Tensor) -> Tensor:
     return x.float() if is_16_bit(x) else x
 
 
+def state_dtype(p: Tensor) -> torch.dtype:
+    """The dtype of a parameter's state."""
+    return torch.float32 if is_16_bit(p) else p.dtype
+
+
 def state_like(p: Tensor) -> Tensor:
     """Contiguous zeros for a running average that belongs to the parameter p."""
-    dtype = torch.float32 if is_16_bit(p) else p.dtype
-    return torch.zeros(p.shape, dtype=dtype, device=p.device)
+    return torch.zeros(p.shape, dtype=state_dtype(p), device=p.device)
 
 
 def norms_are_finite(tensors: Iterable[Tensor]) -> bool:

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .noise import NoisyTerm
 from .rule import averaged_share
+from .terms import NoisyTerm
 
 
 def exact_label_noise(

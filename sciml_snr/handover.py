@@ -14,7 +14,7 @@ from ._tensors import as_wide, is_16_bit
 from .rule import averaged_share
 
 if TYPE_CHECKING:
-    from .noise import NoiseSource
+    from .source import NoiseSource
 
 KEY = "noise"
 """Under this key an optimizer's state holds what is not of one parameter."""
@@ -142,8 +142,10 @@ class Handover:
 
     @property
     def is_mixed(self) -> bool:
-        """Whether noisy equations stand beside noisy data."""
-        return len({source.is_equation for source in self.sources}) > 1
+        """Whether noisy equations stand beside noisy data; of the last step's weight, 0 is none."""
+        scales = self.state.get("scales") or [1.0] * len(self.sources)
+        pairs = zip(self.sources, scales, strict=False)
+        return len({source.is_equation for source, scale in pairs if scale != 0}) > 1
 
     @property
     def weighs_by_misfit(self) -> bool:
@@ -310,14 +312,15 @@ class Handover:
             for source in self.sources
             if source in self._received
         ]
-        before = state.get("scales")
+        before, was_mixed = state.get("scales"), self.is_mixed
         changed = before is not None and (
             len(before) != len(scales)
             or any(abs(a - b) > 1e-3 * abs(b) for a, b in zip(scales, before, strict=True))
         )
         state["scales"] = scales
         state["steps"] += 1
-        undecided = state["beside_exact"] is None or state.pop("look_again", False)
+        undecided = bool(state["beside_exact"] is None or state.pop("look_again", False))
+        undecided |= was_mixed and not self.is_mixed
         state["look"] = bool(changed or undecided or state["steps"] % LOOK_EVERY == 0)
 
     # What happened to the gradients between backward and step

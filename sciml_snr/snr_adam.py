@@ -7,12 +7,10 @@ Source: E. Litman and G. Guo, *A Theory of Generalization in Deep Learning*, arX
 from __future__ import annotations
 
 import copy
-import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.adam import adam
@@ -20,14 +18,14 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import gate as gates
 from . import rule
-from ._tensors import as_real, flattened, is_16_bit, joined, norms_are_finite, parts_of, state_like
+from ._tensors import flattened, is_16_bit, joined, parts_of, state_dtype, state_like
+from .bunch import Bunch
+from .checks import Floor, check_floor, inputs_are_finite
 from .gate import Gate, resolve_alpha
 from .handover import KEY, Handover, is_gated
-from .noise import NoiseSource
+from .options import check_unpublished, plain_options, validate_options
 from .rule import Moments
-
-Floor = Mapping[Tensor, Tensor]
-"""Variance of the mean gradient, per parameter: ``{parameter: tensor of its shape}``."""
+from .source import NoiseSource
 
 LARGE = 2**16
 """Parameters with so many entries are stepped one by one, smaller ones as one vector."""
@@ -173,7 +171,7 @@ class SNRAdam(Optimizer):
             raise ValueError("noise names the same loss twice: declare each one once.")
         if sources:
             for group in self.param_groups:
-                _check_unpublished(group)
+                check_unpublished(group)
         if self._handover is not None:
             self._handover.detach()
         every = self.defaults["floor_every"]
@@ -190,7 +188,7 @@ class SNRAdam(Optimizer):
         options = {**self.defaults, **param_group}
         validate_options(options)
         if self._handover is not None:
-            _check_unpublished(options)
+            check_unpublished(options)
         super().add_param_group(param_group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -255,7 +253,7 @@ class SNRAdam(Optimizer):
         if isinstance(closure, Mapping):
             raise TypeError("The floor is given by name: optimizer.step(floor=floor).")
         if floor is not None:
-            self._check_floor(floor)
+            self._check_given(floor)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -264,7 +262,7 @@ class SNRAdam(Optimizer):
         try:
             if handover is not None and handover.params():
                 handover.check()
-            if self._inputs_are_finite(floor):
+            if inputs_are_finite(self.param_groups, floor, handover):
                 self._given, self._has_stepped = floor, True
                 self._take(floor, handover)
                 if handover is not None:
@@ -289,7 +287,7 @@ class SNRAdam(Optimizer):
             own = {p: p.grad for p in handover.params() if p.grad is not None}
             beside = handover.decide(own, noisy)
             handover.state["excess"] = handover.excess()
-        stepped: list[tuple[_Bunch, Tensor]] = []
+        stepped: list[tuple[Bunch, Tensor]] = []
         followed: list[tuple[Moments, Tensor, Tensor]] = []
         followed_moves: list[Tensor] = []
         for group in self.param_groups:
@@ -325,7 +323,7 @@ class SNRAdam(Optimizer):
         stepped = [p.float() if is_16_bit(p) else p for p in params]
         adam(
             stepped,
-            [p.grad.to(_state_dtype(p)) for p in params if p.grad is not None],
+            [p.grad.to(state_dtype(p)) for p in params if p.grad is not None],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],
@@ -347,7 +345,7 @@ class SNRAdam(Optimizer):
 
     def _advance(
         self,
-        bunch: _Bunch,
+        bunch: Bunch,
         draws: dict[Tensor, Tensor] | None,
         floor: Floor | None,
         beside: bool = False,
@@ -355,17 +353,17 @@ class SNRAdam(Optimizer):
         """The moments and the floor take up gradients and draws; with them come the move and,
         beside exact terms, q."""
         group, states, params = bunch.group, bunch.states, bunch.params
-        grads = [p.grad.to(_state_dtype(p)) for p in params if p.grad is not None]
+        grads = [p.grad.to(state_dtype(p)) for p in params if p.grad is not None]
         found = None
         if bunch.draws:
             assert draws is not None
-            found = [draws[p].to(_state_dtype(p)) for p in params]
+            found = [draws[p].to(state_dtype(p)) for p in params]
         self._turn(bunch, grads, found)
         grad = self._turned(bunch, grads)
         if group["maximize"]:
             grad = -grad
         if group["weight_decay"] and not group["decoupled_weight_decay"]:
-            own = self._turned(bunch, [p.detach().to(_state_dtype(p)) for p in params])
+            own = self._turned(bunch, [p.detach().to(state_dtype(p)) for p in params])
             grad = torch.add(grad, own, alpha=group["weight_decay"])
         draw = None
         if bunch.is_given:  # the streaming floor goes on, for when none is given
@@ -381,7 +379,7 @@ class SNRAdam(Optimizer):
         moments = self._moments(bunch, step, floor)
         return moments, *rule.advance(moments, grad, draw, group["rho"], beside)
 
-    def _moments(self, bunch: _Bunch, step: float, floor: Floor | None) -> Moments:
+    def _moments(self, bunch: Bunch, step: float, floor: Floor | None) -> Moments:
         """What the bunch's move is made from."""
         group, states = bunch.group, bunch.states
         variance: Tensor | None = None
@@ -391,7 +389,7 @@ class SNRAdam(Optimizer):
             gate = self._gate(group, bunch.is_stream or bunch.is_given)
             if bunch.is_given:
                 assert floor is not None
-                variance = flattened([floor[p].to(_state_dtype(p)) for p in bunch.params])
+                variance = flattened([floor[p].to(state_dtype(p)) for p in bunch.params])
             elif bunch.is_stream:
                 variance = joined(states, "exp_grad_var")
                 weight = 1 - group["rho"] ** step
@@ -432,7 +430,7 @@ class SNRAdam(Optimizer):
         found: bool | None = self.state.get(KEY, {}).get("beside_exact")  # type: ignore[call-overload]
         return found
 
-    def _average_noisy(self, bunch: _Bunch, noisy: Mapping[Tensor, Tensor]) -> Tensor:
+    def _average_noisy(self, bunch: Bunch, noisy: Mapping[Tensor, Tensor]) -> Tensor:
         """The noisy terms' share of the first moment, kept in the parameters' own coordinates."""
         beta1 = bunch.group["betas"][0]
         grads = []
@@ -448,20 +446,20 @@ class SNRAdam(Optimizer):
         joined(bunch.states, "exp_avg_noisy").lerp_(flattened(grads), 1 - beta1)
         return self._turned(bunch, [state["exp_avg_noisy"] for state in bunch.states])
 
-    def _turn(self, bunch: _Bunch, grads: Sequence[Tensor], draws: Sequence[Tensor] | None) -> None:
+    def _turn(self, bunch: Bunch, grads: Sequence[Tensor], draws: Sequence[Tensor] | None) -> None:
         """Renew the coordinates of the moments: here they are the parameters' own."""
 
-    def _turned(self, bunch: _Bunch, tensors: Sequence[Tensor]) -> Tensor:
+    def _turned(self, bunch: Bunch, tensors: Sequence[Tensor]) -> Tensor:
         """Into the coordinates of the moments, as one vector: here the parameters' own."""
         return flattened(tensors)
 
-    def _turned_back(self, bunch: _Bunch, flat: Tensor) -> list[Tensor]:
+    def _turned_back(self, bunch: Bunch, flat: Tensor) -> list[Tensor]:
         """A vector in the coordinates of the moments as one tensor per parameter."""
         return parts_of(flat, bunch.params)
 
     def _bunches(
         self, group: dict[str, Any], draws: dict[Tensor, Tensor] | None, floor: Floor | None
-    ) -> list[_Bunch]:
+    ) -> list[Bunch]:
         """The group's parameters with a gradient, in bunches that can be stepped as one vector."""
         found: dict[Any, list[Tensor]] = {}
         for p in group["params"]:
@@ -482,7 +480,7 @@ class SNRAdam(Optimizer):
             found.setdefault(kind, []).append(p)
         is_published = self._handover is None
         return [
-            _Bunch(
+            Bunch(
                 group,
                 params,
                 [self.state[p] for p in params],
@@ -528,7 +526,7 @@ class SNRAdam(Optimizer):
         is_given = self._given is not None and p in self._given
         has_label = "exp_floor" in state and self._handover is not None
         is_stream = not is_given and "exp_grad_var" in state and not has_label
-        bunch = _Bunch(group, [p], [state], False, is_given, is_stream)
+        bunch = Bunch(group, [p], [state], False, is_given, is_stream)
         return self._moments(bunch, state["step"].item(), self._given)
 
     @torch.no_grad()
@@ -593,227 +591,5 @@ class SNRAdam(Optimizer):
     def _coordinates(self) -> str:
         return "the parameters' own coordinates"
 
-    def _check_floor(self, floor: Any) -> None:
-        """Refuse a floor made by hand that cannot be one."""
-        if not isinstance(floor, Mapping):
-            raise TypeError(f"A floor maps parameters to variances, as a dict does; got {floor!r}.")
-        if self._handover is not None:
-            raise ValueError(
-                "Noise was declared to this optimizer: step() makes the floor from it. Leave out "
-                "step(floor=...), or declare no noise."
-            )
-        params = [p for group in self.param_groups if is_gated(group) for p in group["params"]]
-        if floor and params and not any(p in floor for p in params):
-            raise ValueError(
-                "The floor is one for other parameters: it has none of this optimizer's (a copy of "
-                "a network has its own)."
-            )
-
-    def _inputs_are_finite(self, floor: Floor | None) -> bool:
-        """Refuse what cannot be stepped on before anything changes; False: skip this step."""
-        finite: list[_Checked] = []
-        places: dict[Tensor, tuple[dict[str, Any], int, int]] = {}
-        for g, group in enumerate(self.param_groups):
-            for i, p in enumerate(group["params"]):
-                if p.grad is None:
-                    continue
-                if p.grad.is_sparse:
-                    raise RuntimeError(
-                        f"{type(self).__name__} does not support sparse gradients "
-                        f"({_name(group, g, i)}); torch.optim.SparseAdam does."
-                    )
-                places[p] = (group, g, i)
-                finite.append(_Checked(p.grad, "gradient", group, g, i))
-                variance = None if floor is None else floor.get(p)
-                if variance is not None:
-                    _check_variance(variance, p, group, g, i)
-                    finite.append(_Checked(variance, "floor", group, g, i))
-        handed = [] if self._handover is None else list(self._handover.tensors())
-        for what, p, tensor in handed:
-            if p in places:
-                finite.append(_Checked(tensor, what, *places[p]))
-        if self._handover is not None and self._handover.looks:
-            self._check_underflow(places)
-        bad = _first_nonfinite(finite)
-        if bad is None:
-            return True
-        if bad.group["nonfinite"] == "skip":
-            return False
-        hint = 'Lower the learning rate or look at the loss; nonfinite="skip" skips such steps.'
-        if bad.what == "noise draw":
-            hint = (
-                "The data's error (sigma) is too large or too small beside the residuals for its "
-                "squares: check its unit, or rescale the data."
-            )
-        raise FloatingPointError(
-            f"The {bad.what} of {_name(bad.group, bad.at, bad.place)} has NaN or infinite entries, "
-            "or entries whose squares are. Parameters and optimizer state are as they were before "
-            f"this step. {hint}"
-        )
-
-    def _check_underflow(self, places: Mapping[Tensor, Any]) -> None:
-        """Refuse draws of the noise whose squares are 0: the floor would be none, in silence."""
-        assert self._handover is not None
-        draws = [(p, x) for what, p, x in self._handover.tensors() if what == "noise draw"]
-        peaks = [(float(x.abs().max()), _state_dtype(p)) for p, x in draws if x.numel()]
-        if not peaks or max(peak for peak, _ in peaks) == 0:
-            return
-        peak, dtype = max(peaks, key=lambda found: found[0])
-        if peak**2 < torch.finfo(dtype).tiny:
-            raise FloatingPointError(
-                f"The gradient's noise is at most {peak:.1g}: its square is 0 in {dtype}, and "
-                "nothing could be compared with it. sigma, or the weight of its loss, is too "
-                "small: check its unit, or rescale the data or the loss."
-            )
-
-
-class _Bunch(NamedTuple):
-    """Parameters that are stepped as one vector: one device and dtype, one number of steps."""
-
-    group: dict[str, Any]
-    params: list[Tensor]
-    states: list[dict[str, Any]]
-    draws: bool
-    """Whether the floor takes up a draw."""
-    is_given: bool
-    """Whether the floor was made by hand."""
-    is_stream: bool
-    """Whether the floor is the streaming one."""
-
-    def add(self, moves: list[Tensor]) -> None:
-        """Move the parameters, after decoupled weight decay; rounded once where they are 16-bit."""
-        group = self.group
-        decay = group["weight_decay"] if group["decoupled_weight_decay"] else 0.0
-        kept = 1 - float(group["lr"]) * decay
-        if is_16_bit(self.params[0]):
-            for p, move in zip(self.params, moves, strict=True):
-                p.copy_(p.float() * kept + move)
-            return
-        if decay:
-            torch._foreach_mul_(self.params, kept)
-        torch._foreach_add_(self.params, moves)
-
-
-class _Checked(NamedTuple):
-    """What has to be finite: ``what`` of the parameter at this place of a group."""
-
-    tensor: Tensor
-    what: str
-    group: dict[str, Any]
-    at: int
-    """The group's index."""
-    place: int
-
-
-def _check_unpublished(options: Mapping[str, Any]) -> None:
-    """Refuse options of the published rule beside declared noise."""
-    if options["alpha"] != "fresh" or options["lambd"] != 1.0:
-        raise ValueError(
-            "alpha and lambd belong to the published rule, and noise was declared. Give the "
-            "threshold by gate=sciml_snr.Gate(z=...)."
-        )
-
-
-def _state_dtype(p: Tensor) -> torch.dtype:
-    return torch.float32 if is_16_bit(p) else p.dtype
-
-
-def _name(group: dict[str, Any], group_index: int, index: int) -> str:
-    shape = tuple(group["params"][index].shape)
-    if "param_names" in group:
-        return f"parameter {group['param_names'][index]!r} of shape {shape}"
-    return f"parameter {index} of group {group_index}, of shape {shape}"
-
-
-def _check_variance(variance: Tensor, p: Tensor, *which: Any) -> None:
-    name = _name(*which)
-    if variance.shape != p.shape:
-        raise ValueError(
-            f"The floor of {name} has shape {tuple(variance.shape)}; it must have the parameter's."
-        )
-    if variance.is_complex() != p.is_complex():
-        raise ValueError(
-            f"The floor of {name} must be {'complex' if p.is_complex() else 'real'}, like it "
-            "(real and imaginary part: the variances of the gradient's real and imaginary part)."
-        )
-    entries = as_real(variance)
-    if ((entries < 0) & entries.isfinite()).any():
-        raise ValueError(f"The floor of {name} is negative; it is a variance.")
-
-
-def _first_nonfinite(entries: list[_Checked]) -> _Checked | None:
-    """The first entry whose tensor is not finite; entries to be raised on come first."""
-    if norms_are_finite(entry.tensor for entry in entries):
-        return None
-    # A norm can overflow where no entry does; look at the entries themselves.
-    for entry in sorted(entries, key=lambda entry: str(entry.group["nonfinite"])):
-        found = entry.tensor
-        if entry.what == "noise draw":  # it is to be squared
-            found = found.float().square() if is_16_bit(found) else as_real(found).square()
-        if not torch.isfinite(found).all():
-            return entry
-    return None
-
-
-def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as they are kept: the gate as a dictionary, numpy's scalars and tensors (but for the
-    learning rate) as Python's numbers. Every state can be saved and loaded then."""
-
-    def plain(value: Any, name: str) -> Any:
-        if isinstance(value, tuple):
-            return tuple(plain(part, name) for part in value)
-        is_number = (
-            isinstance(value, Tensor) and value.numel() == 1 and name not in ("lr", "params")
-        )
-        return value.item() if is_number or isinstance(value, np.generic) else value
-
-    found = {name: plain(value, name) for name, value in options.items()}
-    if "gate" in found:
-        found["gate"] = gates.overrides(found["gate"])
-    return found
-
-
-def require_option(options: Mapping[str, Any], name: str, ok: bool, what: str) -> None:
-    """Refuse the option of this name, unless ``ok``, with what it must be."""
-    if not ok:
-        raise ValueError(f"Invalid {name}: {options[name]!r}; it must be {what}.")
-
-
-def validate_options(options: Mapping[str, Any]) -> None:
-    """Check a full set of SNRAdam's group options.
-
-    Raises:
-        ValueError: names the option that is out of range and the range.
-    """
-
-    require = functools.partial(require_option, options)
-
-    def number(name: str, low: float, high: float = math.inf) -> None:
-        value = options[name]
-        if isinstance(value, Tensor) and name == "lr":
-            require(name, value.numel() == 1, "a number or a 1-element tensor")
-            value = value.item()
-        span = f"a finite number >= {low:g}" + (f" and < {high:g}" if high < math.inf else "")
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        require(name, is_number and low <= value < high, span)
-
-    for name in ("lr", "eps", "weight_decay", "lambd"):
-        number(name, 0)
-    number("rho", 0, 1)
-    betas = options["betas"]
-    require(
-        "betas",
-        isinstance(betas, (tuple, list))
-        and len(betas) == 2
-        and all(isinstance(b, (int, float)) and 0 <= b < 1 for b in betas),
-        "two numbers >= 0 and < 1",
-    )
-    require("nonfinite", options["nonfinite"] in ("raise", "skip"), "'raise' or 'skip'")
-    every = options["floor_every"]
-    whole = isinstance(every, int) and not isinstance(every, bool) and every >= 1
-    require("floor_every", whole, "an integer >= 1")
-    for name in ("batch_size", "data_size"):
-        size = options[name]
-        ok = size is None or (isinstance(size, int) and size >= 1)
-        require(name, ok, "None or an integer >= 1")
-    resolve_alpha(options["alpha"], options["batch_size"], options["data_size"])
+    def _check_given(self, floor: Any) -> None:
+        check_floor(floor, self.param_groups, self._handover is not None)

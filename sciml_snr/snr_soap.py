@@ -25,7 +25,10 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from ._tensors import flattened, parts_of
-from .snr_adam import Floor, SNRAdam, _Bunch, plain_options, require_option
+from .bunch import Bunch
+from .checks import Floor
+from .options import plain_options, require_option
+from .snr_adam import SNRAdam
 
 BASES = ("both", "gradient", "floor")
 
@@ -102,7 +105,7 @@ class SNRSOAP(SNRAdam):
         validate_basis_options(plain_options(param_group))
         super().add_param_group(param_group)
 
-    def _check_floor(self, floor: Any) -> None:
+    def _check_given(self, floor: Any) -> None:
         raise TypeError(
             "SNRSOAP takes no floor made by hand: it needs draws of the noise that it can rotate. "
             "Declare the noise: SNRSOAP(params, noise=sciml_snr.NoisyLoss(sigma))."
@@ -115,32 +118,34 @@ class SNRSOAP(SNRAdam):
         self, p: Tensor, group: Mapping[str, Any], floor: Floor | None
     ) -> dict[str, Any]:
         state = super()._init_state(p, group, floor)
-        if _is_matrix(p) and "basis" in group:
-            for side, size in zip(_SIDES, p.flatten(1).shape, strict=True):
-                if 1 < size <= group["max_precondition_dim"] and f"{side}_cov" not in state:
-                    state[f"{side}_cov"] = state["exp_avg"].new_zeros(size, size)
-                    state[f"{side}_floor_cov"] = state["exp_avg"].new_zeros(size, size)
+        for side, size in _turned_sides(p, group).items():
+            if f"{side}_cov" not in state:
+                state[f"{side}_cov"] = state["exp_avg"].new_zeros(size, size)
+                state[f"{side}_floor_cov"] = state["exp_avg"].new_zeros(size, size)
         return state
 
-    def _turn(self, bunch: _Bunch, grads: Sequence[Tensor], draws: Sequence[Tensor] | None) -> None:
+    def _turn(self, bunch: Bunch, grads: Sequence[Tensor], draws: Sequence[Tensor] | None) -> None:
         """Average in today's covariances; renew each basis that is due."""
         for i, (p, state) in enumerate(zip(bunch.params, bunch.states, strict=True)):
             if _is_matrix(p):
                 draw = None if draws is None else draws[i].flatten(1)
                 _turn(state, grads[i].flatten(1), draw, bunch.group)
 
-    def _turned(self, bunch: _Bunch, tensors: Sequence[Tensor]) -> Tensor:
+    def _turned(self, bunch: Bunch, tensors: Sequence[Tensor]) -> Tensor:
         """Into the eigenbases, as one vector."""
         return flattened([_rotate(x, s) for x, s in zip(tensors, bunch.states, strict=True)])
 
-    def _turned_back(self, bunch: _Bunch, flat: Tensor) -> list[Tensor]:
+    def _turned_back(self, bunch: Bunch, flat: Tensor) -> list[Tensor]:
         """A vector in the eigenbases as one tensor per parameter."""
         parts = parts_of(flat, bunch.params)
         return [_rotate(x, s, back=True) for x, s in zip(parts, bunch.states, strict=True)]
 
     def _take_ungated(self, group: dict[str, Any]) -> None:
-        """SOAP's step without a gate; parameters without a basis take Adam's."""
-        for bunch in self._bunches(group, None, None):
+        """SOAP's step without a gate; parameters without a basis take torch's Adam's."""
+        turned = [p for p in group["params"] if _turned_sides(p, group)]
+        others = [p for p in group["params"] if not _turned_sides(p, group)]
+        super()._take_ungated({**group, "params": others})
+        for bunch in self._bunches({**group, "params": turned}, None, None):
             own = bunch._replace(is_stream=False)
             *_, move = self._advance(own, None, None)
             own.add(self._turned_back(own, move))
@@ -148,6 +153,12 @@ class SNRSOAP(SNRAdam):
 
 def _is_matrix(p: Tensor) -> bool:
     return p.ndim >= 2 and p.numel() > 0 and not p.is_complex()
+
+
+def _turned_sides(p: Tensor, group: Mapping[str, Any]) -> dict[str, int]:
+    """The sides of a parameter that get a basis, with their lengths."""
+    sides = zip(_SIDES, p.flatten(1).shape if _is_matrix(p) else (), strict=False)
+    return {side: n for side, n in sides if 1 < n <= group["max_precondition_dim"]}
 
 
 def _rotate(x: Tensor, state: Mapping[str, Any], back: bool = False) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sciml_snr.handover import KEY, Facts
-from sciml_snr.noise import NoiseSource
+from sciml_snr.source import NoiseSource
 
 GATED = ["hard", "soft", "snr", "stein"]
 GATES = ["none", *GATED]

@@ -20,10 +20,12 @@ from torch.optim import Optimizer
 
 from ..gate import Gate, overrides
 from ..handover import KEY
-from ..noise import NoiseSource, NoisyLoss
+from ..noise import NoisyLoss
+from ..options import plain_options, validate_options
 from ..pointwise import NAMES, LossLike
-from ..snr_adam import SNRAdam, plain_options, validate_options
+from ..snr_adam import SNRAdam
 from ..snr_soap import SNRSOAP, validate_basis_options
+from ..source import NoiseSource
 from .conditions import (
     NoisyCondition,
     conditions_of,

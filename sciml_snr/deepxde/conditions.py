@@ -10,7 +10,7 @@ import torch
 from deepxde.icbc import BC, IC, DirichletBC, NeumannBC, PointSetBC, PointSetOperatorBC, RobinBC
 
 from ..measure.twins import as_array
-from ..noise import check_sigma
+from ..terms import check_sigma
 
 MEASURED = (PointSetBC, PointSetOperatorBC)
 """Conditions that compare with values at points of the user's."""

@@ -16,7 +16,7 @@ from deepxde.losses import mean_squared_error
 
 from ..measure.risk import PopulationRisk
 from ..measure.twins import TAU, Twins, as_array
-from ..noise import NoisyTerm
+from ..terms import NoisyTerm
 from .compile import noise_of
 from .conditions import (
     MEASURED,
@@ -65,8 +65,8 @@ class MemorizationMonitor(_UntilBest):
 
     Trains twins in step with the model: the same weights to start from, points, batches, learning
     rates and random numbers, but measurements moved by random signs (see
-    :mod:`sciml_snr.memorization`). The model itself trains to the same bits as without the monitor.
-    Each twin costs one more training step per iteration and one more copy of weights and optimizer
+    :mod:`sciml_snr.measure.twins`). The model itself trains to the same bits as without the
+    monitor. Each twin costs one more training step per iteration and one more copy of weights and optimizer
     state. Give the monitor to the first ``train`` and to all later ones: what a model has seen
     before, its twins have seen unmoved.
 
@@ -171,7 +171,7 @@ class MemorizationMonitor(_UntilBest):
 class PopulationRiskMonitor(_UntilBest):
     """Estimates how the population risk changes, from the training batches alone.
 
-    See :mod:`sciml_snr.population_risk`: with ``fresh=True``, where no measurement is used twice,
+    See :mod:`sciml_snr.measure.risk`: with ``fresh=True``, where no measurement is used twice,
     an unbiased estimate. On fixed data whose error is known (:class:`NoisyPointSetBC`), as in
     DeepXDE's default full batch, it is none, but its minimum says when to stop a fit to data alone.
     With an equation among the terms that is far too early (``docs/memorization.md``):

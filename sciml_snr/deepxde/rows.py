@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from deepxde.data import PDE
 
-from ..noise import Group, NoiseSource, NoisyLoss, Term, sigma_text
+from ..noise import NoisyLoss
+from ..source import Group, NoiseSource
+from ..terms import Term, sigma_text
 from .conditions import Mark, is_supervised
 
 _RANDOM_OR_MIXING = (torch.nn.modules.batchnorm._NormBase, torch.nn.modules.dropout._DropoutNd)

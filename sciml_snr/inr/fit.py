@@ -33,9 +33,10 @@ from .._runs import (
 from ..gate import Gate, overrides
 from ..measure.risk import PopulationRisk
 from ..measure.twins import share_from_misfit
-from ..noise import NoisyLoss, NoisyTerm
+from ..noise import NoisyLoss
 from ..snr_adam import SNRAdam
 from ..snr_soap import SNRSOAP
+from ..terms import NoisyTerm
 
 OPTIMIZERS = ("snr_soap", "snr_adam", "adam")
 

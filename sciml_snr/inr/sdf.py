@@ -46,7 +46,8 @@ from torch import Tensor, nn
 
 from ..gate import BESIDE_EXACT, Gate, overrides
 from ..measure.twins import Memorization, Twins
-from ..noise import NoisyLoss, NoisyTerm
+from ..noise import NoisyLoss
+from ..terms import NoisyTerm
 from .archive import (
     NetworkChoice,
     check_asked,

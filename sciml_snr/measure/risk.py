@@ -49,9 +49,9 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from .. import rule
 from .._tensors import is_16_bit
 from ..gate import Gate
-from ..noise import NoisyTerm
 from ..snr_adam import SNRAdam
 from ..snr_soap import SNRSOAP
+from ..terms import NoisyTerm
 
 Losses = Tensor | Sequence[Tensor]
 """(b,) losses, one per sample, whose mean is trained; or several such vectors, of independent

@@ -1,0 +1,166 @@
+"""How a noisy term hears of its gradient, and makes the two extra passes through the graph."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .handover import Facts, Handover
+from .terms import Term, beyond_noise, draw_scale, misfit
+
+
+class _Arrival(torch.autograd.Function):
+    """The identity, which tells a group of terms that a gradient has arrived."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, term: Term, group: Group) -> Tensor:
+        ctx.term, ctx.group = term, group
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        ctx.group.arrive(ctx.term, gradient.detach())
+        return gradient, None, None
+
+
+class Group:
+    """Terms of one forward pass that share the two extra passes through the graph.
+
+    The passes are made when the gradient has arrived at every term.
+
+    Args:
+        source: whose terms they are.
+    """
+
+    def __init__(self, source: NoiseSource) -> None:
+        self.source = source
+        self.terms: list[Term] = []
+        self._missing: set[int] = set()
+
+    def watch(self, term: Term) -> Tensor:
+        """Add a term; gives its values, as the loss is to be made from them."""
+        self.terms.append(term)
+        self._missing.add(id(term))
+        watched: Tensor = _Arrival.apply(term.values, term, self)  # type: ignore[no-untyped-call]
+        return watched
+
+    def arrive(self, term: Term, gradient: Tensor) -> None:
+        """Take a term's gradient."""
+        term.gradient = gradient
+        self._missing.discard(id(term))
+        if not self._missing:
+            self.source.hand_over(self.terms)
+            self._missing = {id(term) for term in self.terms}
+
+
+class NoiseSource:
+    """What can be declared to an optimizer: it hands over draws of its noise in every backward."""
+
+    is_equation = False
+    """Whether its residuals are those of an equation, and not a comparison of outputs with data."""
+
+    terms = 1
+    """Number of its noisy terms."""
+
+    def __init__(self) -> None:
+        self._handovers: list[weakref.ref[Handover]] = []
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def connect(self, handover: Handover) -> None:
+        """Hand over to one more optimizer, as long as that one lives."""
+        self._handovers.append(weakref.ref(handover))
+
+    def disconnect(self, handover: Handover) -> None:
+        """Hand over no more."""
+        self._handovers = [own for own in self._handovers if own() is not handover]
+
+    @property
+    def handovers(self) -> list[Handover]:
+        """Those of the optimizers that it was declared to."""
+        found = (own() for own in self._handovers)
+        return [own for own in found if own is not None and own.is_alive]
+
+    def describe(self) -> list[str]:
+        """One line per noisy term."""
+        raise NotImplementedError
+
+    def exact(self) -> list[str]:
+        """One line per exact term beside them, as far as they are known by name."""
+        return []
+
+    def is_watched(self, values: Tensor) -> bool:
+        """Whether a backward pass from here is to hand anything over."""
+        return bool(self._handovers) and torch.is_grad_enabled() and values.requires_grad
+
+    def hand_over(self, terms: Sequence[Term]) -> None:
+        """Make the passes that the optimizers ask for."""
+        terms = [term for term in terms if term.residual.requires_grad and term.residual.numel()]
+        facts = self._facts(terms)
+        for own in self.handovers:
+            params = own.params()
+            draws = noisy = None
+            if params and terms and own.wants_draw:
+                draws = self._gradients(*self._random_signs(terms, own), params)
+            if params and terms and own.wants_gradient:
+                gradients = [self._noisy_part(term, own.weighs_by_misfit) for term in terms]
+                noisy = self._gradients([term.values for term in terms], gradients, params)
+            own.hold(self, draws, noisy, facts)
+
+    def _random_signs(
+        self, terms: Sequence[Term], handover: Handover
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """What to differentiate for a draw, and by which factors."""
+        seed = handover.next_seed(self)
+        factors = []
+        for k, term in enumerate(terms):
+            signs = self._signs(tuple(term.residual.shape), term.residual.device, seed + k)
+            factors.append(signs * draw_scale(term, beyond_noise(term)).to(term.residual.dtype))
+        return [term.residual for term in terms], factors
+
+    def _noisy_part(self, term: Term, by_misfit: bool) -> Tensor:
+        """The gradient at a term's values; none where no datum has an error, and, if wanted, less
+        what its misfit says is no noise."""
+        assert term.gradient is not None
+        noisy = term.gradient * term.sigma.any()
+        return (noisy / beyond_noise(term).to(noisy)).nan_to_num(nan=0.0) if by_misfit else noisy
+
+    def _signs(self, shape: tuple[int, ...], device: torch.device, seed: int) -> Tensor:
+        """Random signs, from a generator of this source's own."""
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device)
+        generator = self._generators[device].manual_seed(seed)
+        signs = torch.randint(0, 2, shape, generator=generator, device=device, dtype=torch.int8)
+        return signs * 2 - 1
+
+    @staticmethod
+    def _gradients(
+        outputs: list[Tensor], factors: list[Tensor], params: list[Tensor]
+    ) -> dict[Tensor, Tensor]:
+        found = torch.autograd.grad(outputs, params, factors, retain_graph=True, allow_unused=True)
+        return {p: g for p, g in zip(params, found, strict=True) if g is not None}
+
+    def _facts(self, terms: Sequence[Term]) -> Facts:
+        """What an optimizer wants to know besides."""
+        if not terms:
+            return Facts()
+        first = terms[0]
+        whole = all(
+            term.population is None or len(term.residual) >= term.population for term in terms
+        )
+        parts = [misfit(term) for term in terms]
+        return Facts(
+            rows=len(first.residual) if first.residual.ndim else 1,
+            population=first.population if first.drawn_anew else None,
+            misfit=torch.stack([total for total, _ in parts]).sum(),
+            summands=torch.stack([count for _, count in parts]).sum(),
+            opens=whole and all(term.loss.is_square for term in terms),
+            scale=torch.stack([term.per_entry().detach().float().sum() for term in terms]).sum(),
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy hands over to no optimizer yet."""
+        return {**self.__dict__, "_handovers": [], "_generators": {}}

@@ -1,0 +1,194 @@
+"""Noisy terms of a loss: residuals, the error of their data, and what it does to the gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .handover import share_that_stays
+from .pointwise import LossLike, Pointwise, pointwise
+
+
+def check_sigma(sigma: Any) -> None:
+    """Refuse a standard deviation that is negative or not finite.
+
+    Raises:
+        ValueError: says which entry is wrong.
+    """
+    found = torch.as_tensor(sigma)
+    bad = ~(torch.isfinite(found) & (found >= 0))
+    if bad.any():
+        entry = found[bad].flatten()[0].item()
+        raise ValueError(f"sigma must be finite and >= 0, got {entry:g}.")
+
+
+def check_population(population: float | None) -> None:
+    """Refuse a number of data that is none.
+
+    Raises:
+        ValueError: says so.
+    """
+    if population is not None and not population > 0:
+        raise ValueError(f"population must be a positive number, got {population}.")
+
+
+def as_sigma_tensor(sigma: Any) -> Tensor:
+    """A standard deviation as a detached tensor.
+
+    Raises:
+        ValueError: it is no number or array, negative, or not finite.
+    """
+    if isinstance(sigma, Tensor):
+        found = sigma.detach()
+    else:
+        array = np.asarray(sigma)
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"sigma must be a number or an array of numbers, got {sigma!r}.")
+        found = torch.as_tensor(array.astype(np.float64))
+    check_sigma(found)
+    return found
+
+
+def check_squares(sigma: Tensor, dtype: torch.dtype) -> None:
+    """Refuse a sigma whose square leaves the dtype: no gradient could be compared with it.
+
+    Raises:
+        ValueError: says which and what to do.
+    """
+    if dtype in (torch.float16, torch.bfloat16):
+        dtype = torch.float32  # of the optimizer's state
+    limits = torch.finfo(dtype)
+    positive = sigma[sigma > 0].double()
+    if not positive.numel():
+        return
+    for value in (float(positive.min()), float(positive.max())):
+        if not limits.tiny < value * value < limits.max:
+            raise ValueError(
+                f"sigma = {value:g} cannot be used in {dtype}: its square is "
+                f"{'0' if value < 1 else 'infinite'} there. Rescale the data (and sigma), or "
+                "compute in float64."
+            )
+
+
+def sigma_text(sigma: Tensor) -> str:
+    """A sigma in words."""
+    if sigma.numel() == 0:
+        return "none"
+    low, high = float(sigma.min()), float(sigma.max())
+    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+
+
+@dataclass(eq=False)
+class Term:
+    """One noisy summand of the loss in one forward pass."""
+
+    residual: Tensor
+    """Prediction minus target, in the graph."""
+    values: Tensor
+    """The loss's elementwise values, or its mean; in the graph."""
+    loss: Pointwise
+    sigma: Tensor
+    """Standard deviation of the data's error, broadcastable to the residual."""
+    population: float | None = None
+    """Number of data that each step's rows are drawn from: None for the same rows in every step."""
+    drawn_anew: bool = True
+    """Whether batches are others in every step; if one stays, its noise does not average away."""
+    gradient: Tensor | None = None
+    """Of the total, by ``values``, once it has arrived."""
+    place: Any = None
+    """Where the residual comes from, as far as the source wants to know."""
+
+    def per_entry(self) -> Tensor:
+        """Derivative of the total by the loss of every entry, broadcastable to the residual."""
+        assert self.gradient is not None
+        if self.values.ndim == 0 and self.residual.ndim:  # a mean
+            return self.gradient / self.residual.numel()
+        return self.gradient
+
+    def squares(self) -> Tensor:
+        """(residual / sigma)^2 of data that carry an error and count in the total; 0 elsewhere."""
+        residual, sigma = self.residual.detach(), self.sigma
+        if residual.dtype in (torch.float16, torch.bfloat16):  # whose sums of squares overflow
+            residual, sigma = residual.float(), sigma.float()
+        return ((residual / sigma) ** 2).where(self.counts(), 0)
+
+    def counts(self) -> Tensor:
+        """Which data carry an error and count in the total."""
+        return ((self.sigma > 0) & (self.per_entry() != 0)).expand_as(self.residual)
+
+
+def misfit(term: Term) -> tuple[Tensor, Tensor]:
+    """Sum of the squares of residual / sigma, and their number."""
+    squares = term.squares()
+    return squares.sum(), term.counts().sum().to(squares.dtype)
+
+
+def beyond_noise(term: Term) -> Tensor:
+    """max(R, 1) for the misfit R: above 1, residuals are more than noise. NaN if it overflows."""
+    total, count = misfit(term)
+    ratio = total / count.clamp_min(1)
+    return ratio.where(ratio.isfinite(), torch.nan).clamp_min(1)
+
+
+def draw_scale(term: Term, beyond: Tensor) -> Tensor:
+    """Standard deviation of the total's derivative by each residual under the data's error."""
+    deviation = term.loss.score_deviation(term.sigma)
+    return (term.per_entry() * deviation / beyond.sqrt()).expand_as(term.residual)
+
+
+@dataclass
+class NoisyTerm:
+    """A noisy summand ``weight * loss``, stated by hand: for reference, and for risk estimates.
+
+    Args:
+        residual: prediction minus target, in the graph.
+        sigma: standard deviation of the data's error, broadcastable to it; 0 for exact data.
+        weight: of the term in the loss, which is a mean over entries.
+        population: as for :class:`NoisyLoss`.
+        loss: as for :class:`NoisyLoss`.
+    """
+
+    residual: Tensor
+    sigma: Any
+    weight: float = 1.0
+    population: float | None = None
+    loss: LossLike = "mse"
+    drawn_anew: bool = True
+    _pointwise: Pointwise = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_population(self.population)
+        self._pointwise = pointwise(self.loss)
+
+    def weighted_loss(self) -> Tensor:
+        """What the term adds to the training loss."""
+        values = self._pointwise.values(self.residual)
+        return self.weight * values.mean()
+
+    def share(self) -> float:
+        """Share of its noise that is the same in every step."""
+        population = self.population if self.drawn_anew else None
+        return share_that_stays(len(self.residual), population)
+
+    def deviation(self) -> Tensor:
+        """Standard deviation of the loss's derivative by each residual, of the residual's shape.
+
+        Raises:
+            ValueError: sigma does not broadcast to the residual.
+        """
+        residual = self.residual.detach()
+        sigma = as_sigma_tensor(self.sigma).to(residual.device, residual.dtype)
+        try:
+            sigma.expand_as(residual)
+        except RuntimeError:
+            raise ValueError(
+                f"sigma {tuple(sigma.shape)} does not broadcast to the residual's "
+                f"{tuple(residual.shape)}."
+            ) from None
+        each = torch.full_like(residual, self.weight / residual.numel())
+        term = Term(residual, residual, self._pointwise, sigma, gradient=each)
+        return draw_scale(term, beyond_noise(term))
