@@ -252,6 +252,8 @@ def test_a_term_of_weight_0_is_none(name):
     assert not m.opt.beside_exact and gate(m) == DATA_ALONE
     m = trained(model(measured(), ends()), name, loss_weights=[0, 1, 2])
     assert m.opt.beside_exact and gate(m) == BESIDE_EXACT[name]
+    m = trained(model(measured()), name, loss=[NoisyLoss(0.3), "MSE"], loss_weights=[0, 1])
+    assert not m.opt.beside_exact and gate(m) == DATA_ALONE
 
 
 @BY_NAME
@@ -373,6 +375,16 @@ def test_losses_train_of_ones_own_count_with_what_they_do():
     m.data.losses_train = lambda *args, **kwargs: [3 * x for x in original(*args, **kwargs)]
     trained(m, lr=0.0, iterations=2, loss_weights=[1, 2, 1])
     assert_close(floor(m), exact_variance(m, [(X[:1], Y[:1], 0.3, 6)]))
+
+
+@pytest.mark.parametrize("optimizer", ["snr_adam", "snr_soap"])
+def test_losses_train_without_the_residuals_are_refused(optimizer):
+    m = model(measured())
+    m.data.losses_train = lambda targets, outputs, *_, **__: [outputs.square().mean()] * 2
+    with pytest.raises(
+        RuntimeError, match=r"declared noisy loss .*condition 0 \(NoisyPointSetBC\)"
+    ):
+        trained(m, optimizer, iterations=1)
 
 
 def test_a_noisy_condition_that_came_after_compile_is_refused():
