@@ -5,7 +5,7 @@ export DDE_BACKEND = pytorch
 # Small networks: two threads are no faster than one, and many times slower on a busy machine.
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test test-extras check bench docs clean
 
 demo: .venv/.installed
 	rm -rf runs/demo
@@ -15,6 +15,10 @@ demo: .venv/.installed
 
 test: .venv/.installed
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+# The examples, with Lightning, accelerate and PINA.
+test-extras: .venv/.installed-extras
+	$(BIN)/python -m pytest -n auto --dist worksteal tests/extras
 
 check: .venv/.installed
 	$(BIN)/ruff check .
@@ -54,6 +58,10 @@ clean:
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[test]"
+	touch $@
+
+.venv/.installed-extras: .venv/.installed
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[extras]"
 	touch $@
 
 .venv/.installed-bench: .venv/.installed
