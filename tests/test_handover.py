@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import math
+import pickle
 import random
 import weakref
 from collections.abc import Callable
@@ -320,6 +321,25 @@ def test_declaring_anew_takes_the_place_of_what_was_declared():
     optimizer.declare(None)
     assert optimizer.noise == []
     fit(net, optimizer, nn.MSELoss(), 2)
+
+
+@OPTIMIZERS
+def test_closures(cls):
+    net, data, optimizer = case(cls)
+    twin, other, by_closure = case(cls)
+    fit(net, optimizer, lambda u, y: data(u, y) + physics(net), 4)
+    for t in range(4):
+        x, y = batch(t)
+
+        def closure(x=x, y=y):
+            by_closure.zero_grad()
+            loss = other(twin(x), y) + physics(twin)
+            loss.backward()
+            return loss
+
+        with torch.no_grad():
+            assert by_closure.step(closure).item() > 0
+    assert_same_bits(snapshot(by_closure), snapshot(optimizer))
 
 
 # What is cleared --------------------------------------------------------------------------------
@@ -1147,6 +1167,16 @@ def test_a_copy_is_declared_anew(cls):
     fit(net, optimizer, lambda u, y: data(u, y) + physics(net), 4, start=4)
     fit(twin, own, lambda u, y: other(u, y) + physics(twin), 4, start=4)
     assert_same_bits(snapshot(own), snapshot(optimizer))
+
+
+def test_a_network_whose_noise_is_declared_can_be_saved_and_copied():
+    net, data, optimizer = case()
+    fit(net, optimizer, data, 2)
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert_same_bits(values(twin), values(net))
+        own = SNRAdam(twin.parameters(), lr=1e-2, noise=NoisyLoss(0.1))
+        fit(twin, own, own.noise[0], 2)
+    fit(net, optimizer, data, 1)
 
 
 # Memory -----------------------------------------------------------------------------------------
