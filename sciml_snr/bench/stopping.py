@@ -16,7 +16,7 @@ from deepxde.callbacks import Callback
 
 from ..deepxde import MemorizationMonitor
 from ..deepxde.conditions import MEASURED, NoisyCondition
-from ..deepxde.monitors import fit_of
+from ..deepxde.twins import fit_of
 from ..measure.twins import as_array
 from ..problems import Problem
 

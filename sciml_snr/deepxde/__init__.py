@@ -2,9 +2,11 @@
 
 import deepxde as _deepxde  # noqa: F401  (before our own: what waits for it imports them)
 
-from .compile import SNR_options, noise_of, register, set_SNR_options
+from .compile import register
 from .conditions import NoisyPointSetBC, noisy
+from .model_noise import noise_of
 from .monitors import MemorizationMonitor, PopulationRiskMonitor
+from .options import SNR_options, set_SNR_options
 from .progress import ProgressBar
 
 __all__ = [

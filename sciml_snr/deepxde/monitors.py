@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import warnings
-from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from deepxde.callbacks import Callback
-from deepxde.icbc import PointSetOperatorBC
 from deepxde.losses import mean_squared_error
 
 from ..measure.risk import PopulationRisk
 from ..measure.twins import TAU, Twins, as_array
 from ..terms import NoisyTerm
-from .compile import noise_of
 from .conditions import (
-    MEASURED,
-    NoisyCondition,
     as_sigma,
     components_of,
     conditions_of,
     equations_of,
-    is_supervised,
 )
+from .model_noise import noise_of
 from .rows import loss_weights_of, residuals_of
+from .twins import Measurements, ModelState, StepStart, point_sets, trained_tensors
 
 
 class _UntilBest(Callback):  # type: ignore[misc]
@@ -49,7 +42,7 @@ class _UntilBest(Callback):  # type: ignore[misc]
             return
         step = self.model.train_state.step
         if best_iteration == step:
-            self._kept = step, {t: t.detach().clone() for t in _weights(self.model)}
+            self._kept = step, {t: t.detach().clone() for t in trained_tensors(self.model)}
         elif step - best_iteration >= self.patience:
             self.model.stop_training = True
 
@@ -66,9 +59,9 @@ class MemorizationMonitor(_UntilBest):
     Trains twins in step with the model: the same weights to start from, points, batches, learning
     rates and random numbers, but measurements moved by random signs (see
     :mod:`sciml_snr.measure.twins`). The model itself trains to the same bits as without the
-    monitor. Each twin costs one more training step per iteration and one more copy of weights and optimizer
-    state. Give the monitor to the first ``train`` and to all later ones: what a model has seen
-    before, its twins have seen unmoved.
+    monitor. Each twin costs one more training step per iteration, and one more copy of weights and
+    optimizer state. Give the monitor to the first ``train`` and to all later ones: what a model has
+    seen before, its twins have seen unmoved.
 
     Args:
         sigma: standard deviation of the error of conditions that do not carry one
@@ -117,7 +110,7 @@ class MemorizationMonitor(_UntilBest):
         self.period = period
         self._options: dict[str, Any] = dict(probes=probes, tau=tau, seed=seed)
         self._clean = clean
-        self._lanes: list[_Lane] = []
+        self._twin_states: list[ModelState] = []
 
     def on_train_begin(self) -> None:
         """Make the twins, copies of the model as it is; later trainings go on with them."""
@@ -126,26 +119,26 @@ class MemorizationMonitor(_UntilBest):
                 "MemorizationMonitor: the model has gone back to its best moment, the twins have "
                 "not. Training that goes on from there needs another monitor, or none."
             )
-        if not self._lanes:
-            self._measured = _Measured(self.model, self.sigma)
+        if not self._twin_states:
+            self._measured = Measurements(self.model, self.sigma)
             clean = None if self._clean is None else as_array(self._clean).ravel()
             values, deviation = self._measured.values(), self._measured.sigma()
             self.twins = Twins(values, deviation, clean=clean, **self._options)
-            self._lanes = [_Lane(self.model) for _ in self.twins.shifts]
+            self._twin_states = [ModelState(self.model) for _ in self.twins.shifts]
             self._record()
         self._measured.check_batch(self.model.train_state.y_train)
-        for lane in self._lanes:
-            lane.follow(self.model)
+        for twin in self._twin_states:
+            twin.follow(self.model)
 
     def on_batch_begin(self) -> None:
         """Remember what the model's step will start from, besides weights."""
-        self._before = _Moment(self.model)
+        self._before = StepStart(self.model)
 
     def on_batch_end(self) -> None:
         """The twins' steps, on the batch that the model has just stepped on."""
         state = self.model.train_state
-        for lane, shift in zip(self._lanes, self.twins.shifts, strict=True):
-            with lane, self._before, self._measured.moved(shift, state.y_train) as targets:
+        for twin, shift in zip(self._twin_states, self.twins.shifts, strict=True):
+            with twin, self._before, self._measured.moved(shift, state.y_train) as targets:
                 self.model.train_step(state.X_train, targets, state.train_aux_vars)
 
     def on_epoch_end(self) -> None:
@@ -161,8 +154,8 @@ class MemorizationMonitor(_UntilBest):
 
     def _record(self) -> None:
         fits = []
-        for lane in self._lanes:
-            with lane:
+        for twin in self._twin_states:
+            with twin:
                 fits.append(self._measured.fit())
         self.twins.record(self.model.train_state.step, self._measured.fit(), fits)
         self._watch(self.twins.best().iteration)
@@ -210,7 +203,7 @@ class PopulationRiskMonitor(_UntilBest):
         self.risk = PopulationRisk(self.model.opt, seed=self.seed)
         self._first_step = self.model.train_state.step
         data = self.model.data
-        self._conditions = _point_sets(data, lambda _: True)
+        self._conditions = point_sets(data, lambda _: True)
         if not self._conditions and getattr(data, "train_y", None) is None:
             raise ValueError("PopulationRiskMonitor: the model has no measurements.")
         is_alone = len(self._conditions) == len(conditions_of(data)) and equations_of(data) is None
@@ -225,7 +218,7 @@ class PopulationRiskMonitor(_UntilBest):
 
     def on_batch_begin(self) -> None:
         """Remember where the model's step starts from."""
-        self._start, self._before = _Lane(self.model), _Moment(self.model)
+        self._start, self._before = ModelState(self.model), StepStart(self.model)
 
     def on_batch_end(self) -> None:
         """Look at the batch from both ends of the step."""
@@ -282,210 +275,3 @@ class PopulationRiskMonitor(_UntilBest):
 def _square(residual: torch.Tensor) -> torch.Tensor:
     """(n,) mean squared residual of each of n rows."""
     return residual.square().reshape(len(residual), -1).mean(1)
-
-
-def _point_sets(data: Any, wanted: Callable[[Any], bool]) -> dict[int, Any]:
-    """The conditions with measured values, by their place in the loss, from -1 backwards."""
-    bcs = conditions_of(data)
-    return {
-        place: bc
-        for place, bc in enumerate(bcs, start=-len(bcs))
-        if isinstance(bc, MEASURED) and wanted(bc)
-    }
-
-
-def fit_of(model: Any, condition: Any) -> Any:
-    """What a measured condition compares with its values: (n, k), at its points."""
-    if isinstance(condition, PointSetOperatorBC):  # of what an operator makes of the outputs
-
-        def operator(x: Any, y: Any) -> Any:
-            return condition.func(x, y, condition.points)
-
-        return as_array(model.predict(condition.points, operator=operator))
-    component = condition.component
-    fit = as_array(model.predict(condition.points))
-    return fit[:, list(component) if isinstance(component, (list, tuple)) else [component]]
-
-
-class _Measured:
-    """The measurements of a model, as one vector: conditions with values, or supervised targets."""
-
-    def __init__(self, model: Any, sigma: Any) -> None:
-        self.model = model
-        found = _point_sets(
-            model.data, lambda bc: sigma is not None or isinstance(bc, NoisyCondition)
-        )
-        self.conditions = list(found.values())
-        noise = noise_of(model)
-        if sigma is None and noise is not None and noise.targets is not None:
-            sigma = noise.targets.sigma
-        self._sigma = sigma
-        self.supervised = not self.conditions and sigma is not None and is_supervised(model.data)
-        if not self.conditions and not self.supervised:
-            raise ValueError(
-                "MemorizationMonitor: there are no measurements whose error is known. Give the "
-                "model a sciml_snr.NoisyPointSetBC(points, values, sigma), a sciml_snr.noisy("
-                "condition, sigma) or compile(loss=NoisyLoss(sigma)), or the monitor a sigma."
-            )
-
-    def _shape(self, condition: Any) -> tuple[int, int]:
-        return len(condition), components_of(condition)
-
-    def values(self) -> Any:
-        """(n,) measured values."""
-        if self.supervised:
-            return as_array(self.model.data.train_y).ravel()
-        return np.concatenate(
-            [
-                np.broadcast_to(as_array(bc.values), self._shape(bc)).ravel()
-                for bc in self.conditions
-            ]
-        )
-
-    def sigma(self) -> Any:
-        """(n,) standard deviations of their errors."""
-        if self.supervised:
-            return _of_shape(self._sigma, np.shape(self.model.data.train_y)).ravel()
-        parts = []
-        for bc in self.conditions:
-            shape = self._shape(bc)
-            own = bc.sigma if isinstance(bc, NoisyCondition) else as_sigma(self._sigma, *shape)
-            parts.append(np.broadcast_to(as_array(own), shape).ravel())
-        return np.concatenate(parts)
-
-    def fit(self) -> Any:
-        """(n,) the model's values there."""
-        if self.supervised:
-            return as_array(self.model.predict(self.model.data.train_x)).ravel()
-        parts = []
-        for bc in self.conditions:
-            parts.append(fit_of(self.model, bc).ravel())
-        return np.concatenate(parts)
-
-    def check_batch(self, targets: Any) -> None:
-        """Refuse batches of supervised data: which of them they are is not known.
-
-        Raises:
-            ValueError: says so.
-        """
-        everything = self.model.data.train_y if self.supervised else targets
-        if targets is not everything and not np.array_equal(targets, everything):
-            raise ValueError(
-                "MemorizationMonitor: batches of supervised data do not tell which of the targets "
-                "they hold. Train with batch_size=None."
-            )
-
-    @contextlib.contextmanager
-    def moved(self, shift: Any, targets: Any) -> Iterator[Any]:
-        """Values with the (n,) shift added; gives the targets that belong to them."""
-        self.check_batch(targets)
-        if self.supervised:
-            yield targets + shift.reshape(targets.shape).astype(targets.dtype)
-            return
-        before = [bc.values for bc in self.conditions]
-        ends = np.cumsum([np.prod(self._shape(bc)) for bc in self.conditions])
-        try:
-            for bc, part in zip(self.conditions, np.split(shift, ends[:-1]), strict=True):
-                bc.values = bc.values + torch.as_tensor(part.reshape(self._shape(bc))).to(bc.values)
-            yield targets
-        finally:
-            for bc, values in zip(self.conditions, before, strict=True):
-                bc.values = values
-
-
-def _of_shape(sigma: Any, shape: tuple[int, ...]) -> Any:
-    """A standard deviation of supervised targets; a vector of their length is one per sample.
-
-    Raises:
-        ValueError: it does not fit.
-    """
-    found = as_array(sigma)
-    if found.ndim == 1 and len(shape) == 2 and len(found) == shape[0]:
-        found = found[:, None]
-    try:
-        return np.broadcast_to(found, shape)
-    except ValueError:
-        raise ValueError(
-            f"sigma has the shape {found.shape} for targets of the shape {shape}: give one number, "
-            "or an array that broadcasts to them."
-        ) from None
-
-
-class _Lane:
-    """Another state for a model to be in: weights, buffers, unknowns, optimizer.
-
-    Inside ``with lane:`` the model is in that state, and its own one is kept. Equations and
-    transforms are functions that hold on to the model's own tensors: so it is the contents that
-    change places, not the tensors.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self._data: dict[torch.Tensor, torch.Tensor] = {}
-        self._take_up(model)
-        self._grads: dict[torch.Tensor, torch.Tensor | None] = {}
-        self._opt: Any = None
-
-    def _take_up(self, model: Any) -> None:
-        """Begin with the model's own values of what it did not have before."""
-        for tensor in _weights(model):
-            if tensor not in self._data:
-                self._data[tensor] = tensor.detach().clone()
-
-    def follow(self, model: Any) -> None:
-        """Step with a copy of its optimizer's state from now on, unknowns that are new included."""
-        self._take_up(model)
-        opt = model.opt
-        if opt is not self._opt:
-            self._opt = opt
-            tensors = [p for group in opt.param_groups for p in group["params"]]
-            self._state = copy.deepcopy(opt.state, {id(p): p for p in tensors})
-
-    def __enter__(self) -> None:
-        self._exchange()
-
-    def __exit__(self, *_: object) -> None:
-        self._exchange()
-
-    def _exchange(self) -> None:
-        for tensor, other in self._data.items():
-            self._data[tensor], tensor.data = tensor.data, other
-            self._grads[tensor], tensor.grad = tensor.grad, self._grads.get(tensor)
-        if self._opt is not None:  # all that changes in a step, but for the options
-            self._opt.state, self._state = self._state, self._opt.state
-
-
-class _Moment:
-    """Random numbers and learning rates at one moment; inside ``with`` it is that moment."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self._cpu = torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        self._lrs = [group["lr"] for group in model.opt.param_groups]
-
-    def _lr(self) -> None:
-        groups = self.model.opt.param_groups
-        now = [group["lr"] for group in groups]
-        for group, lr in zip(groups, self._lrs, strict=True):
-            group["lr"] = lr
-        self._lrs = now
-
-    def __enter__(self) -> None:
-        self._scheduler, self.model.lr_scheduler = self.model.lr_scheduler, None
-        self._fork = torch.random.fork_rng(range(len(self._cuda)))
-        self._fork.__enter__()
-        torch.set_rng_state(self._cpu)
-        if self._cuda:
-            torch.cuda.set_rng_state_all(self._cuda)
-        self._lr()
-
-    def __exit__(self, *error: Any) -> None:
-        self._lr()
-        self._fork.__exit__(*error)
-        self.model.lr_scheduler = self._scheduler
-
-
-def _weights(model: Any) -> list[torch.Tensor]:
-    """All that training changes in a model: parameters, buffers, external variables."""
-    external = getattr(model, "external_trainable_variables", None) or []
-    return [*model.net.parameters(), *model.net.buffers(), *external]

@@ -19,7 +19,8 @@ import torch
 import sciml_snr
 from sciml_snr import SNRSOAP, Gate, GateStats, NoisyLoss, NoisyPointSetBC, SNRAdam, noisy
 from sciml_snr.deepxde import SNR_options, noise_of, register, set_SNR_options
-from sciml_snr.deepxde.compile import BASIS_OPTIONS, HINT_AFTER, OPTIMIZERS
+from sciml_snr.deepxde.compile import HINT_AFTER, OPTIMIZERS
+from sciml_snr.deepxde.options import BASIS_OPTIONS
 from sciml_snr.gate import BESIDE_EXACT, DATA_ALONE, STREAM
 from tests.cases import assert_same_bits
 from tests.deepxde.models import (
