@@ -106,7 +106,7 @@ def image(draw: Draw) -> dict[str, Any]:
     build = IMAGE_METHODS[{"Adam": "Adam", "SNRAdam": "SNRAdam, label floor"}[draw.method]]
     nets, optimizers = [], []
     for _ in targets:
-        torch.manual_seed(draw.seed)
+        torch.manual_seed(draw.seed)  # the draws' signs are the twin's too
         nets.append(Siren(2, 1, 64, 2))
         optimizers.append(build(list(nets[-1].parameters()), draw.lr, NOISE))
     left_out = [PopulationRisk(optimizers[0][0]) for _ in range(2)]
@@ -125,7 +125,6 @@ def image(draw: Draw) -> dict[str, Any]:
         for estimate, part in zip(left_out, parts(), strict=False):
             estimate.begin(*part)
         for net, target, (optimizer, loss) in zip(nets, targets, optimizers, strict=True):
-            torch.manual_seed(draw.seed)  # the draws' signs are the twin's too
             optimizer.zero_grad()
             loss(net(x), target).backward()
             optimizer.step()
