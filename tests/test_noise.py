@@ -260,7 +260,9 @@ def log_cosh(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction - target).cosh().log().mean()
 
 
-@pytest.mark.parametrize("loss", ["huber", "l1", log_cosh], ids=str)
+@pytest.mark.parametrize(
+    "loss", ["huber", "l1", log_cosh], ids=lambda loss: getattr(loss, "__name__", loss)
+)
 def test_label_floor_of_other_losses(loss):
     """At the truth: the gradient's mean square (its mean is 0) over draws of the data's error."""
     problem, sigma = mlp(), torch.linspace(0.3, 2, SAMPLES, dtype=torch.float64)[:, None]
@@ -299,7 +301,9 @@ PLAIN = [
 
 
 @pytest.mark.parametrize("declared", [False, True])
-@pytest.mark.parametrize(("loss", "reduction"), PLAIN, ids=str)
+@pytest.mark.parametrize(
+    ("loss", "reduction"), PLAIN, ids=lambda part: getattr(part, "__name__", part)
+)
 def test_values_and_gradients_are_the_plain_losses(loss, reduction, declared):
     x, y = batch(0)
     found = []
