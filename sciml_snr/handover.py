@@ -23,7 +23,7 @@ LOOK_EVERY = 100
 """Whether there are exact terms is looked at every so many steps, and when loss weights change."""
 
 TOLERANCE = 1e-3
-"""Relative difference of two gradients that count as one; of 16-bit parameters more. Exact terms
+"""Relative difference of two gradients that count as one; of 16-bit passes more. Exact terms
 that were there are gone at a hundredth of it: what has all but converged still holds noise back."""
 
 PROBES = 3
@@ -45,6 +45,8 @@ class Facts(NamedTuple):
     """Whether the misfit may open a gate: squared error, the same data in every step."""
     scale: Tensor | float = 0.0
     """Sum of the total's derivatives by the losses of the entries: the term's weight."""
+    is_coarse: bool = False
+    """Whether the pass is rounded to 16 bits."""
 
 
 class _Received:
@@ -83,7 +85,9 @@ class Handover:
         """Whether the noisy terms' own gradient is of use beside exact terms."""
         self._received: dict[NoiseSource, _Received] = {}
         self._held: list[Any] = []
-        """What the running backward pass has found."""
+        """What the running backward pass has handed over so far."""
+        self._pass: int | None = None
+        """Which one that is."""
         self._reaches = False
         """Whether the running backward pass has reached a parameter."""
         self._norms: dict[Tensor, Tensor] = {}
@@ -186,6 +190,7 @@ class Handover:
         ``torch.autograd.grad``, which balances loss weights, say, leaves none; nor does a pass
         through another optimizer's network.
         """
+        self._begin_pass()
         self._drop_stale()
         self._watch()
         self._held.append(found)
@@ -295,11 +300,16 @@ class Handover:
             for p, gradient in gradients.items():
                 own = noisy.get(p)
                 apart = gradient if own is None else gradient - own
-                difference += float(apart.norm()) ** 2
-                total += float(gradient.norm()) ** 2
-                total += 0.0 if own is None else float(own.norm()) ** 2
-            coarse = any(is_16_bit(p) for p in gradients)
-            tolerance = TOLERANCE * (50 if coarse else 0.01 if state["beside_exact"] else 1)
+                difference += float(as_wide(apart).norm()) ** 2
+                total += float(as_wide(gradient).norm()) ** 2
+                total += 0.0 if own is None else float(as_wide(own).norm()) ** 2
+            facts = [facts for received in self._received.values() for facts in received.facts]
+            # One loss alone makes the same bits twice; a sum of several is rounded otherwise.
+            coarse = len(facts) > 1 and any(one.is_coarse for one in facts)
+            coarse = coarse or any(map(is_16_bit, gradients))
+            # Those that are known by name, or were there, may be weak for a while.
+            expected = state["beside_exact"] or any(source.exact() for source in self.sources)
+            tolerance = TOLERANCE * (50 if coarse else 0.01 if expected else 1)
             if total > 0:
                 state["beside_exact"] = difference > tolerance**2 * total
         return bool(state["beside_exact"])
@@ -332,12 +342,19 @@ class Handover:
         def reached(p: Tensor) -> None:
             handover = own()
             if handover is not None:
+                handover._begin_pass()
                 handover._reaches = True
                 _at_end(handover._end)
 
         for p in self.params():
             if p not in self._hooks:
                 self._hooks[p] = p.register_post_accumulate_grad_hook(reached)  # type: ignore[no-untyped-call]
+
+    def _begin_pass(self) -> None:
+        """Forget what an earlier backward pass has left that failed before its end."""
+        if self._pass != (now := current_pass()):
+            self._pass, self._reaches = now, False
+            self._held.clear()
 
     def _end(self) -> None:
         """What is to be done at the end of a backward pass, once."""
@@ -411,6 +428,11 @@ def _tolerance(p: Tensor) -> float:
 def _at_end(call: Callable[[], None]) -> None:
     """Call this at the end of the running backward pass."""
     torch.autograd.Variable._execution_engine.queue_callback(call)
+
+
+def current_pass() -> int:
+    """The number of the running backward pass; every pass has another one."""
+    return int(torch._C._current_graph_task_id())
 
 
 def share_that_stays(rows: int, population: float | None) -> float:

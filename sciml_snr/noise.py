@@ -39,6 +39,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._tensors import is_16_bit
 from .handover import Facts, Handover
 from .pointwise import LossLike, pointwise
 from .source import Group, NoiseSource
@@ -96,8 +97,8 @@ class NoisyLoss(_Loss):
             mean over entries of a function of their difference. Where it is not the squared error,
             what counts is the variance of its score (its derivative) under N(0, sigma^2).
         reduction: ``"mean"``, ``"sum"`` or ``"none"``, as for ``nn.MSELoss``.
-        population: number of data that batches are drawn from; None where all are used in every
-            step. Infinity where every step draws fresh ones.
+        population: number of data that batches are drawn from, along the first dimension; None
+            where all are used in every step. Infinity where every step draws fresh ones.
         delta: of the huber loss, as for ``nn.HuberLoss``.
         is_equation: the residuals are those of an equation with a measured source. Beside data of
             the outputs it then holds their noise back, as an exact equation does.
@@ -145,7 +146,8 @@ class NoisyLoss(_Loss):
             target: measurements, of the same shape. (The order does not matter.)
             sigma: this batch's, if not the constructor's.
         """
-        return self.of_residual(self._residual(input, target), sigma)
+        is_coarse = is_16_bit(input) or is_16_bit(target)
+        return self.of_residual(self._residual(input, target), sigma, is_coarse=is_coarse)
 
     def of_residual(
         self,
@@ -155,6 +157,7 @@ class NoisyLoss(_Loss):
         population: float | None = None,
         group: Group | None = None,
         place: Any = None,
+        is_coarse: bool = False,
     ) -> Tensor:
         """The loss of prediction minus target.
 
@@ -164,6 +167,7 @@ class NoisyLoss(_Loss):
             population: the same.
             group: shares its passes with other terms of the same forward pass.
             place: where the residual comes from, for the group's source.
+            is_coarse: what it was made from is rounded to 16 bits.
         """
         values = self.loss.values(residual)
         source = self if group is None else group.source
@@ -171,7 +175,10 @@ class NoisyLoss(_Loss):
             own = self.sigma if sigma is None else as_sigma_tensor(sigma)
             own = self._broadcast(own, residual)
             population = self.population if population is None else population
-            term = Term(residual, values, self.loss, own, population, place=place)
+            is_coarse |= torch.is_autocast_enabled(residual.device.type)
+            term = Term(
+                residual, values, self.loss, own, population, place=place, is_coarse=is_coarse
+            )
             values = (Group(self) if group is None else group).watch(term)
         return self._reduced(values)
 
@@ -241,7 +248,10 @@ class SampledLoss(_Loss):
                 raise ValueError(
                     f"SampledLoss needs two or more samples, not {tuple(residual.shape)}."
                 )
-            term = Term(residual, values, self.loss, torch.zeros(()), self.population)
+            is_coarse = is_16_bit(input) or is_16_bit(target)
+            is_coarse |= torch.is_autocast_enabled(residual.device.type)
+            none = torch.zeros(())
+            term = Term(residual, values, self.loss, none, self.population, is_coarse=is_coarse)
             values = Group(self).watch(term)
         return self._reduced(values)
 

@@ -79,7 +79,7 @@ class SNRAdam(Optimizer):
 
     Parameters in float16 or bfloat16 keep their state in float32, where second moments do not
     underflow. Complex parameters are treated as pairs of reals, like in AdamW. A copy of the
-    optimizer has its state, but no noise: :meth:`declare` it anew.
+    optimizer has its state, but no noise: :meth:`declare` it anew, or None.
 
     Raises:
         ValueError, TypeError: an option is out of range; the message names it.
@@ -176,6 +176,7 @@ class SNRAdam(Optimizer):
             self._handover.detach()
         every = self.defaults["floor_every"]
         self._handover = Handover(self, sources, every) if sources else None
+        self._is_undeclared = False
 
     @property
     def noise(self) -> list[NoiseSource]:
@@ -193,8 +194,10 @@ class SNRAdam(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """For copies and loaded states."""
+        is_copy = "_handover" not in self.__dict__
         super().__setstate__(state)
-        self.__dict__.setdefault("_handover", None)
+        if is_copy:
+            self._handover, self._is_undeclared = None, KEY in self.state
         self._given, self._has_stepped = None, False
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -245,7 +248,8 @@ class SNRAdam(Optimizer):
             TypeError: a floor is given in the closure's place, or it is no mapping.
             RuntimeError: a gradient is sparse; a declared noisy loss had no backward pass, or one
                 that reaches none of the parameters; gradients were changed by something other than
-                one factor.
+                one factor; or this is a copy of an optimizer with declared noise, and none has been
+                declared to it.
             ValueError: a floor has another shape than its parameter or is negative, it is one for
                 other parameters, or noise was declared, too.
             FloatingPointError: a gradient or floor is not finite (unless ``nonfinite="skip"``).
@@ -254,6 +258,12 @@ class SNRAdam(Optimizer):
             raise TypeError("The floor is given by name: optimizer.step(floor=floor).")
         if floor is not None:
             self._check_given(floor)
+        if self._is_undeclared:
+            raise RuntimeError(
+                "This is a copy of an optimizer with declared noise, and none is declared to it. "
+                "Call optimizer.declare(noise), or, to go on by the published rule, "
+                "optimizer.declare(None)."
+            )
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .handover import Facts, Handover
+from .handover import Facts, Handover, current_pass
 from .terms import Term, beyond_noise, draw_scale, misfit
 
 
@@ -40,21 +40,23 @@ class Group:
         self.source = source
         self.terms: list[Term] = []
         self._missing: set[int] = set()
+        self._pass: int | None = None
+        """The backward pass that the others have arrived in."""
 
     def watch(self, term: Term) -> Tensor:
         """Add a term; gives its values, as the loss is to be made from them."""
         self.terms.append(term)
-        self._missing.add(id(term))
         watched: Tensor = _Arrival.apply(term.values, term, self)  # type: ignore[no-untyped-call]
         return watched
 
     def arrive(self, term: Term, gradient: Tensor) -> None:
-        """Take a term's gradient."""
+        """Take a term's gradient. Those of an earlier pass that left terms out are void."""
+        if self._pass != (now := current_pass()):
+            self._pass, self._missing = now, {id(term) for term in self.terms}
         term.gradient = gradient
         self._missing.discard(id(term))
         if not self._missing:
             self.source.hand_over(self.terms)
-            self._missing = {id(term) for term in self.terms}
 
 
 class NoiseSource:
@@ -159,6 +161,7 @@ class NoiseSource:
             summands=torch.stack([count for _, count in parts]).sum(),
             opens=whole and all(term.loss.is_square for term in terms),
             scale=torch.stack([term.per_entry().detach().float().sum() for term in terms]).sum(),
+            is_coarse=any(term.is_coarse for term in terms),
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,16 +60,22 @@ def check_squares(sigma: Tensor, dtype: torch.dtype) -> None:
     Raises:
         ValueError: says which and what to do.
     """
-    if dtype in (torch.float16, torch.bfloat16):
-        dtype = torch.float32  # of the optimizer's state
-    limits = torch.finfo(dtype)
+    # The optimizer's state of 16-bit parameters is in float32.
+    state = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    limits = torch.finfo(state)
     positive = sigma[sigma > 0].double()
     if not positive.numel():
         return
     for value in (float(positive.min()), float(positive.max())):
+        rounded = float(torch.tensor(value, dtype=dtype))
+        if rounded in (0.0, math.inf):
+            raise ValueError(
+                f"sigma = {value:g} cannot be used in {dtype}: it is {rounded:g} there. Rescale "
+                "the data (and sigma), or compute in float32."
+            )
         if not limits.tiny < value * value < limits.max:
             raise ValueError(
-                f"sigma = {value:g} cannot be used in {dtype}: its square is "
+                f"sigma = {value:g} cannot be used in {state}: its square is "
                 f"{'0' if value < 1 else 'infinite'} there. Rescale the data (and sigma), or "
                 "compute in float64."
             )
@@ -97,6 +104,8 @@ class Term:
     """Number of data that each step's rows are drawn from: None for the same rows in every step."""
     drawn_anew: bool = True
     """Whether batches are others in every step; if one stays, its noise does not average away."""
+    is_coarse: bool = False
+    """Whether the forward pass was rounded to 16 bits (autocast)."""
     gradient: Tensor | None = None
     """Of the total, by ``values``, once it has arrived."""
     place: Any = None

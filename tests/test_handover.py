@@ -1169,6 +1169,38 @@ def test_a_copy_is_declared_anew(cls):
     assert_same_bits(snapshot(own), snapshot(optimizer))
 
 
+@OPTIMIZERS
+def test_a_copy_does_not_step_without_its_noise(cls):
+    """The published rule would take over unannounced."""
+    net, data, optimizer = case(cls)
+    fit(net, optimizer, data, 2)
+    twin, own = copy.deepcopy((net, optimizer))
+    with pytest.raises(RuntimeError, match=r"none is declared.*declare\(None\)"):
+        fit(twin, own, mse_loss, 1)
+    assert_same_bits(values(twin), values(net))
+    own.declare(None)
+    fit(twin, own, mse_loss, 1)
+    assert "floor: stream" in own.describe()
+
+
+def test_a_backward_pass_that_failed_leaves_nothing():
+    """Its draws would be added to those of the next one."""
+    net, data, optimizer = case()
+    x, y = batch(0)
+
+    def fail(*_):
+        raise ValueError("out of memory, say")
+
+    prediction = net(x)
+    prediction.register_hook(fail)  # after the draws have been made
+    with pytest.raises(ValueError, match="out of memory"):
+        data(prediction, y).backward()
+    net.zero_grad()
+    data(net(x), y).backward()
+    optimizer.step()
+    assert noise_state(optimizer)["scales"] == pytest.approx([1.0])
+
+
 def test_a_network_whose_noise_is_declared_can_be_saved_and_copied():
     net, data, optimizer = case()
     fit(net, optimizer, data, 2)

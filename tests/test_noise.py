@@ -665,6 +665,27 @@ def test_autocast(kind, outside):
     assert (found[1] - found[0]).norm() < 0.1 * found[0].norm()
 
 
+def test_the_rounding_of_autocast_is_no_exact_term():
+    """Gradients of several losses are added up in 16 bits, and apart in 32."""
+    x, y = batch(0)
+    f, losses = network(), [NoisyLoss(0.1) for _ in range(5)]
+    optimizer = SNRAdam(f.parameters(), lr=1e-2, noise=losses)
+    with torch.autocast("cpu", torch.bfloat16):
+        sum(noisy(f(x[i::5]), y[i::5]) for i, noisy in enumerate(losses)).backward()
+    optimizer.step()
+    assert optimizer.beside_exact is False
+
+
+@pytest.mark.parametrize("sigma", [1e-9, 1e5])
+def test_a_sigma_that_is_no_half_precision_number_is_refused(sigma):
+    x, y = (t.half() for t in batch(0))
+    f, data = network().half(), NoisyLoss(sigma)
+    optimizer = SNRAdam(f.parameters(), noise=data)
+    with pytest.raises(ValueError, match=r"cannot be used in torch\.float16"):
+        data(f(x), y)
+    assert not optimizer.beside_exact
+
+
 def test_a_term_without_data_is_none():
     """A condition that has no points on this boundary."""
     w = nn.Parameter(torch.ones(3, 1))

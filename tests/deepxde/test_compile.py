@@ -705,6 +705,9 @@ def test_a_copy_of_the_optimizer_keeps_its_state(how, name):
         assert_same_bits(twin.state[copied]["exp_floor"], m.opt.state[p]["exp_floor"])
         copied.grad = torch.ones_like(copied)
     assert not twin.noise  # to be declared anew
+    with pytest.raises(RuntimeError, match=r"declare\(noise\)"):
+        twin.step()
+    twin.declare(None)
     twin.step()
     before = floor(m)
     m.train(iterations=1, verbose=0)
