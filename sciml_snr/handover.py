@@ -343,8 +343,9 @@ class Handover:
             handover = own()
             if handover is not None:
                 handover._begin_pass()
-                handover._reaches = True
-                _at_end(handover._end)
+                if not handover._reaches:  # once a pass, not once a parameter
+                    handover._reaches = True
+                    _at_end(handover._end)
 
         for p in self.params():
             if p not in self._hooks:

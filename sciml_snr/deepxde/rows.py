@@ -84,7 +84,8 @@ class NoisyRows(NoiseSource):
         # Others than outputs minus values have graphs of their own, which may be gone when the
         # gradient arrives at the next one.
         group = Group(self) if self.is_equation else self._group(mark.inputs)
-        return own.of_residual(residual, sigma, population=population, group=group, place=mark)
+        batch = None if sigma is own.sigma else sigma  # the loss's own was checked when it was made
+        return own.of_residual(residual, batch, population=population, group=group, place=mark)
 
     def _group(self, inputs: Any) -> Group:
         """The terms of one forward pass: those that were made from the same inputs."""

@@ -153,7 +153,7 @@ def _of_shape(sigma: Any, shape: tuple[int, ...]) -> Any:
 class ModelState:
     """Another state for a model to be in: weights, buffers, unknowns, optimizer.
 
-    Inside ``with lane:`` the model is in that state, and its own one is kept. Equations and
+    Inside ``with state:`` the model is in that state, and its own one is kept. Equations and
     transforms are functions that hold on to the model's own tensors: so it is the contents that
     change places, not the tensors.
     """
