@@ -25,7 +25,10 @@ GATE_ALONE = RESULTS / "gate_alone.csv"
 """Made by the rule of commit 3d26372, which stopped exact terms where the gate was closed."""
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "AdamW": ("adamw", {}),
-    "SNRAdam, label floor (default)": ("snr_adam", {"floor": "label", "gate": "stein", "z": 1.0}),
+    "SNRAdam, label floor, own coordinates": (
+        "snr_adam",
+        {"coordinates": "own", "floor": "label", "gate": "stein", "z": 1.0},
+    ),
     "SNRSOAP, label floor (default)": ("snr_soap", {"floor": "label", "gate": "stein", "z": 1.5}),
     "SNRSOAP, label floor, z = 2": ("snr_soap", {"floor": "label", "gate": "stein", "z": 2.0}),
     "SNRSOAP, label floor, quick": (
@@ -51,7 +54,7 @@ LRS: dict[str, tuple[float, ...]] = {
 }
 HELD = {
     "AdamW": 1e-3,
-    "SNRAdam, label floor (default)": 3e-3,
+    "SNRAdam, label floor, own coordinates": 3e-3,
     "SNRSOAP, label floor (default)": 3e-3,
     "SNRSOAP, label floor, quick": 3e-3,
 }

@@ -18,7 +18,7 @@ from sciml_snr.run import RunConfig
 PATH = RESULTS / "heat.csv"
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "Adam": ("adam", {}),
-    "SNRAdam, label floor (default)": ("snr_adam", {}),
+    "SNRAdam, label floor, own coordinates": ("snr_adam", {"coordinates": "own"}),
     "SNRSOAP, label floor (default)": ("snr_soap", {}),
 }
 LRS = (1e-3, 3e-3)

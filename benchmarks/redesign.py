@@ -3,7 +3,7 @@
     python -m benchmarks.redesign BEFORE AFTER
 
 Two folders with results files (convection, heat, images, fit_sdf); the runs that are
-in both go into benchmarks/results/redesign.csv. The one there compares commit 00cecb5, where floors
+in both are added to benchmarks/results/redesign.csv. The one there compares commit 00cecb5, where floors
 were handed to ``step``, with the losses that know their noise. Random signs come from another
 generator since, so that runs cannot agree to the bit.
 """
@@ -44,7 +44,7 @@ CASES: dict[str, tuple[tuple[str, ...], str, str, str, str]] = {
 
 
 def collect(before: Path, after: Path) -> list[dict[str, Any]]:
-    """The runs that are in both folders, one row each."""
+    """The runs that are in both folders, one row each. Options are called as they are today."""
     rows = []
     for case, (keys, method, setting, final, best) in CASES.items():
         if not (after / f"{case}.csv").exists():
@@ -94,7 +94,11 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    found = collect(*map(Path, sys.argv[1:3]))
+    keys = ("case", "setting", "method", "seed", "measure")
+    known = {tuple(row[key] for key in keys): row for row in read(PATH)}
+    for row in collect(*map(Path, sys.argv[1:3])):
+        known[tuple(row[key] for key in keys)] = row
+    found = sorted(known.values(), key=lambda row: list(CASES).index(row["case"]))
     with PATH.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(found[0]))
         writer.writeheader()

@@ -1,7 +1,7 @@
 """What several rooms ask of tensors."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,13 +33,22 @@ def state_like(p: Tensor) -> Tensor:
     return torch.zeros(p.shape, dtype=state_dtype(p), device=p.device)
 
 
-def norms_are_finite(tensors: Iterable[Tensor]) -> bool:
-    """False where an entry is NaN or infinite, or a norm overflows; one sync per kind."""
+def sums_of_squares_are_finite(tensors: Sequence[Tensor]) -> bool:
+    """False where an entry is NaN or infinite, or a sum of squares overflows."""
     alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for tensor in tensors:
-        alike.setdefault((tensor.device, tensor.dtype), []).append(tensor)
-    norms = [torch.stack(torch._foreach_norm(own)) for own in alike.values()]
-    return all(math.isfinite(own.float().sum()) for own in norms)
+        kind = (tensor.device, tensor.dtype)
+        # Large ones are not worth a copy.
+        found = alike.setdefault(kind, []) if tensor.numel() < 2**16 else []
+        found.append(tensor)
+        if tensor.numel() >= 2**16 and not _sum_is_finite(found):
+            return False
+    return all(_sum_is_finite(found) for found in alike.values())
+
+
+def _sum_is_finite(alike: Sequence[Tensor]) -> bool:
+    flat = as_wide(flattened(alike))
+    return math.isfinite(flat.dot(flat))
 
 
 def joined(states: Sequence[dict[str, Any]], name: str) -> Tensor:
@@ -78,14 +87,19 @@ def _lie_side_by_side(tensors: Sequence[Tensor]) -> bool:
 
 def flattened(tensors: Sequence[Tensor]) -> Tensor:
     """One real vector of all entries; a view where there is one contiguous tensor."""
-    parts = [as_real(x).reshape(-1) for x in tensors]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    parts = [as_real(x) for x in tensors] if tensors[0].is_complex() else tensors
+    if len(parts) == 1:
+        return parts[0].reshape(-1)
+    flat: Tensor = torch._C._nn.flatten_dense_tensors(list(parts))
+    return flat
 
 
 def parts_of(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """A real vector cut into pieces of the shapes of these tensors, complex where they are."""
-    pieces = torch.split(flat, [as_real(x).numel() for x in like])
+    if not like[0].is_complex():
+        return list(torch._C._nn.unflatten_dense_tensors(flat, list(like)))
+    pieces = torch.split(flat, [2 * x.numel() for x in like])
     return [
-        torch.view_as_complex(piece.view(*x.shape, 2)) if x.is_complex() else piece.view(x.shape)
+        torch.view_as_complex(piece.view(*x.shape, 2))
         for piece, x in zip(pieces, like, strict=True)
     ]

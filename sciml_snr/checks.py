@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._tensors import as_real, is_16_bit, norms_are_finite, state_dtype
+from ._tensors import as_real, is_16_bit, state_dtype, sums_of_squares_are_finite
 from .handover import Handover, is_gated
 
 Floor = Mapping[Tensor, Tensor]
@@ -37,19 +37,13 @@ def check_floor(floor: Any, groups: Sequence[dict[str, Any]], noise_is_declared:
         )
 
 
-def inputs_are_finite(
-    groups: Sequence[dict[str, Any]], floor: Floor | None, handover: Handover | None
-) -> bool:
-    """Refuse what cannot be stepped on; False: skip this step.
+def refuse(groups: Sequence[dict[str, Any]], floor: Floor | None) -> None:
+    """Refuse gradients and floors of a kind that cannot be stepped on.
 
     Raises:
         RuntimeError: a gradient is sparse.
         ValueError: a floor has another shape than its parameter, or is negative.
-        FloatingPointError: something is not finite (unless ``nonfinite="skip"``), or the squares of
-            the noise are 0.
     """
-    entries: list[_Checked] = []
-    places: dict[Tensor, tuple[dict[str, Any], int, int]] = {}
     for g, group in enumerate(groups):
         for i, p in enumerate(group["params"]):
             if p.grad is None:
@@ -59,11 +53,41 @@ def inputs_are_finite(
                     f"Sparse gradients are not supported ({_name(group, g, i)}); "
                     "torch.optim.SparseAdam takes them."
                 )
+            if floor is not None and (variance := floor.get(p)) is not None:
+                _check_variance(variance, p, group, g, i)
+
+
+def squares_are_finite(
+    groups: Sequence[dict[str, Any]], floor: Floor | None, handover: Handover | None
+) -> bool:
+    """Whether all that a step is made from is finite, and its squares are. If not, look closer:
+    :func:`inputs_are_finite`."""
+    tensors = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+    if floor is not None:
+        tensors += floor.values()
+    if handover is not None:
+        tensors += [tensor for _, _, tensor in handover.tensors()]
+    return sums_of_squares_are_finite(tensors)
+
+
+def inputs_are_finite(
+    groups: Sequence[dict[str, Any]], floor: Floor | None, handover: Handover | None
+) -> bool:
+    """Refuse what cannot be stepped on; False: skip this step.
+
+    Raises:
+        FloatingPointError: something is not finite (unless ``nonfinite="skip"``), or the squares of
+            the noise are 0.
+    """
+    entries: list[_Checked] = []
+    places: dict[Tensor, tuple[dict[str, Any], int, int]] = {}
+    for g, group in enumerate(groups):
+        for i, p in enumerate(group["params"]):
+            if p.grad is None:
+                continue
             places[p] = (group, g, i)
             entries.append(_Checked(p.grad, "gradient", group, g, i))
-            variance = None if floor is None else floor.get(p)
-            if variance is not None:
-                _check_variance(variance, p, group, g, i)
+            if floor is not None and (variance := floor.get(p)) is not None:
                 entries.append(_Checked(variance, "floor", group, g, i))
     if handover is not None:
         for what, p, tensor in handover.tensors():
@@ -140,9 +164,9 @@ def _check_variance(variance: Tensor, p: Tensor, *which: Any) -> None:
 
 def _first_nonfinite(entries: list[_Checked]) -> _Checked | None:
     """The first entry whose tensor is not finite; entries to be raised on come first."""
-    if norms_are_finite(entry.tensor for entry in entries):
+    if sums_of_squares_are_finite([entry.tensor for entry in entries]):
         return None
-    # A norm can overflow where no entry does; look at the entries themselves.
+    # A sum can overflow where no entry does; look at the entries themselves.
     for entry in sorted(entries, key=lambda entry: str(entry.group["nonfinite"])):
         found = entry.tensor
         if entry.what == "noise draw":  # it is to be squared

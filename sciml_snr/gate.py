@@ -24,44 +24,42 @@ import numpy as np
 import torch
 from torch import Tensor
 
-EPS = 1e-30
-"""Keeps 0 / 0 out of the gates. Far below any squared gradient, so that a gate does not depend on
-the scale of the loss."""
-
-Form = Callable[[Tensor, Tensor, float, float], Tensor]
+Form = Callable[[Tensor, float, float], Tensor]
 
 
-def none(mean_sq: Tensor, floor: Tensor, alpha: float, lambd: float) -> Tensor:
+def none(ratio: Tensor, alpha: float, lambd: float) -> Tensor:
     """No gate: q = 1 (the optimizer is then Adam)."""
-    return torch.ones_like(mean_sq)
+    return torch.ones_like(ratio)
 
 
-def hard(mean_sq: Tensor, floor: Tensor, alpha: float, lambd: float) -> Tensor:
+def hard(ratio: Tensor, alpha: float, lambd: float) -> Tensor:
     """q = [mean_sq > alpha floor]: the best 0/1 gate (``lambd`` plays no part)."""
-    return (mean_sq > alpha * floor).to(mean_sq.dtype)
+    return (ratio * alpha < 1).to(ratio.dtype)
 
 
-def soft(mean_sq: Tensor, floor: Tensor, alpha: float, lambd: float) -> Tensor:
+def soft(ratio: Tensor, alpha: float, lambd: float) -> Tensor:
     """q = d / (d + lambd floor), d = max(mean_sq - alpha floor, 0): the published gate."""
-    excess = (mean_sq - alpha * floor).clamp_min_(0)
-    return excess / (excess + lambd * floor).add_(EPS)
+    excess = (ratio * -alpha).add_(1).clamp_min_(0)
+    return excess.div_(ratio.mul_(lambd).add_(excess))
 
 
-def snr(mean_sq: Tensor, floor: Tensor, alpha: float, lambd: float) -> Tensor:
-    """q = mean_sq / (mean_sq + alpha lambd floor): never quite closed, never quite open."""
-    return mean_sq / (mean_sq + (alpha * lambd) * floor).add_(EPS)
+def snr(ratio: Tensor, alpha: float, lambd: float) -> Tensor:
+    """q = mean_sq / (mean_sq + lambd floor): never quite closed, never quite open (``alpha`` plays
+    no part beside that in ``lambd``)."""
+    return ratio.mul_(lambd).add_(1).reciprocal_()
 
 
-def stein(mean_sq: Tensor, floor: Tensor, alpha: float, lambd: float) -> Tensor:
+def stein(ratio: Tensor, alpha: float, lambd: float) -> Tensor:
     """q = max(0, 1 - alpha floor / mean_sq): closed up to the threshold, then open by degrees.
 
     The positive-part shrinkage of W. James and C. Stein, Proc. 4th Berkeley Symp. 1 (1961) 361;
     the soft gate with lambd = alpha (``lambd`` plays no part).
     """
-    return soft(mean_sq, floor, alpha, alpha)
+    return ratio.mul_(-alpha).add_(1).clamp_min_(0)
 
 
 FORMS: dict[str, Form] = {"none": none, "hard": hard, "soft": soft, "snr": snr, "stein": stein}
+"""The gates as functions of floor / mean_sq, which they may overwrite."""
 
 
 @dataclass(frozen=True)
@@ -135,11 +133,22 @@ class Gate:
             changes = {**changes, "z": None}
         return dataclasses.replace(self, **changes)
 
-    def __call__(self, mean_sq: Tensor, floor: Tensor) -> Tensor:
-        """q, elementwise; 0 where the squares leave the dtype: nothing can be told there."""
-        threshold = self.alpha if self.z is None else float(self.z) ** 2
-        q = FORMS[self.form](mean_sq, floor, threshold, self.lambd)
-        return q.nan_to_num_(nan=0.0)
+    def __call__(
+        self, mean_sq: Tensor, floor: Tensor, scale: float = 1.0, out: Tensor | None = None
+    ) -> Tensor:
+        """q, elementwise; 0 where there is no gradient, and where both squares leave the dtype.
+
+        Args:
+            mean_sq: squares of the mean gradient.
+            floor: its variance, but for ``scale``.
+            scale: of the floor.
+            out: to compute in.
+        """
+        threshold = scale * (self.alpha if self.z is None else float(self.z) ** 2)
+        # The snr form has alpha lambda in lambda's place.
+        weight = self.lambd * (threshold if self.form == "snr" else scale)
+        ratio = torch.div(floor, mean_sq, out=out)
+        return FORMS[self.form](ratio, threshold, weight).nan_to_num_(nan=0.0)
 
 
 STREAM = Gate("soft")
@@ -148,8 +157,8 @@ STREAM = Gate("soft")
 DATA_ALONE = Gate("stein", z=2.0, rise_steps=300, discrepancy=True)
 """The gate where all of the loss is noisy."""
 
-BESIDE_EXACT = {"snr_adam": Gate("stein", z=1.0), "snr_soap": Gate("stein", z=1.5)}
-"""The same by optimizer, where exact terms (equations, exact conditions) stand beside the noisy
+BESIDE_EXACT = {"own": Gate("stein", z=1.0), "eigen": Gate("stein", z=1.5)}
+"""The same by coordinates, where exact terms (equations, exact conditions) stand beside the noisy
 ones. They carry on where the gate is closed and hold the noise back, so that it may open sooner;
 sooner still in the parameters' own coordinates, each of which mixes many directions and sees any
 one of them through the noise of the others."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ._tensors import as_wide, is_16_bit
+from .gradient_watch import GradientWatch
 from .rule import averaged_share
 
 if TYPE_CHECKING:
@@ -25,10 +27,6 @@ LOOK_EVERY = 100
 TOLERANCE = 1e-3
 """Relative difference of two gradients that count as one; of 16-bit passes more. Exact terms
 that were there are gone at a hundredth of it: what has all but converged still holds noise back."""
-
-PROBES = 3
-"""Of so many parameters, the smallest, gradients are compared entry by entry with those that
-backward left; of the others the norms."""
 
 
 class Facts(NamedTuple):
@@ -90,8 +88,7 @@ class Handover:
         """Which one that is."""
         self._reaches = False
         """Whether the running backward pass has reached a parameter."""
-        self._norms: dict[Tensor, Tensor] = {}
-        self._probes: dict[Tensor, Tensor] = {}
+        self._gradients = GradientWatch()
         self._hooks: dict[Tensor, Any] = {}
         weakref.finalize(self, _remove, self._hooks)
         for source in self.sources:
@@ -191,7 +188,7 @@ class Handover:
         through another optimizer's network.
         """
         self._begin_pass()
-        self._drop_stale()
+        self._review()
         self._watch()
         self._held.append(found)
         _at_end(self._end)
@@ -202,8 +199,7 @@ class Handover:
         """Forget what has been handed over."""
         self._received.clear()
         self._held.clear()
-        self._norms.clear()
-        self._probes.clear()
+        self._gradients.clear()
         self._reaches = False
 
     def check(self) -> None:
@@ -237,24 +233,14 @@ class Handover:
             beta1: decay rate of the first moment, which averages away what is drawn anew.
             scale: what gradients were multiplied by after backward.
         """
-        if not any(received.has_draws for received in self._received.values()):
-            return None
-        total: dict[Tensor, Tensor] = {}
-        for received in self._received.values():
-            factor = scale * averaged_share(received.share(), beta1) ** 0.5
-            for p, draw in received.draws.items():
-                own = draw if factor == 1 else draw * factor
-                total[p] = total[p] + own if p in total else own
-        return total
+        found = [own for own in self._received.values() if own.has_draws]
+        factors = [scale * averaged_share(own.share(), beta1) ** 0.5 for own in found]
+        return _sum([own.draws for own in found], factors) if found else None
 
     def noisy_gradients(self, scale: float) -> dict[Tensor, Tensor]:
         """Gradient of the noisy terms."""
-        total: dict[Tensor, Tensor] = {}
-        for received in self._received.values():
-            for p, gradient in received.noisy.items():
-                own = gradient if scale == 1 else gradient * scale
-                total[p] = total[p] + own if p in total else own
-        return total
+        found = [own.noisy for own in self._received.values()]
+        return _sum(found, [scale] * len(found))
 
     def tensors(self) -> Iterable[tuple[str, Tensor, Tensor]]:
         """(what it is, parameter, tensor) of everything that was handed over."""
@@ -264,7 +250,7 @@ class Handover:
             for p, gradient in received.noisy.items():
                 yield "noisy terms' gradient", p, gradient
 
-    def excess(self) -> Tensor | float:
+    def excess(self) -> float:
         r"""Share of the residuals that is more than noise, by the misfit of all terms together.
 
         .. math::
@@ -280,23 +266,24 @@ class Handover:
         facts = [found for received in self._received.values() for found in received.facts]
         if not facts or not all(found.opens for found in facts):
             return 0.0
-        total = torch.stack([torch.as_tensor(found.misfit) for found in facts]).sum()
-        count = torch.stack([torch.as_tensor(found.summands) for found in facts]).sum()
-        allowed = count - (2 * count).sqrt()
-        return (1 - allowed.clamp_min(0) / total).clamp(0, 1).nan_to_num(nan=0.0)
+        total = sum(float(found.misfit) for found in facts)
+        count = sum(float(found.summands) for found in facts)
+        allowed = max(0.0, count - (2 * count) ** 0.5)
+        excess = 1 - allowed / total if total else 0.0
+        return min(1.0, max(0.0, excess)) if math.isfinite(excess) else 0.0
 
-    def decide(self, gradients: dict[Tensor, Tensor], noisy: dict[Tensor, Tensor]) -> bool:
+    def decide(self, noisy: dict[Tensor, Tensor]) -> bool:
         """Whether exact terms stand beside the noisy ones; looked at where it is due.
 
         Args:
-            gradients: of the whole loss, per gated parameter.
-            noisy: of the noisy terms.
+            noisy: gradient of the noisy terms, to be compared with that of the whole loss.
         """
         state = self.state
         if self.is_mixed:
             state["beside_exact"] = True
         elif self.looks:
             difference = total = 0.0
+            gradients = {p: p.grad for p in self.params() if p.grad is not None}
             for p, gradient in gradients.items():
                 own = noisy.get(p)
                 apart = gradient if own is None else gradient - own
@@ -362,68 +349,41 @@ class Handover:
         if self._reaches:
             for found in self._held:
                 self.receive(*found)
-            self._norms = self._norms_now()
-            smallest = sorted(self._norms, key=lambda p: p.numel())[:PROBES]
-            self._probes = {p: p.grad.clone() for p in smallest if p.grad is not None}
+            self._gradients.note(self.params())
         else:  # the next pass draws the same numbers
             self.state["passes"] -= sum(draws is not None for _, draws, *_ in self._held)
         self._held.clear()
         self._reaches = False
 
-    def _norms_now(self) -> dict[Tensor, Tensor]:
-        """Of the gradients."""
-        params = [p for p in self.params() if p.grad is not None and not p.grad.is_sparse]
-        grads = [as_wide(p.grad) for p in params if p.grad is not None]
-        return dict(zip(params, torch._foreach_norm(grads), strict=True)) if params else {}
-
-    def _drop_stale(self) -> None:
-        """Forget an earlier backward pass whose gradients were dropped, by ``net.zero_grad()``."""
-        if self._norms and not self._held and not self._reaches:
-            now = self._norms_now().values()
-            if not any(map(bool, now)) and any(map(bool, self._norms.values())):
-                self.clear()
+    def _review(self) -> None:
+        """Before a further backward pass of one step: forget an earlier one whose gradients were
+        dropped, by ``net.zero_grad()``; scale what it has handed over as they were scaled."""
+        if not self._received or self._held or self._reaches:
+            return
+        if self._gradients.were_dropped():
+            self.clear()
+            return
+        factor = self._gradients.factor()  # clipped between two passes of one step
+        if factor != 1:
+            for received in self._received.values():
+                received.draws = {p: x * factor for p, x in received.draws.items()}
+                received.noisy = {p: x * factor for p, x in received.noisy.items()}
 
     def scale_since_backward(self) -> float:
-        """What gradients have been multiplied by since backward: by ``clip_grad_norm_``, say.
-
-        Raises:
-            RuntimeError: they have been changed in another way, which the floor cannot follow.
-        """
-        norms = self._norms_now()
-        if not self._norms.keys() & norms.keys():
-            return 1.0
-        pairs = [(p, norms[p], then) for p, then in self._norms.items() if p in norms]
-        now, then = (
-            torch.stack([pair[i].detach().cpu().double() for pair in pairs]) for i in (1, 2)
-        )
-        probes = [(p, p.grad, copy) for p, copy in self._probes.items() if p.grad is not None]
-        if torch.equal(now, then) and all(torch.equal(a, b) for _, a, b in probes):
-            return 1.0
-        if not now.isfinite().all() or not then.any():
-            return 1.0  # the optimizer refuses what is not finite by name
-        scale = float((now * then).sum() / then.square().sum())
-        changed = [
-            p
-            for (p, *_), a, b in zip(pairs, now, then, strict=True)
-            if not abs(float(a) - scale * float(b)) <= _tolerance(p) * float(a)
-        ]
-        changed += [
-            p
-            for p, a, b in probes
-            if not float((a - scale * b).norm()) <= _tolerance(p) * float(a.norm())
-        ]
-        if changed:
-            raise RuntimeError(
-                f"The gradient of a parameter of shape {tuple(changed[0].shape)} was changed "
-                "between backward() and step() by something other than one factor for all "
-                "parameters (clip_grad_value_, gradient noise, a reduction over processes): the "
-                "noise floor cannot follow. clip_grad_norm_ and GradScaler.unscale_ are fine."
-            )
-        return scale
+        """What gradients have been multiplied by since backward; see :class:`GradientWatch`."""
+        return self._gradients.factor()
 
 
-def _tolerance(p: Tensor) -> float:
-    return 10 * TOLERANCE * (5 if is_16_bit(p) else 1)
+def _sum(parts: Sequence[dict[Tensor, Tensor]], factors: Sequence[float]) -> dict[Tensor, Tensor]:
+    """Their weighted sum, parameter by parameter."""
+    if len(parts) == 1 and factors[0] == 1:
+        return parts[0]
+    total: dict[Tensor, Tensor] = {}
+    for part, factor in zip(parts, factors, strict=True):
+        for p, tensor in part.items():
+            own = tensor if factor == 1 else tensor * factor
+            total[p] = total[p] + own if p in total else own
+    return total
 
 
 def _at_end(call: Callable[[], None]) -> None:

@@ -11,7 +11,10 @@ import numpy as np
 from torch import Tensor
 
 from . import gate as gates
+from .eigenbasis import BASES
 from .gate import resolve_alpha
+
+COORDINATES = ("auto", "own", "eigen")
 
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,6 +79,14 @@ def validate_options(options: Mapping[str, Any]) -> None:
         ok = size is None or (isinstance(size, int) and size >= 1)
         require(name, ok, "None or an integer >= 1")
     resolve_alpha(options["alpha"], options["batch_size"], options["data_size"])
+    for name, known in (("coordinates", COORDINATES), ("basis", BASES)):
+        require(name, options[name] in known, "one of " + ", ".join(map(repr, known)))
+    beta = options["shampoo_beta"]
+    ok = isinstance(beta, (int, float)) and not isinstance(beta, bool) and 0 <= beta < 1
+    require("shampoo_beta", ok, "a number >= 0 and < 1")
+    for name in ("precondition_frequency", "max_precondition_dim"):
+        ok = isinstance(options[name], int) and options[name] >= 1
+        require(name, ok, "an integer >= 1")
 
 
 def check_unpublished(options: Mapping[str, Any]) -> None:

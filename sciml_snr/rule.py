@@ -41,7 +41,7 @@ Source: E. Litman and G. Guo, *A Theory of Generalization in Deep Learning*, arX
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -49,8 +49,13 @@ from torch import Tensor
 
 from .gate import Gate, rise
 
-CHUNK = 2**15
-"""Entries of a long vector that are gone through at a time."""
+CHUNK = 2**17
+"""Entries of a long vector that are gone through at a time: a few pieces of so many fit into a
+processor's cache."""
+
+
+Work = tuple[Tensor | None, Tensor | None]
+"""Tensors to compute in, where those of the operations would be made anew for every piece."""
 
 
 class Moments(NamedTuple):
@@ -72,7 +77,7 @@ class Moments(NamedTuple):
     betas: tuple[float, float]
     lr: float
     eps: float
-    excess: Tensor | float = 0.0
+    excess: float = 0.0
     """Share of the step that is taken whatever the gate says; see :attr:`Gate.discrepancy`."""
 
     @property
@@ -80,6 +85,23 @@ class Moments(NamedTuple):
         """Whether the gate acts in this step."""
         acts = self.gate.form != "none" and self.step > self.gate.warmup_steps
         return acts and self.floor is not None
+
+    @property
+    def step_size(self) -> float:
+        """The learning rate over the first moment's correction."""
+        return float(self.lr / (1 - self.betas[0] ** self.step))
+
+
+class Closed(NamedTuple):
+    """What of some entries the gate has closed, and the noisy terms' part of their mean."""
+
+    rates: Tensor
+    """lr (1 - q) D over the first moment's correction."""
+    mean: Tensor
+    """First moment m, uncorrected."""
+    noisy: Tensor
+    """The noisy terms' share of it."""
+    moments: Moments
 
 
 def update_moments(mean: Tensor, square: Tensor, grad: Tensor, betas: tuple[float, float]) -> None:
@@ -101,21 +123,26 @@ def averaged_share(share: float, beta1: float) -> float:
     return share + (1 - share) * (1 - beta1) / (1 + beta1)
 
 
-def openness(moments: Moments) -> Tensor | None:
-    """q of every entry; None where no gate acts (q = 1)."""
+def openness(moments: Moments, work: Work = (None, None)) -> Tensor | None:
+    """q of every entry; None where no gate acts (q = 1).
+
+    Args:
+        moments: of the entries.
+        work: two tensors of their shape to compute in.
+    """
     if not moments.is_gated:
         return None
     assert moments.floor is not None
     gate = moments.gate
-    scale = 1 / moments.floor_weight
+    # The gate knows ratios only: it is the floor that is put beside the uncorrected mean.
+    scale = (1 - moments.betas[0] ** moments.step) ** 2 / moments.floor_weight
     if moments.is_stream and gate.z is not None:
         scale *= (1 - moments.betas[0]) / 2
     if gate.rise_steps:
         scale *= rise(moments.step, gate.rise_steps)
-    mean_sq = (moments.mean / (1 - moments.betas[0] ** moments.step)).square_()
-    q = gate(mean_sq, moments.floor * scale)
-    excess = moments.excess
-    return q + (1 - q) * excess.to(q) if isinstance(excess, Tensor) else q
+    mean_sq = torch.square(moments.mean, out=work[0])
+    q = gate(mean_sq, moments.floor, scale, out=work[1])
+    return q.mul_(1 - moments.excess).add_(moments.excess) if moments.excess else q
 
 
 def denominator(moments: Moments) -> Tensor:
@@ -127,14 +154,18 @@ def denominator(moments: Moments) -> Tensor:
 def displacement(moments: Moments, q: Tensor | None) -> Tensor:
     """Where the entries move: minus the learning rate, times q, times Adam's direction."""
     mean = moments.mean if q is None else moments.mean * q
-    scale = -moments.lr / (1 - moments.betas[0] ** moments.step)
-    return (mean / denominator(moments)).mul_(scale)
+    return (mean / denominator(moments)).mul_(-moments.step_size)
 
 
 def advance(
-    moments: Moments, grad: Tensor, draw: Tensor | None, rho: float, wants_gate: bool = True
-) -> tuple[Tensor | None, Tensor]:
-    """Floor and moments take up a draw and a gradient, in place; then q and the move.
+    moments: Moments,
+    grad: Tensor,
+    draw: Tensor | None,
+    rho: float,
+    move: Tensor,
+    rates: Tensor | None = None,
+) -> bool:
+    """Floor and moments take up a draw and a gradient, and the entries move; all in place.
 
     Long vectors are gone through piece by piece, so that what is read and written by several
     operations in a row stays in the processor's cache.
@@ -144,12 +175,18 @@ def advance(
         grad: of their length.
         draw: of the gradient's noise; None if the floor takes up none.
         rho: decay rate of the floor's average.
-        wants_gate: whether q is of use.
+        move: what :func:`displacement` is added to: the parameters themselves, or zeros.
+        rates: filled with those of :class:`Closed`, if wanted.
+
+    Returns:
+        Whether the gate acts: if not, ``rates`` were left as they are.
     """
-    move = torch.empty_like(grad) if len(grad) > CHUNK else None
-    gates = []
-    for at in range(0, max(len(grad), 1), CHUNK):
-        part = slice(at, at + CHUNK)
+    work = grad.new_empty(2, CHUNK) if len(grad) > CHUNK else None
+    for part in _pieces(len(grad)):
+        room: Work = (None, None)
+        if work is not None:
+            first, second = work[:, : len(grad[part])]
+            room = first, second
         floor = None if moments.floor is None else moments.floor[part]
         own = moments._replace(mean=moments.mean[part], square=moments.square[part], floor=floor)
         if floor is not None and draw is not None:
@@ -157,48 +194,55 @@ def advance(
         elif floor is not None and moments.is_stream:
             update_floor(floor, grad[part] - own.mean, rho)
         update_moments(own.mean, own.square, grad[part], own.betas)
-        q = openness(own)
-        if move is None:
-            return q, displacement(own, q)
-        move[part] = displacement(own, q)
-        if wants_gate and q is not None:
-            gates.append(q)
-    assert move is not None
-    return torch.cat(gates) if gates else None, move
+        q = openness(own, room)
+        # sqrt(v_hat) + eps, but for a factor that goes into the step.
+        factor = (1 - own.betas[1] ** own.step) ** 0.5
+        step = own.step_size * factor
+        root = torch.sqrt(own.square, out=room[0]).add_(own.eps * factor)
+        if q is None:
+            move[part].addcdiv_(own.mean, root, value=-step)
+            continue
+        if rates is not None:
+            torch.neg(q, out=rates[part]).add_(1).div_(root).mul_(step)
+        move[part].addcdiv_(q.mul_(own.mean), root, value=-step)
+    return moments.is_gated
 
 
-def follow(
-    parts: Sequence[tuple[Moments, Tensor, Tensor]],
-) -> list[Tensor]:
+def follow(parts: Sequence[Closed]) -> tuple[list[Tensor], float]:
     """How the closed entries follow the exact terms; see the module's docstring.
 
     Args:
-        parts: of entries that belong together, their moments, q, and the noisy terms' share of the
-            first moment (uncorrected, in the same coordinates).
+        parts: of all entries that belong together. Their rates are used up.
 
     Returns:
-        For each part what is to be added to the parameters.
+        For each part a vector, and one factor for all: what is to be added to the parameters is
+        their product.
     """
-    closed: list[tuple[Tensor, Tensor, Tensor, float]] = []
-    for moments, q, noisy in parts:
-        correction = 1 - moments.betas[0] ** moments.step
-        scale = (1 - q).div_(denominator(moments)).mul_(moments.lr / correction)
-        closed.append((scale, moments.mean - noisy, noisy, correction))
-    across = sum(float(_dot(scale * exact, noisy)) / by for scale, exact, noisy, by in closed)
-    along = sum(float(_dot(scale * noisy, noisy)) / by for scale, _, noisy, by in closed)
-    c = across / along if along > 0 else 0.0
-    moves = [torch.sub(exact, noisy, alpha=c).mul_(scale) for scale, exact, noisy, _ in closed]
+    # With m_x = m - m_d, it is m_x - c m_d = m - (1 + c) m_d.
+    across = along = 0.0
+    for closed in parts:
+        correction = 1 - closed.moments.betas[0] ** closed.moments.step
+        for part in _pieces(len(closed.mean)):
+            weighted = closed.rates[part] * closed.noisy[part]
+            across += float(torch.dot(weighted, closed.mean[part])) / correction
+            along += float(torch.dot(weighted, closed.noisy[part])) / correction
+    factor = across / along if along > 0 else 1.0
     # Where exact and noisy terms cancel, v is small against both: keep to Adam's longest step
     # (D. Kingma and J. Ba, arXiv:1412.6980, section 2.1).
     shorter = 1.0
-    for move, (moments, *_) in zip(moves, parts, strict=True):
-        beta1, beta2 = moments.betas
-        longest = moments.lr * max(1.0, (1 - beta1) / (1 - beta2) ** 0.5)
-        farthest = float(move.abs().max()) if move.numel() else 0.0
-        if farthest > longest:
-            shorter = min(shorter, longest / farthest)
-    return [move.mul_(-shorter) for move in moves]
+    for closed in parts:
+        beta1, beta2 = closed.moments.betas
+        longest = closed.moments.lr * max(1.0, (1 - beta1) / (1 - beta2) ** 0.5)
+        for part in _pieces(len(closed.mean)):
+            apart = torch.sub(closed.mean[part], closed.noisy[part], alpha=factor)
+            move = closed.rates[part].mul_(apart)
+            low, high = torch.aminmax(move)
+            farthest = max(-float(low), float(high))
+            if farthest > longest:
+                shorter = min(shorter, longest / farthest)
+    return [closed.rates for closed in parts], -shorter
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return torch.dot(a.flatten(), b.flatten())
+def _pieces(n: int) -> Iterator[slice]:
+    """What a vector of n entries is gone through in."""
+    return (slice(at, at + CHUNK) for at in range(0, n, CHUNK))

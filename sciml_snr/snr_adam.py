@@ -7,8 +7,9 @@ Source: E. Litman and G. Guo, *A Theory of Generalization in Deep Learning*, arX
 from __future__ import annotations
 
 import copy
+import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -16,19 +17,17 @@ from torch import Tensor
 from torch.optim.adam import adam
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from . import checks, eigenbasis, rule
 from . import gate as gates
-from . import rule
-from ._tensors import flattened, is_16_bit, joined, parts_of, state_dtype, state_like
-from .bunch import Bunch
-from .checks import Floor, check_floor, inputs_are_finite
+from ._tensors import flattened, is_16_bit, state_dtype, state_like
+from .bunch import LARGE, Bunch
+from .checks import Floor
+from .describe import describe
 from .gate import Gate, resolve_alpha
 from .handover import KEY, Handover, is_gated
 from .options import check_unpublished, plain_options, validate_options
-from .rule import Moments
+from .rule import Closed, Moments
 from .source import NoiseSource
-
-LARGE = 2**16
-"""Parameters with so many entries are stepped one by one, smaller ones as one vector."""
 
 
 class GateStats(NamedTuple):
@@ -64,6 +63,10 @@ class SNRAdam(Optimizer):
         gate: None: the gate that goes with the loss. A name changes its form: ``"soft"``,
             ``"hard"``, ``"snr"``, ``"stein"``, or ``"none"`` for plain Adam. A
             :class:`sciml_snr.Gate` takes its place; a dictionary changes some of its fields.
+        coordinates: in which moments, floor and gate live: ``"own"``, the parameters' own;
+            ``"eigen"``, the eigenbasis of the gradients' covariances (SOAP's), for matrices;
+            ``"auto"``, the eigenbasis where exact terms stand beside declared noise, as is seen in
+            the first step, and the parameters' own elsewhere.
         rho: decay rate of the floor's average.
         alpha: of the published rule: threshold on ``mean_sq / floor``; a number, ``"fresh"`` (1:
             each batch is drawn anew) or ``"finite"`` (b / (n - b): batches of b out of a fixed set
@@ -76,6 +79,13 @@ class SNRAdam(Optimizer):
             names the parameter, or ``"skip"`` the step. Parameters and state stay as they were.
         maximize: ascend instead of descend.
         foreach: for parameters without a gate, as in torch's Adam.
+        basis: in the eigenbasis, whose eigenvectors: of the covariances of the ``"gradient"``, of
+            the noise's draws (``"floor"``: the directions in which the data can move the
+            parameters, whatever the residuals), or of ``"both"``, each scaled to trace 1. Without
+            declared noise: of the gradient.
+        shampoo_beta: decay rate of these covariances.
+        precondition_frequency: renew the basis every so many steps.
+        max_precondition_dim: sides longer than this keep their coordinates.
 
     Parameters in float16 or bfloat16 keep their state in float32, where second moments do not
     underflow. Complex parameters are treated as pairs of reals, like in AdamW. A copy of the
@@ -93,13 +103,13 @@ class SNRAdam(Optimizer):
         ...     optimizer.step()
     """
 
-    name = "snr_adam"
     _state_keys: tuple[str, ...] = (
         "exp_avg",
         "exp_avg_sq",
         "exp_grad_var",
         "exp_floor",
         "exp_avg_noisy",
+        *eigenbasis.STATE_KEYS,
     )
     """Floating-point tensors in a parameter's state, of its dtype or float32."""
 
@@ -123,6 +133,11 @@ class SNRAdam(Optimizer):
         nonfinite: str = "raise",
         maximize: bool = False,
         foreach: bool | None = None,
+        coordinates: str = "auto",
+        basis: str = "both",
+        shampoo_beta: float = 0.95,
+        precondition_frequency: int = 10,
+        max_precondition_dim: int = 2048,
     ) -> None:
         defaults = dict(
             lr=lr,
@@ -140,12 +155,18 @@ class SNRAdam(Optimizer):
             nonfinite=nonfinite,
             maximize=maximize,
             foreach=foreach,
+            coordinates=coordinates,
+            basis=basis,
+            shampoo_beta=shampoo_beta,
+            precondition_frequency=precondition_frequency,
+            max_precondition_dim=max_precondition_dim,
         )
         defaults = plain_options(defaults)
         validate_options(defaults)
         self._handover: Handover | None = None
         self._given: Floor | None = None
         self._has_stepped = False
+        self._cache: dict[int, _Cached] = {}
         super().__init__(params, defaults)
         self.declare(noise)
 
@@ -199,6 +220,7 @@ class SNRAdam(Optimizer):
         if is_copy:
             self._handover, self._is_undeclared = None, KEY in self.state
         self._given, self._has_stepped = None, False
+        self._cache = {}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients, and what noisy losses have handed over with them."""
@@ -212,12 +234,13 @@ class SNRAdam(Optimizer):
         Raises:
             ValueError: it is another optimizer's.
         """
-        turned = "basis" in self.defaults
-        for group in state_dict["param_groups"]:
-            if "floor_every" not in group or ("basis" in group) != turned:
+        for group, own in zip(state_dict["param_groups"], self.param_groups, strict=False):
+            if group.get("coordinates") != own["coordinates"]:
                 raise ValueError(
                     f"This is not a state of {type(self).__name__}, but of another optimizer: its "
-                    "moments mean something else. Begin with a new one."
+                    "moments mean something else (coordinates: "
+                    f"{group.get('coordinates', 'none')!r}, here {own['coordinates']!r}). Begin "
+                    "with a new one."
                 )
         super().load_state_dict(state_dict)
         if KEY in self.state:
@@ -257,7 +280,13 @@ class SNRAdam(Optimizer):
         if isinstance(closure, Mapping):
             raise TypeError("The floor is given by name: optimizer.step(floor=floor).")
         if floor is not None:
-            self._check_given(floor)
+            if any(map(self.is_turned, self.param_groups)):
+                raise TypeError(
+                    f"{type(self).__name__} takes no floor made by hand in the eigenbasis: it "
+                    "needs draws of the noise that it can rotate. Declare the noise: "
+                    "noise=sciml_snr.NoisyLoss(sigma), or set coordinates='own'."
+                )
+            checks.check_floor(floor, self.param_groups, self._handover is not None)
         if self._is_undeclared:
             raise RuntimeError(
                 "This is a copy of an optimizer with declared noise, and none is declared to it. "
@@ -272,62 +301,76 @@ class SNRAdam(Optimizer):
         try:
             if handover is not None and handover.params():
                 handover.check()
-            if inputs_are_finite(self.param_groups, floor, handover):
+            checks.refuse(self.param_groups, floor)
+            inputs = self.param_groups, floor, handover
+            squares_are_finite = checks.squares_are_finite(*inputs)
+            looks = handover is not None and handover.looks
+            if (squares_are_finite and not looks) or checks.inputs_are_finite(*inputs):
                 self._given, self._has_stepped = floor, True
-                self._take(floor, handover)
+                self._take(floor, handover, squares_are_finite)
                 if handover is not None:
                     handover.finish()
-                    handover.follows = any(
-                        self._gate(group, False).follow
-                        for group in self.param_groups
-                        if is_gated(group)
-                    )
+                    gated = filter(is_gated, self.param_groups)
+                    handover.follows = any(self.gate_of(group).follow for group in gated)
         finally:
             if handover is not None:
                 handover.clear()
         return loss
 
-    def _take(self, floor: Floor | None, handover: Handover | None) -> None:
+    def _take(
+        self, floor: Floor | None, handover: Handover | None, squares_are_finite: bool
+    ) -> None:
         """The step itself, on inputs that have been checked."""
         scale, beside = 1.0, False
         noisy: dict[Tensor, Tensor] = {}
         if handover is not None and handover.params():
             scale = handover.scale_since_backward()
             noisy = handover.noisy_gradients(scale)
-            own = {p: p.grad for p in handover.params() if p.grad is not None}
-            beside = handover.decide(own, noisy)
+            beside = handover.decide(noisy)
+            handover.state.setdefault("is_turned", beside)
             handover.state["excess"] = handover.excess()
-        stepped: list[tuple[Bunch, Tensor]] = []
-        followed: list[tuple[Moments, Tensor, Tensor]] = []
-        followed_moves: list[Tensor] = []
+        moved: list[tuple[Bunch, Tensor]] = []
+        followed: list[tuple[Closed, Tensor]] = []
         for group in self.param_groups:
             if not is_gated(group):
-                self._take_ungated(group)
+                self._take_ungated(group, squares_are_finite)
                 continue
             draws = None if handover is None else handover.draws(group["betas"][0], scale)
             for bunch in self._bunches(group, draws, floor):
-                moments, q, move = self._advance(bunch, draws, floor, beside)
-                stepped.append((bunch, move))
-                if beside and moments.gate.follow:
-                    noisy_mean = self._average_noisy(bunch, noisy)
-                    if q is not None:
-                        followed.append((moments, q, noisy_mean))
-                        followed_moves.append(move)
+                moments, grad, draw = self._prepare(bunch, draws, floor, squares_are_finite)
+                bunch.decay()
+                move = bunch.in_place()
+                if move is None:
+                    move = torch.zeros_like(grad)
+                    moved.append((bunch, move))
+                follows = beside and moments.gate.follow
+                rates = torch.empty_like(grad) if follows else None
+                acts = rule.advance(moments, grad, draw, group["rho"], move, rates)
+                if rates is not None:
+                    mean = self._average_noisy(bunch, noisy, moments.step)
+                    if acts:
+                        followed.append((Closed(rates, moments.mean, mean, moments), move))
                 else:
                     for state in bunch.states:  # begin anew when there are exact terms again
                         state.pop("exp_avg_noisy", None)
-        for move, more in zip(followed_moves, rule.follow(followed), strict=True):
-            move.add_(more)
-        for bunch, move in stepped:
-            bunch.add(self._turned_back(bunch, move))
+        more, factor = rule.follow([closed for closed, _ in followed])
+        for own, (_, move) in zip(more, followed, strict=True):
+            move.add_(own, alpha=factor)
+        for bunch, move in moved:
+            bunch.add(move)
 
-    def _take_ungated(self, group: dict[str, Any]) -> None:
-        """Torch's own Adam or AdamW, for parameters without a gate."""
+    def _take_ungated(self, group: dict[str, Any], squares_are_finite: bool) -> None:
+        """Torch's own Adam or AdamW, for parameters without a gate; SOAP's step for those with a
+        basis."""
         params = [p for p in group["params"] if p.grad is not None]
+        if self.is_turned(group):
+            turned = [p for p in params if eigenbasis.sides_of(p, group)]
+            self._take_turned({**group, "params": turned}, squares_are_finite)
+            params = [p for p in params if not eigenbasis.sides_of(p, group)]
         if not params:
             return
         for p in params:
-            self._init_state(p, group, floor=None)
+            self._init_state(p, group)
         states = [self.state[p] for p in params]
         # 16-bit parameters are stepped in float32, as copies.
         stepped = [p.float() if is_16_bit(p) else p for p in params]
@@ -353,64 +396,68 @@ class SNRAdam(Optimizer):
             if own is not p:
                 p.copy_(own)
 
-    def _advance(
+    def _take_turned(self, group: dict[str, Any], squares_are_finite: bool) -> None:
+        """SOAP's step without a gate."""
+        for bunch in self._bunches(group):
+            moments, grad, _ = self._prepare(bunch, None, None, squares_are_finite)
+            bunch.decay()
+            move = torch.zeros_like(grad)
+            rule.advance(moments, grad, None, group["rho"], move)
+            bunch.add(move)
+
+    def _prepare(
         self,
         bunch: Bunch,
         draws: dict[Tensor, Tensor] | None,
         floor: Floor | None,
-        beside: bool = False,
-    ) -> tuple[Moments, Tensor | None, Tensor]:
-        """The moments and the floor take up gradients and draws; with them come the move and,
-        beside exact terms, q."""
-        group, states, params = bunch.group, bunch.states, bunch.params
-        grads = [p.grad.to(state_dtype(p)) for p in params if p.grad is not None]
-        found = None
-        if bunch.draws:
-            assert draws is not None
-            found = [draws[p].to(state_dtype(p)) for p in params]
-        self._turn(bunch, grads, found)
-        grad = self._turned(bunch, grads)
-        if group["maximize"]:
-            grad = -grad
+        squares_are_finite: bool,
+    ) -> tuple[Moments, Tensor, Tensor | None]:
+        """The moments, and the gradient and the draw that they are to take up, in the coordinates
+        of this step."""
+        group, states = bunch.group, bunch.states
+        grads = bunch.gradients()
+        found = bunch.of(draws) if draws is not None and bunch.has_draws else None
+        step = bunch.count_step()
+        if bunch.is_turned:
+            if squares_are_finite:  # what overflows would stay in the covariances for good
+                eigenbasis.take_up(states, grads, found, group["shampoo_beta"])
+            if (step - 1) % group["precondition_frequency"] == 0:
+                eigenbasis.renew(states, group["basis"])
+        grad = bunch.to_basis(grads)
         if group["weight_decay"] and not group["decoupled_weight_decay"]:
-            own = self._turned(bunch, [p.detach().to(state_dtype(p)) for p in params])
-            grad = torch.add(grad, own, alpha=group["weight_decay"])
+            grad = torch.add(grad, bunch.to_basis(bunch.values()), alpha=group["weight_decay"])
         draw = None
         if bunch.is_given:  # the streaming floor goes on, for when none is given
-            stream, mean = joined(states, "exp_grad_var"), joined(states, "exp_avg")
-            rule.update_floor(stream, grad - mean, group["rho"])
+            mean = bunch.vector("exp_avg")
+            rule.update_floor(bunch.vector("exp_grad_var"), grad - mean, group["rho"])
         if found is not None:
-            draw = self._turned(bunch, found)
+            draw = bunch.to_basis(found)
             for state in states:
                 state["floor_step"] += 1
-        step = 0.0
-        for state in states:
-            step = state["step"].add_(1).item()
-        moments = self._moments(bunch, step, floor)
-        return moments, *rule.advance(moments, grad, draw, group["rho"], beside)
+        return self._moments(bunch, step, floor), grad, draw
 
     def _moments(self, bunch: Bunch, step: float, floor: Floor | None) -> Moments:
         """What the bunch's move is made from."""
         group, states = bunch.group, bunch.states
         variance: Tensor | None = None
         weight, gate = 1.0, Gate("none")
-        excess: Tensor | float = 0.0
+        excess = 0.0
         if is_gated(group):
-            gate = self._gate(group, bunch.is_stream or bunch.is_given)
+            gate = self.gate_of(group)
             if bunch.is_given:
                 assert floor is not None
-                variance = flattened([floor[p].to(state_dtype(p)) for p in bunch.params])
+                variance = flattened(bunch.of(floor))
             elif bunch.is_stream:
-                variance = joined(states, "exp_grad_var")
+                variance = bunch.vector("exp_grad_var")
                 weight = 1 - group["rho"] ** step
             else:
-                variance = joined(states, "exp_floor")
+                variance = bunch.vector("exp_floor")
                 weight = 1 - group["rho"] ** max(states[0]["floor_step"], 1)
                 if gate.discrepancy:
-                    excess = self.state[KEY].get("excess", 0.0)  # type: ignore[index]
+                    excess = self._noise_state().get("excess", 0.0)
         return Moments(
-            joined(states, "exp_avg"),
-            joined(states, "exp_avg_sq"),
+            bunch.vector("exp_avg"),
+            bunch.vector("exp_avg_sq"),
             variance,
             step,
             weight,
@@ -422,88 +469,93 @@ class SNRAdam(Optimizer):
             excess,
         )
 
-    def _gate(self, group: Mapping[str, Any], is_published: bool) -> Gate:
+    @property
+    def has_given_floor(self) -> bool:
+        """Whether the last step had a floor made by hand."""
+        return self._given is not None
+
+    def gate_of(self, group: Mapping[str, Any]) -> Gate:
         """The gate that goes with the loss, with what the group changes of it."""
-        if is_published:
+        if self._handover is None:
             alpha = resolve_alpha(group["alpha"], group["batch_size"], group["data_size"])
-            gate = gates.STREAM.replace({"alpha": alpha, "lambd": float(group["lambd"])})
+            gate = _changed(gates.STREAM, (("alpha", alpha), ("lambd", float(group["lambd"]))))
         elif self.beside_exact:
-            gate = gates.BESIDE_EXACT[self.name]
+            gate = gates.BESIDE_EXACT["eigen" if self.is_turned(group) else "own"]
         else:
             gate = gates.DATA_ALONE
-        return gate if group["gate"] is None else gate.replace(group["gate"])
+        return gate if group["gate"] is None else _changed(gate, tuple(group["gate"].items()))
+
+    def is_turned(self, group: Mapping[str, Any]) -> bool:
+        """Whether a group's moments are in the eigenbasis."""
+        if group["coordinates"] != "auto":
+            return bool(group["coordinates"] == "eigen")
+        return self._handover is not None and bool(self._noise_state().get("is_turned"))
+
+    def _noise_state(self) -> dict[str, Any]:
+        """What the state holds that is not of one parameter."""
+        found: dict[str, Any] = self.state.get(KEY, {})  # type: ignore[call-overload]
+        return found
 
     @property
     def beside_exact(self) -> bool | None:
         """Whether exact terms stand beside the declared noisy ones; None before the first step, and
         where no noise was declared."""
-        found: bool | None = self.state.get(KEY, {}).get("beside_exact")  # type: ignore[call-overload]
+        found: bool | None = self._noise_state().get("beside_exact")
         return found
 
-    def _average_noisy(self, bunch: Bunch, noisy: Mapping[Tensor, Tensor]) -> Tensor:
+    def _average_noisy(self, bunch: Bunch, noisy: Mapping[Tensor, Tensor], step: float) -> Tensor:
         """The noisy terms' share of the first moment, kept in the parameters' own coordinates."""
         beta1 = bunch.group["betas"][0]
-        grads = []
-        for p, state in zip(bunch.params, bunch.states, strict=True):
-            grad = torch.zeros_like(state["exp_avg"])
-            if p in noisy:
-                grad = noisy[p].to(grad.dtype)
-                grad = -grad if bunch.group["maximize"] else grad
+        grads = bunch.of(noisy)
+        if bunch.group["maximize"]:
+            grads = [-grad for grad in grads]
+        for grad, state in zip(grads, bunch.states, strict=True):
             if "exp_avg_noisy" not in state:  # as if the gradient had always been this one
-                started = 1 - beta1 ** (state["step"].item() - 1)
-                state["exp_avg_noisy"] = (grad * started).contiguous()
-            grads.append(grad)
-        joined(bunch.states, "exp_avg_noisy").lerp_(flattened(grads), 1 - beta1)
-        return self._turned(bunch, [state["exp_avg_noisy"] for state in bunch.states])
-
-    def _turn(self, bunch: Bunch, grads: Sequence[Tensor], draws: Sequence[Tensor] | None) -> None:
-        """Renew the coordinates of the moments: here they are the parameters' own."""
-
-    def _turned(self, bunch: Bunch, tensors: Sequence[Tensor]) -> Tensor:
-        """Into the coordinates of the moments, as one vector: here the parameters' own."""
-        return flattened(tensors)
-
-    def _turned_back(self, bunch: Bunch, flat: Tensor) -> list[Tensor]:
-        """A vector in the coordinates of the moments as one tensor per parameter."""
-        return parts_of(flat, bunch.params)
+                state["exp_avg_noisy"] = (grad * (1 - beta1 ** (step - 1))).contiguous()
+        average = bunch.vector("exp_avg_noisy").lerp_(flattened(grads), 1 - beta1)
+        if not bunch.is_turned:
+            return average
+        return bunch.to_basis([state["exp_avg_noisy"] for state in bunch.states])
 
     def _bunches(
-        self, group: dict[str, Any], draws: dict[Tensor, Tensor] | None, floor: Floor | None
+        self,
+        group: dict[str, Any],
+        draws: Mapping[Tensor, Tensor] | None = None,
+        floor: Floor | None = None,
     ) -> list[Bunch]:
         """The group's parameters with a gradient, in bunches that can be stepped as one vector."""
-        found: dict[Any, list[Tensor]] = {}
-        for p in group["params"]:
-            if p.grad is None or p.numel() == 0:
-                continue
-            state = self._init_state(p, group, floor)
-            draws_now = draws is not None and p in draws
-            kind = (
-                p.device,
-                p.dtype,
-                state["step"].item(),
-                state.get("floor_step"),
-                draws_now,
-                self._handover is None and floor is not None and p in floor,
-                "exp_avg_noisy" in state,
-                id(p) if p.numel() >= LARGE else None,
-            )
-            found.setdefault(kind, []).append(p)
-        is_published = self._handover is None
-        return [
+        params = [p for p in group["params"] if p.grad is not None and p.numel()]
+        states = [self._init_state(p, group) for p in params]
+        given = [self._handover is None and floor is not None and p in floor for p in params]
+        drawn = [draws is not None and p in draws for p in params]
+        has_label = self._handover is not None and is_gated(group)
+        is_turned = self.is_turned(group)
+        key = [has_label, is_turned, given, drawn, *map(id, params), *map(id, states)]
+        known = self._cache.get(id(group))
+        if known is not None and known.key == key:
+            return known.bunches
+        found: dict[Any, list[int]] = {}
+        for i, (p, state) in enumerate(zip(params, states, strict=True)):
+            steps = state["step"].item(), state.get("floor_step")
+            alone = id(p) if p.numel() >= LARGE else None
+            kind = (p.device, p.dtype, *steps, given[i], drawn[i], alone)
+            found.setdefault(kind, []).append(i)
+        bunches = [
             Bunch(
                 group,
-                params,
-                [self.state[p] for p in params],
-                draws=kind[4],
-                is_given=kind[5],
-                is_stream=is_published and not kind[5],
+                [params[i] for i in places],
+                [states[i] for i in places],
+                is_given=given[places[0]],
+                has_label=has_label,
+                has_draws=drawn[places[0]],
+                is_turned=is_turned,
             )
-            for kind, params in found.items()
+            for places in found.values()
         ]
+        self._cache[id(group)] = _Cached(key, bunches, params, states)
+        return bunches
 
-    def _init_state(
-        self, p: Tensor, group: Mapping[str, Any], floor: Floor | None
-    ) -> dict[str, Any]:
+    def _init_state(self, p: Tensor, group: Mapping[str, Any]) -> dict[str, Any]:
         """The parameter's state, with all that a step needs."""
         state: dict[str, Any] = self.state[p]
         if "step" not in state:
@@ -518,6 +570,8 @@ class SNRAdam(Optimizer):
         for key in wanted:
             if key not in state:
                 state[key] = state_like(p)
+        if self.is_turned(group):
+            eigenbasis.begin(p, state, group)
         return state
 
     def moments(self, p: Tensor) -> Moments | None:
@@ -535,8 +589,8 @@ class SNRAdam(Optimizer):
             return None
         is_given = self._given is not None and p in self._given
         has_label = "exp_floor" in state and self._handover is not None
-        is_stream = not is_given and "exp_grad_var" in state and not has_label
-        bunch = Bunch(group, [p], [state], False, is_given, is_stream)
+        is_turned = self.is_turned(group)
+        bunch = Bunch(group, [p], [state], is_given, has_label, is_turned=is_turned)
         return self._moments(bunch, state["step"].item(), self._given)
 
     @torch.no_grad()
@@ -564,42 +618,19 @@ class SNRAdam(Optimizer):
 
     def describe(self) -> str:
         """What this optimizer does, in words: floor, gate, coordinates, noisy and exact terms."""
-        lines = [f"{type(self).__name__}: Adam in {self._coordinates()}, with a gate"]
-        group = next((g for g in self.param_groups if is_gated(g)), None)
-        if group is None:
-            return f"{type(self).__name__}: plain Adam, no gate"
-        gate = self._gate(group, self._handover is None)
-        if self._handover is None:
-            given = ", or as given to step(floor=...)" if self._given is not None else ""
-            lines.append(f"floor: stream, the published estimate from step to step{given}")
-        else:
-            lines.append("floor: label, what the error of the data does to the gradient")
-            for source in self._handover.sources:
-                lines += [f"  noisy: {line}" for line in source.describe()]
-            lines.append(f"  exact: {self._exact_in_words()}")
-        threshold = f"alpha = {gate.alpha:g}" if gate.z is None else f"z = {gate.z:g}"
-        if gate.rise_steps:
-            threshold += ", rising with the steps"
-        if gate.discrepancy:
-            threshold += ", open by what the residuals exceed their error"
-        if gate.warmup_steps:
-            threshold += f", from step {gate.warmup_steps} on"
-        lines.append(f"gate: {gate.form}, {threshold}")
-        if ungated := sum(len(g["params"]) for g in self.param_groups if not is_gated(g)):
-            lines.append(f"without a gate: {ungated} parameter(s)")
-        return "\n".join(lines)
+        return describe(self)
 
-    def _exact_in_words(self) -> str:
-        assert self._handover is not None
-        if self.beside_exact is None:
-            return "whatever else is in the loss; seen in the first step"
-        if not self.beside_exact:
-            return "none: all of the loss is noisy"
-        named = [line for source in self._handover.sources for line in source.exact()]
-        return "; ".join(named) or "what else is in the loss"
 
-    def _coordinates(self) -> str:
-        return "the parameters' own coordinates"
+class _Cached(NamedTuple):
+    """The bunches of a group, and what they were made from."""
 
-    def _check_given(self, floor: Any) -> None:
-        check_floor(floor, self.param_groups, self._handover is not None)
+    key: list[Any]
+    bunches: list[Bunch]
+    params: list[Tensor]
+    states: list[dict[str, Any]]
+    """These and the parameters are kept alive: the key holds their addresses."""
+
+
+@functools.lru_cache(maxsize=256)
+def _changed(gate: Gate, changes: tuple[tuple[str, Any], ...]) -> Gate:
+    return gate.replace(dict(changes))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sciml_snr import SNRAdam
 from sciml_snr.handover import KEY, Facts
 from sciml_snr.source import NoiseSource
 
@@ -71,6 +72,11 @@ def feed(optimizer, steps: int, start: int = 0, **step_options) -> None:
         for p, g in zip(params, gradients(params, t), strict=True):
             p.grad = g
         optimizer.step(**step_options)
+
+
+def own_adam(params, *args, **options) -> SNRAdam:
+    """SNRAdam in the parameters' own coordinates, whatever stands beside the noisy terms."""
+    return SNRAdam(params, *args, coordinates="own", **options)
 
 
 def snapshot(optimizer) -> list:

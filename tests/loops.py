@@ -210,7 +210,7 @@ def floors(optimizer: SNRAdam, params) -> Tensor:
 
 def still(params, noise, **options) -> SNRAdam:
     """An optimizer that moves nothing, and whose floor is the square of the last draw."""
-    return SNRAdam(params, lr=0.0, rho=0.0, noise=noise, **options)
+    return SNRAdam(params, lr=0.0, rho=0.0, noise=noise, **{"coordinates": "own", **options})
 
 
 def squared_draws(optimizer: SNRAdam, params, call: Callable[[], object], n: int) -> Tensor:

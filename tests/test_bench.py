@@ -336,11 +336,12 @@ def test_the_row_knows_the_gate_that_the_defaults_are() -> None:
 
     assert run_job(job(iterations=1))["gate"] == ""
     assert gate("snr_adam", '{"floor": "stream"}') == asdict(STREAM)
-    beside = asdict(BESIDE_EXACT["snr_adam"])
+    beside = asdict(BESIDE_EXACT["eigen"]) | {"basis": "both"}
     assert gate("snr_adam", problem="heat") == beside
     assert gate("snr_adam", problem="poisson") == beside  # a measured source holds noise back, too
     assert gate("snr_adam", '{"gate": "hard", "z": 3.0}') == beside | {"form": "hard", "z": 3.0}
-    assert gate("snr_soap") == asdict(BESIDE_EXACT["snr_soap"]) | {"basis": "both"}
+    assert gate("snr_soap") == beside
+    assert gate("snr_adam", '{"coordinates": "own"}') == asdict(BESIDE_EXACT["own"])
     assert gate("snr_adam", '{"gate": "none"}')["form"] == "none"
 
 

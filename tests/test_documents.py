@@ -20,8 +20,8 @@ def test_tables_are_those_of_the_results() -> None:
 
 
 def test_the_method_called_default_is_the_default() -> None:
-    optimizer, options = METHODS["SNRAdam, label floor (default)"]
-    default = BESIDE_EXACT[optimizer]
+    _, options = METHODS["SNRSOAP, label floor (default)"]
+    default = BESIDE_EXACT["eigen"]
     assert options == {"floor": "label", "gate": default.form, "z": default.z}
 
 

@@ -21,12 +21,13 @@ from tests.cases import (
     gradients,
     network,
     noise_state,
+    own_adam,
     parameters,
     snapshot,
     through_a_file,
 )
 
-OPTIMIZERS = pytest.mark.parametrize("cls", [SNRAdam, SNRSOAP])
+OPTIMIZERS = pytest.mark.parametrize("cls", [own_adam, SNRSOAP], ids=["SNRAdam", "SNRSOAP"])
 CLOSING = Gate("stein", z=2.0)
 
 
@@ -120,7 +121,7 @@ def test_one_rule_in_every_basis():
     options = {"lr": 0.0, "gate": Gate("stein", z=1.0)}
     told = Told(), Told()
     soap = SNRSOAP([w], precondition_frequency=10**6, noise=told[0], **options)
-    adam = SNRAdam([turned], noise=told[1], **options)
+    adam = own_adam([turned], noise=told[1], **options)
     for t in range(8):
         w.grad, *others = draw(), draw(), draw()
         tell(told[0], [w], others[:1], others[1:])
@@ -154,7 +155,10 @@ def test_an_open_gate_leaves_nothing_to_follow(cls):
 def test_what_need_not_follow_does_not_move(cls):
     """A gate that is closed, with and without ``follow``."""
     for follow in (True, False):
-        optimizer, told = exact_and_noisy(cls, gate=Gate("stein", z=1e4, follow=follow))
+        # A short side has no directions that all gradients lack, but for rounding.
+        options = {} if cls is own_adam else {"max_precondition_dim": 4}
+        gate = Gate("stein", z=1e4, follow=follow)
+        optimizer, told = exact_and_noisy(cls, gate=gate, **options)
         start = snapshot(optimizer)
         feed(optimizer, told, 5)
         assert optimizer.beside_exact
@@ -211,7 +215,7 @@ def test_ungated_groups_and_warm_up_take_no_part():
         optimizer.step()
         adam.step()
         assert_same_bits(free.data, lone.data)
-        assert torch.equal(gated, lone) == (t < 3)
+        assert torch.allclose(gated, lone) == (t < 3)
     assert "exp_avg_noisy" in optimizer.state[gated]
     assert "exp_avg_noisy" not in optimizer.state[free]
 
@@ -453,7 +457,7 @@ def test_data_without_an_error_are_exact(sigma):
         torch.testing.assert_close(noisy_share(net, [values, exact], loss, steps), expected)
     adam = torch.optim.AdamW(net.parameters(), lr=0.01, weight_decay=0)
     other = copy.deepcopy(net)
-    optimizer = SNRAdam(other.parameters(), lr=0.01, noise=exact)
+    optimizer = own_adam(other.parameters(), lr=0.01, noise=exact)
     for _ in range(5):
         for own, called in ((adam, net), (optimizer, other)):
             own.zero_grad()

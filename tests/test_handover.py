@@ -28,13 +28,14 @@ from tests.cases import (
     gradients,
     network,
     noise_state,
+    own_adam,
     parameters,
     snapshot,
     through_a_file,
 )
 from tests.loops import floors
 
-OPTIMIZERS = pytest.mark.parametrize("cls", [SNRAdam, SNRSOAP])
+OPTIMIZERS = pytest.mark.parametrize("cls", [own_adam, SNRSOAP], ids=["SNRAdam", "SNRSOAP"])
 
 
 def physics(net: nn.Module, n: int = 8) -> Tensor:
@@ -55,7 +56,7 @@ def fit(net, optimizer, loss: Callable[[Tensor, Tensor], Tensor], steps: int, st
         optimizer.step()
 
 
-def case(cls=SNRAdam, sigma: float = 0.1, seed: int = 0, **options):
+def case(cls=own_adam, sigma: float = 0.1, seed: int = 0, **options):
     """A network, its noisy loss and its optimizer, with draws from the same seed."""
     net, data = network(seed=seed), NoisyLoss(sigma)
     torch.manual_seed(1)

@@ -11,14 +11,17 @@ from torch import Tensor
 from sciml_snr import Gate
 from sciml_snr.gate import rise
 from sciml_snr.rule import (
+    Closed,
     Moments,
     averaged_share,
     denominator,
     displacement,
-    follow,
     openness,
     update_floor,
     update_moments,
+)
+from sciml_snr.rule import (
+    follow as follow_closed,
 )
 
 
@@ -102,7 +105,7 @@ def test_the_threshold_rises():
 def test_what_the_residuals_open_is_open():
     """q + (1 - q) e."""
     parts = vector(0.75, -0.75), vector(3.0, 3.0), vector(3 / 16, 3.0)
-    excess = torch.tensor(0.25)
+    excess = 0.25
     torch.testing.assert_close(
         openness(moments(*parts, excess=excess)), vector(0.75 + 0.25 / 4, 0.25)
     )
@@ -144,6 +147,16 @@ def follow_by_hand(parts):
     limits = [longest for *_, longest in closed]
     shorter = min(limit / max(limit, abs(move)) for move, limit in zip(moves, limits, strict=True))
     return [-shorter * move for move in moves]
+
+
+def follow(parts):
+    """``rule.follow`` of moments, q and the noisy terms' share, each."""
+    closed = [
+        Closed(own.step_size * (1 - q) / denominator(own), own.mean, noisy, own)
+        for own, q, noisy in parts
+    ]
+    vectors, factor = follow_closed(closed)
+    return [factor * vector for vector in vectors]
 
 
 def several(seed: int, size: float = 1.0, agree: float = 1.0):

@@ -245,7 +245,7 @@ def test_bad_config_leaves_nothing_behind(tmp_path, changes: dict, message: str)
 def test_snr_options_reach_the_optimizer_and_are_put_back() -> None:
     set_SNR_options(gate="soft", lambd=3.0)
     try:
-        assert gate_of_run({"gate": "hard"}) == Gate("hard", z=1.0)
+        assert gate_of_run({"gate": "hard"}) == Gate("hard", z=1.5)
         assert (SNR_options["gate"], SNR_options["lambd"]) == ("soft", 3.0)
     finally:
         set_SNR_options()
@@ -265,7 +265,8 @@ def gate_of_run(options: dict) -> Gate:
 @pytest.mark.parametrize(
     ("options", "gate"),
     [
-        ({}, Gate("stein", z=1.0)),
+        ({}, Gate("stein", z=1.5)),
+        ({"coordinates": "own"}, Gate("stein", z=1.0)),
         ({"gate": "hard", "z": 2}, Gate("hard", z=2)),
         ({"gate": {"form": "soft", "alpha": 3.0}}, Gate("soft", alpha=3.0)),
         ({"gate": Gate("snr", z=2.5, warmup_steps=7)}, Gate("snr", z=2.5, warmup_steps=7)),

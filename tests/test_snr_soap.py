@@ -13,8 +13,8 @@ from torch.optim import lr_scheduler
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sciml_snr import SNRSOAP, Gate, NoisyLoss, NoisyTerm, SNRAdam, exact_label_noise
+from sciml_snr.eigenbasis import BASES
 from sciml_snr.handover import Facts
-from sciml_snr.snr_soap import BASES
 from tests.cases import (
     FLOATS,
     GATED,
@@ -29,6 +29,7 @@ from tests.cases import (
     gradients,
     network,
     noise_state,
+    own_adam,
     snapshot,
     through_a_file,
 )
@@ -200,7 +201,7 @@ def test_without_bases_it_is_snradam_bit_for_bit(gate, dtype, options):
 @pytest.mark.parametrize("every", [1, 3])
 def test_without_bases_it_has_snradams_floor_bit_for_bit(gate, dtype, every, beside):
     found = []
-    for kind, options in ((SNRSOAP, {"max_precondition_dim": 1}), (SNRAdam, {})):
+    for kind, options in ((SNRSOAP, {"max_precondition_dim": 1}), (own_adam, {})):
         net, data = network(dtype), NoisyLoss(0.3)
         options["gate"] = Gate(gate, z=1.0)
         optimizer = kind(net.parameters(), lr=1e-2, noise=data, floor_every=every, **options)
@@ -216,7 +217,7 @@ def test_without_bases_it_has_snradams_floor_bit_for_bit(gate, dtype, every, bes
 @pytest.mark.parametrize("gate", GATED)
 def test_complex_parameters_keep_their_coordinates(gate, beside):
     found = []
-    for kind in (SNRSOAP, SNRAdam):
+    for kind in (SNRSOAP, own_adam):
         told = Told()
         params, options = parameters(torch.complex64), {"lr": 1e-2, "gate": Gate(gate, z=1.0)}
         optimizer = kind(params, noise=told, **options)
@@ -491,7 +492,7 @@ def test_long_sides_keep_their_coordinates_and_cost_no_matrix(beside):
     optimizer = SNRSOAP([p], max_precondition_dim=100, noise=told)
     with Largest() as largest:
         feed_noise(optimizer, told, 2, beside_exact=beside)
-    assert largest.numel == p.numel()
+    assert largest.numel <= 3 * p.numel()  # gradient, draw and noisy part side by side
     assert {key for key in optimizer.state[p] if "row" in key} == set()
     assert optimizer.state[p]["col_basis"].shape == (3, 3)
 
@@ -653,7 +654,7 @@ def test_floors_made_by_hand_are_refused(warm, declared):
     before = snapshot(optimizer)
     for p, g in zip(params, gradients(params, 9), strict=True):
         p.grad = g
-    with pytest.raises(TypeError, match=r"no floor made by hand: .* noise=sciml_snr\.NoisyLoss"):
+    with pytest.raises(TypeError, match=r"no floor made by hand .* noise=sciml_snr\.NoisyLoss"):
         optimizer.step(floor={p: torch.ones_like(p) for p in params})
     assert_same_bits(snapshot(optimizer), before)
 

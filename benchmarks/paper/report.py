@@ -10,7 +10,7 @@ from benchmarks.harness import read
 from benchmarks.paper import dpo, grokking, phenomena
 
 PUBLISHED = "SNRAdam, published rule, soft"
-LABEL = "SNRAdam, label floor (default)"
+LABEL = "SNRAdam, label floor, own coordinates"
 GROK, PHENOMENA = "benchmarks.paper.grokking", "benchmarks.paper.phenomena"
 
 

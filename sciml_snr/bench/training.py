@@ -198,5 +198,6 @@ def gate_of(optimizer: Any) -> str:
     moments = next((m for p in params if (m := optimizer.moments(p)) is not None), None)
     if moments is None:
         return ""
-    basis = {key: optimizer.defaults[key] for key in ("basis",) if key in optimizer.defaults}
+    is_turned = any(map(optimizer.is_turned, optimizer.param_groups))
+    basis = {"basis": optimizer.defaults["basis"]} if is_turned else {}
     return json.dumps(asdict(moments.gate) | basis)

@@ -23,7 +23,6 @@ from ..snr_soap import SNRSOAP
 from .conditions import NoisyCondition, conditions_of, is_supervised, measurements_of
 from .model_noise import ModelNoise, remember
 from .options import (
-    BASIS_OPTIONS,
     SNR_options,
     common_options,
     gate_changes,
@@ -152,7 +151,7 @@ def _build(
             'is known: give a number, or z, or floor="stream".'
         )
     if name == "snr_soap":
-        options |= {key: SNR_options[key] for key in BASIS_OPTIONS}
+        options["coordinates"] = "eigen"
     groups = _named(list(params))
     if len(groups) == 2 and isinstance(groups[1], dict) and not SNR_options["gate_external"]:
         groups[1] = {**groups[1], **_external_options(options["betas"], bool(sources))}

@@ -8,13 +8,9 @@ from typing import Any
 from ..gate import Gate, overrides
 from ..options import plain_options, validate_options
 from ..snr_adam import SNRAdam
-from ..snr_soap import validate_basis_options
 
 SNR_options: dict[str, Any] = {}
 """The options the next ``compile`` will use; change them by :func:`set_SNR_options`."""
-
-BASIS_OPTIONS = ("basis", "shampoo_beta", "precondition_frequency", "max_precondition_dim")
-"""The options that only ``"snr_soap"`` has."""
 
 _GATE_FIELDS = ("alpha", "lambd", "z", "warmup_steps", "rise_steps", "discrepancy")
 
@@ -42,6 +38,7 @@ def set_SNR_options(
     data_size: int | None = None,
     nonfinite: str = "raise",
     gate_external: bool = False,
+    coordinates: str = "auto",
     basis: str = "both",
     shampoo_beta: float = 0.95,
     precondition_frequency: int = 10,
@@ -84,11 +81,15 @@ def set_SNR_options(
             Not gated, and beside noisy data, their second moment has a decay rate of 0.99 at most:
             the equation comes to hold so well under a closed gate that what it says of them fades,
             and the memory of its first gradients would stop them.
-        basis (str): For ``"snr_soap"``: the eigenbasis of the covariances of the "gradient", of the
-            "floor", or of "both".
-        shampoo_beta (float): For ``"snr_soap"``: decay rate of these covariances.
-        precondition_frequency (int): For ``"snr_soap"``: renew the basis every so many steps.
-        max_precondition_dim (int): For ``"snr_soap"``: sides longer than this keep their
+        coordinates (str): Of ``"snr_adam"``: in which moments, floor and gate live. "own", the
+            parameters' own; "eigen", the eigenbasis of the gradients' covariances; "auto", the
+            eigenbasis where an equation or other exact terms stand beside noisy data, and the
+            parameters' own elsewhere. ``"snr_soap"`` is the name for "eigen".
+        basis (str): In the eigenbasis: of the covariances of the "gradient", of the "floor", or of
+            "both".
+        shampoo_beta (float): In the eigenbasis: decay rate of these covariances.
+        precondition_frequency (int): In the eigenbasis: renew it every so many steps.
+        max_precondition_dim (int): In the eigenbasis: sides longer than this keep their
             coordinates.
 
     Raises:
@@ -101,13 +102,13 @@ def set_SNR_options(
         raise ValueError(f"Invalid gate_external: {gate_external!r}; it must be True or False.")
     validate_options({**_DEFAULTS, **published_options(options), **common_options(options)})
     gate_changes(options)
-    validate_basis_options({name: options[name] for name in BASIS_OPTIONS})
+
     SNR_options.update(options)
 
 
 def common_options(options: dict[str, Any]) -> dict[str, Any]:
     """The options that are an optimizer's, whatever the gate."""
-    apart = ("gate", "floor", "gate_external", *_GATE_FIELDS, *BASIS_OPTIONS)
+    apart = ("gate", "floor", "gate_external", *_GATE_FIELDS)
     return {name: value for name, value in options.items() if name not in apart}
 
 

@@ -35,7 +35,6 @@ from ..measure.risk import PopulationRisk
 from ..measure.twins import share_from_misfit
 from ..noise import NoisyLoss
 from ..snr_adam import SNRAdam
-from ..snr_soap import SNRSOAP
 from ..terms import NoisyTerm
 
 OPTIMIZERS = ("snr_soap", "snr_adam", "adam")
@@ -212,10 +211,10 @@ def build_optimizer(network: nn.Module, noise: NoisyLoss, options: FitOptions) -
         raise ValueError("The network has no trainable parameters.")
     if options.optimizer == "adam":
         return torch.optim.Adam(params, lr=options.lr)
-    cls = SNRSOAP if options.optimizer == "snr_soap" else SNRAdam
-    return cls(
+    return SNRAdam(
         params,
         lr=options.lr,
+        coordinates="eigen" if options.optimizer == "snr_soap" else "own",
         noise=noise,
         gate=completed_gate(FIT_GATE, options.gate),
         floor_every=options.floor_every,

@@ -238,7 +238,8 @@ def default_training(
     if optimizer in BATCH_GATES:
         gate = BATCH_GATES[optimizer]
         if whole:
-            gate = {"z": BESIDE_EXACT[optimizer].z, "follow": dim == 3}
+            coordinates = "eigen" if optimizer == "snr_soap" else "own"
+            gate = {"z": BESIDE_EXACT[coordinates].z, "follow": dim == 3}
     return {"batch_size": batch_size, "gate": gate}
 
 

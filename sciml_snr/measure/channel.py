@@ -40,7 +40,6 @@ from torch.optim import Optimizer
 
 from .. import rule
 from ..snr_adam import SNRAdam
-from ..snr_soap import SNRSOAP
 from .twins import as_array
 
 MAX_BYTES = 2**31
@@ -172,10 +171,13 @@ def preconditioner_of(net: nn.Module, optimizer: Optimizer) -> Tensor:
         (p,), in the order of ``net.named_parameters()``.
 
     Raises:
-        ValueError: the optimizer is SNRSOAP, which is diagonal in turned coordinates only.
+        ValueError: the optimizer is diagonal in the eigenbasis only.
     """
-    if isinstance(optimizer, SNRSOAP):
-        raise ValueError("SNRSOAP's preconditioner is no diagonal in the weights' coordinates.")
+    if isinstance(optimizer, SNRAdam) and any(map(optimizer.is_turned, optimizer.param_groups)):
+        raise ValueError(
+            "A preconditioner in the eigenbasis (SNRSOAP, or beside exact terms SNRAdam) is no "
+            'diagonal in the parameters themselves: train with SNRAdam(coordinates="own").'
+        )
     groups = {p: group for group in optimizer.param_groups for p in group["params"]}
     parts = []
     for p in _trainable(net).values():

@@ -50,7 +50,6 @@ from .. import rule
 from .._tensors import is_16_bit
 from ..gate import Gate
 from ..snr_adam import SNRAdam
-from ..snr_soap import SNRSOAP
 from ..terms import NoisyTerm
 
 Losses = Tensor | Sequence[Tensor]
@@ -364,11 +363,14 @@ def _check(optimizer: Optimizer) -> None:
     Raises:
         ValueError: says which are possible.
     """
-    known = isinstance(optimizer, (SGD, Adam, SNRAdam)) and not isinstance(optimizer, SNRSOAP)
-    if not known:
+    is_turned = isinstance(optimizer, SNRAdam) and any(
+        optimizer.is_turned(group) for group in optimizer.param_groups
+    )
+    if is_turned or not isinstance(optimizer, (SGD, Adam, SNRAdam)):
         raise ValueError(
-            f"There is no leave-one-out estimate for {type(optimizer).__name__}: it is for SGD, "
-            "Adam, AdamW and SNRAdam, which move each parameter by its own gradient."
+            f"There is no leave-one-out estimate for {type(optimizer).__name__}"
+            f"{' in the eigenbasis' if is_turned else ''}: it is for SGD, Adam, AdamW and SNRAdam "
+            'with coordinates="own", which move each parameter by its own gradient.'
         )
     for group in optimizer.param_groups:
         if group.get("amsgrad") or group.get("dampening") or group.get("maximize"):

@@ -220,7 +220,7 @@ MEASURED = {
 
 
 def expected_gate(name, beside_exact):
-    return BESIDE_EXACT[name] if beside_exact else DATA_ALONE
+    return BESIDE_EXACT["eigen"] if beside_exact else DATA_ALONE
 
 
 @BY_NAME
@@ -251,7 +251,7 @@ def test_a_term_of_weight_0_is_none(name):
     m = trained(model(measured()), name, loss_weights=[0, 1])
     assert not m.opt.beside_exact and gate(m) == DATA_ALONE
     m = trained(model(measured(), ends()), name, loss_weights=[0, 1, 2])
-    assert m.opt.beside_exact and gate(m) == BESIDE_EXACT[name]
+    assert m.opt.beside_exact and gate(m) == BESIDE_EXACT["eigen"]
     m = trained(model(measured()), name, loss=[NoisyLoss(0.3), "MSE"], loss_weights=[0, 1])
     assert not m.opt.beside_exact and gate(m) == DATA_ALONE
 
@@ -308,7 +308,7 @@ def test_a_measured_source_and_measured_values(name):
     """Noisy equations hold the noise of data back as exact ones do."""
     m = model(measured(0.1), domain=1, boundary=0)
     trained(m, name, loss=[NoisyLoss(0.2), "MSE"])
-    assert m.opt.beside_exact and gate(m) == BESIDE_EXACT[name]
+    assert m.opt.beside_exact and gate(m) == BESIDE_EXACT["eigen"]
     m = model(measured(**ONE_POINT), domain=1, boundary=0)
     found = mean_floor(m, name=name, loss=[NoisyLoss(0.2), "MSE"], loss_weights=[0.5, 2])
     at_point = m.net(tensor(X[:1], m)) - tensor(Y[:1], m)
@@ -888,7 +888,7 @@ def test_operators_train(kind, name):
     conditions = noisy(dde.icbc.PointSetBC(X, 0.0), 0.3), noisy(slope, 0.3), zero_in_the_middle()
     m = operator(kind, *conditions)
     trained(m, name, iterations=200, display_every=50)
-    assert gate(m) == BESIDE_EXACT[name]
+    assert gate(m) == BESIDE_EXACT["eigen"]
     first, *_, last = (np.sum(loss) for loss in m.losshistory.loss_train)
     assert last < first / 2
 
@@ -986,7 +986,7 @@ def test_unknown_coefficients_are_not_gated_and_have_no_floor():
 def test_unknown_coefficients_are_gated_on_demand(name):
     """With floor 0: the measurements do not tell of the coefficient but through the network."""
     m, c = inverse(name, gate_external=True)
-    assert m.opt.moments(c).gate == BESIDE_EXACT[name]
+    assert m.opt.moments(c).gate == BESIDE_EXACT["eigen"]
     assert floor_of(m, c).item() == 0
     assert m.opt.gate_stats(1).mean_q == pytest.approx(1)
 
@@ -1061,7 +1061,7 @@ def test_a_state_of_the_other_floor_can_be_restored(tmp_path, saved):
     restored.restore(path)
     assert_same_bits(weights(restored), weights(m))
     restored.train(iterations=5, verbose=0)
-    assert gate(restored) == (STREAM if saved == "label" else BESIDE_EXACT["snr_adam"])
+    assert gate(restored) == (STREAM if saved == "label" else BESIDE_EXACT["eigen"])
 
 
 def test_lbfgs_in_between(short_lbfgs):
