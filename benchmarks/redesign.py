@@ -2,10 +2,10 @@
 
     python -m benchmarks.redesign BEFORE AFTER
 
-Two folders with results files (convection, heat, images, fit_sdf); the runs that are
-in both are added to benchmarks/results/redesign.csv. The one there compares commit 00cecb5, where floors
-were handed to ``step``, with the losses that know their noise. Random signs come from another
-generator since, so that runs cannot agree to the bit.
+Two folders with results files (convection, heat, images, fit_sdf); the runs that are in both are
+added to benchmarks/results/redesign.csv. Those there compare commit 00cecb5, where floors were
+handed to ``step``, with the losses that know their noise. Random signs come from another generator
+since, so that runs cannot agree to the bit.
 """
 
 from __future__ import annotations
