@@ -76,7 +76,8 @@ class _Loss(NoiseSource, nn.Module):
             )
         return input - target
 
-    def _reduced(self, values: Tensor) -> Tensor:
+    def reduced(self, values: Tensor) -> Tensor:
+        """The loss, of its elementwise values."""
         if self.reduction == "none" or not self.loss.is_elementwise:
             return values
         return values.mean() if self.reduction == "mean" else values.sum()
@@ -169,18 +170,37 @@ class NoisyLoss(_Loss):
             place: where the residual comes from, for the group's source.
             is_coarse: what it was made from is rounded to 16 bits.
         """
-        values = self.loss.values(residual)
         source = self if group is None else group.source
-        if source.is_watched(values):
-            own = self.sigma if sigma is None else as_sigma_tensor(sigma)
-            own = self._broadcast(own, residual)
-            population = self.population if population is None else population
-            is_coarse |= torch.is_autocast_enabled(residual.device.type)
-            term = Term(
-                residual, values, self.loss, own, population, place=place, is_coarse=is_coarse
-            )
-            values = (Group(self) if group is None else group).watch(term)
-        return self._reduced(values)
+        if not source.is_watched(residual):
+            return self.reduced(self.loss.values(residual))
+        term = self.term(residual, sigma, population=population, place=place, is_coarse=is_coarse)
+        return self.reduced((Group(self) if group is None else group).watch(term))
+
+    def term(
+        self,
+        residual: Tensor,
+        sigma: Any = None,
+        *,
+        population: float | None = None,
+        place: Any = None,
+        is_coarse: bool = False,
+    ) -> Term:
+        """The term that prediction minus target makes, for passes of the caller's own.
+
+        Args:
+            residual, sigma, population, place, is_coarse: as for :meth:`of_residual`.
+        """
+        own = self._broadcast(self.sigma if sigma is None else as_sigma_tensor(sigma), residual)
+        is_coarse |= torch.is_autocast_enabled(residual.device.type)
+        return Term(
+            residual,
+            self.loss.values(residual),
+            self.loss,
+            own,
+            self.population if population is None else population,
+            place=place,
+            is_coarse=is_coarse,
+        )
 
     def _broadcast(self, sigma: Tensor, residual: Tensor) -> Tensor:
         found = sigma.to(residual.device, residual.dtype)
@@ -253,7 +273,7 @@ class SampledLoss(_Loss):
             none = torch.zeros(())
             term = Term(residual, values, self.loss, none, self.population, is_coarse=is_coarse)
             values = Group(self).watch(term)
-        return self._reduced(values)
+        return self.reduced(values)
 
     def _random_signs(
         self, terms: Sequence[Term], handover: Handover

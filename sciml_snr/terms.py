@@ -110,6 +110,8 @@ class Term:
     """Of the total, by ``values``, once it has arrived."""
     place: Any = None
     """Where the residual comes from, as far as the source wants to know."""
+    _misfit: tuple[Tensor, Tensor, Tensor] | None = field(default=None, init=False, repr=False)
+    """The gradient that it was looked at with, and what :func:`misfit` has found."""
 
     def per_entry(self) -> Tensor:
         """Derivative of the total by the loss of every entry, broadcastable to the residual."""
@@ -132,8 +134,11 @@ class Term:
 
 def misfit(term: Term) -> tuple[Tensor, Tensor]:
     """Sum of the squares of residual / sigma, and their number."""
-    squares = term.squares()
-    return squares.sum(), term.counts().sum().to(squares.dtype)
+    assert term.gradient is not None
+    if term._misfit is None or term._misfit[0] is not term.gradient:
+        squares = term.squares()
+        term._misfit = term.gradient, squares.sum(), term.counts().sum().to(squares.dtype)
+    return term._misfit[1:]
 
 
 def beyond_noise(term: Term) -> Tensor:

@@ -16,6 +16,8 @@ SNR_options: dict[str, Any] = {}
 BASIS_OPTIONS = ("basis", "shampoo_beta", "precondition_frequency", "max_precondition_dim")
 """The options that only ``"snr_soap"`` has."""
 
+_SWITCHES = ("gate_external", "split_step")
+
 _GATE_FIELDS = ("alpha", "lambd", "z", "warmup_steps", "rise_steps", "discrepancy")
 
 _DEFAULTS = {
@@ -42,6 +44,7 @@ def set_SNR_options(
     data_size: int | None = None,
     nonfinite: str = "raise",
     gate_external: bool = False,
+    split_step: bool = True,
     basis: str = "both",
     shampoo_beta: float = 0.95,
     precondition_frequency: int = 10,
@@ -84,6 +87,9 @@ def set_SNR_options(
             Not gated, and beside noisy data, their second moment has a decay rate of 0.99 at most:
             the equation comes to hold so well under a closed gate that what it says of them fades,
             and the memory of its first gradients would stop them.
+        split_step (bool): Train by a step with a forward pass of its own for the measured points,
+            for the other conditions and for the equation, where that gives the same losses and
+            gradients as DeepXDE's step. False: always by DeepXDE's.
         basis (str): For ``"snr_soap"``: the eigenbasis of the covariances of the "gradient", of the
             "floor", or of "both".
         shampoo_beta (float): For ``"snr_soap"``: decay rate of these covariances.
@@ -97,8 +103,9 @@ def set_SNR_options(
     options = {k: v if k == "gate" else plain_options({k: v})[k] for k, v in locals().items()}
     if floor not in ("auto", "label", "stream"):
         raise ValueError(f"Invalid floor: {floor!r}; it must be 'auto', 'label' or 'stream'.")
-    if not isinstance(options["gate_external"], bool):
-        raise ValueError(f"Invalid gate_external: {gate_external!r}; it must be True or False.")
+    for name in _SWITCHES:
+        if not isinstance(options[name], bool):
+            raise ValueError(f"Invalid {name}: {options[name]!r}; it must be True or False.")
     validate_options({**_DEFAULTS, **published_options(options), **common_options(options)})
     gate_changes(options)
     validate_basis_options({name: options[name] for name in BASIS_OPTIONS})
@@ -107,7 +114,7 @@ def set_SNR_options(
 
 def common_options(options: dict[str, Any]) -> dict[str, Any]:
     """The options that are an optimizer's, whatever the gate."""
-    apart = ("gate", "floor", "gate_external", *_GATE_FIELDS, *BASIS_OPTIONS)
+    apart = ("gate", "floor", *_SWITCHES, *_GATE_FIELDS, *BASIS_OPTIONS)
     return {name: value for name, value in options.items() if name not in apart}
 
 
