@@ -136,6 +136,8 @@ class NoisyLoss(_Loss):
                 "sciml_snr.estimate_sigma_scattered(points, values), estimate_sigma_image(image)."
             )
         self.sigma = as_sigma_tensor(sigma)
+        has_error = self.sigma > 0
+        self._is_noisy = None if has_error.any() and not has_error.all() else bool(has_error.any())
         self.is_equation = is_equation
         self._fits: set[torch.dtype] = set()
 
@@ -184,22 +186,26 @@ class NoisyLoss(_Loss):
         population: float | None = None,
         place: Any = None,
         is_coarse: bool = False,
+        reduced: bool = False,
     ) -> Term:
         """The term that prediction minus target makes, for passes of the caller's own.
 
         Args:
             residual, sigma, population, place, is_coarse: as for :meth:`of_residual`.
+            reduced: its values may be a mean already.
         """
         own = self._broadcast(self.sigma if sigma is None else as_sigma_tensor(sigma), residual)
         is_coarse |= torch.is_autocast_enabled(residual.device.type)
+        values = self.loss.values(residual)
         return Term(
             residual,
-            self.loss.values(residual),
+            values.mean() if reduced and self.reduction == "mean" else values,
             self.loss,
             own,
             self.population if population is None else population,
             place=place,
             is_coarse=is_coarse,
+            is_noisy=self._is_noisy if sigma is None else None,
         )
 
     def _broadcast(self, sigma: Tensor, residual: Tensor) -> Tensor:

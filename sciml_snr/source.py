@@ -139,7 +139,7 @@ class NoiseSource:
         known: dict[Tensor, Tensor] | None,
     ) -> dict[Tensor, Tensor]:
         """The gradient that counts as noisy: from the known one, or by a pass."""
-        if known is not None and all(bool(term.sigma.any()) for term in terms):
+        if known is not None and all(map(_has_error, terms)):
             own = {p: known[p] for p in params if p in known}
             beyond = [beyond_noise(term) for term in terms] if by_misfit else []
             if all(float(factor) == 1 for factor in beyond):
@@ -197,7 +197,7 @@ class NoiseSource:
             misfit=_sum([total for total, _ in parts]),
             summands=_sum([count for _, count in parts]),
             opens=whole and all(term.loss.is_square for term in terms),
-            scale=_sum([term.per_entry().detach().float().sum() for term in terms]),
+            scale=_sum([term.weight() for term in terms]),
             is_coarse=any(term.is_coarse for term in terms),
         )
 
@@ -208,3 +208,8 @@ class NoiseSource:
 
 def _sum(numbers: list[Tensor]) -> Tensor:
     return numbers[0] if len(numbers) == 1 else torch.stack(numbers).sum()
+
+
+def _has_error(term: Term) -> bool:
+    """Whether a term's data have an error, or some of them."""
+    return bool(term.sigma.any()) if term.is_noisy is None else term.is_noisy

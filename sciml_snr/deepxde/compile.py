@@ -138,6 +138,7 @@ def _choose_step(model: Any, noise: ModelNoise) -> None:
         split_step.keep_own(model, "set_SNR_options(split_step=False)")
     else:
         split_step.install(model, noise)
+    if noise.sources:
         noise.sources[-1].note = split_step.step_of
 
 

@@ -112,7 +112,7 @@ class NoisyRows(_ModelSource):
         assert mark is not None
         own = self.loss_of(mark.condition)
         sigma, population = self._of_batch(own, residual, mark.condition)
-        return own.term(residual, sigma, population=population)
+        return own.term(residual, sigma, population=population, reduced=True)
 
     def loss_of(self, condition: Any) -> NoisyLoss:
         """The loss of one of the conditions."""
@@ -182,7 +182,8 @@ class NoisyTargets(_ModelSource):
 
     def term(self, residual: torch.Tensor) -> Term:
         """The term that a residual makes, for passes of the caller's own."""
-        return self.own.term(residual, population=self._population(residual))
+        population = self._population(residual)
+        return self.own.term(residual, population=population, reduced=True)
 
     def loss_of(self, condition: Any) -> NoisyLoss:
         """The user's loss."""

@@ -6,7 +6,7 @@ all that, too. Here these have passes of their own, each over its points alone:
 
 - the measured points of noisy conditions, or a noisy equation. In the backward pass they make their
   own gradient and a draw of the noise from one graph (:class:`_Measured`): two passes, not three;
-- the other conditions;
+- the other conditions, unless they are :data:`FEW`: then they go with the equation;
 - the equation.
 
 DeepXDE's own ``PDE.losses`` makes the numbers, called for a stand-in that has these rows only. At
@@ -40,6 +40,10 @@ from .rows import NoisyRows, NoisyTargets, clear_cache
 
 TOLERANCES = {torch.float32: 3e-4, torch.float64: 1e-6}
 """Relative differences that count as rounding."""
+
+FEW = 2**21
+"""Conditions with fewer points times parameters of the network than this have no pass of their own:
+it would cost more calls than it saves arithmetic."""
 
 _RANDOM_OR_MIXING = (torch.nn.modules.batchnorm._NormBase, torch.nn.modules.dropout._DropoutNd)
 """Layers that draw anew in every pass, or whose outputs depend on the other points'."""
@@ -140,7 +144,7 @@ def _residual(_: Any, error: Any) -> Any:
 
 
 class _Measured(torch.autograd.Function):
-    """Elementwise losses of a part's noisy terms.
+    """Losses of a part's noisy terms: means, or elementwise ones where the loss is another sum.
 
     Its backward pass makes the terms' gradient, from a graph over the part's rows alone, and hands
     it over together with a draw from the same graph.
@@ -202,7 +206,6 @@ class SplitStep:
     """
 
     def __init__(self, model: Any, losses: Any, noise: ModelNoise | None = None) -> None:
-        data = model.data
         self.model = model
         self.owners: list[_Source] = []
         self._deepxde: Callable[..., None] = model.train_step
@@ -214,7 +217,7 @@ class SplitStep:
         """Copies of the points, of the auxiliary variables and of the numbers of points that the
         parts have been filled from."""
         self._all_losses = losses
-        self._parts = _parts(data, losses, noise)
+        self._parts = _parts(model, losses, noise)
 
     def _structure(self) -> list[Any]:
         """What has to stay as it is."""
@@ -279,9 +282,9 @@ class SplitStep:
         of_conditions: list[Any] = [None] * len(self.model.data.bcs)
         for part in self._parts:
             found = self._noisy(part) if part.owners else part.evaluate(self.model, part.losses)
-            if part.is_equation:
-                of_equation = found
-            for place, loss in zip(part.places, found, strict=False):
+            if equations := len(found) - len(part.places):
+                of_equation = found[:equations]
+            for place, loss in zip(part.places, found[equations:], strict=True):
                 of_conditions[place] = loss
         return of_equation + of_conditions
 
@@ -291,7 +294,7 @@ class SplitStep:
         values = _Measured.apply(self, part, *params)  # type: ignore[no-untyped-call]
         conditions = part.stand_in.bcs or [None] * len(values)
         return [
-            owner.loss_of(condition).reduced(own)
+            own if own.ndim == 0 else owner.loss_of(condition).reduced(own)
             for own, owner, condition in zip(values, self.owners, conditions, strict=True)
         ]
 
@@ -381,15 +384,15 @@ class SplitStep:
         return ""
 
 
-def _parts(data: Any, losses: Any, noise: ModelNoise | None) -> list[_Part]:
+def _parts(model: Any, losses: Any, noise: ModelNoise | None) -> list[_Part]:
     """The parts of a model's rows: measured ones, other conditions, equation.
 
     Args:
-        data: the model's.
+        model: a compiled model.
         losses: its loss functions, one or a list.
         noise: what its optimizer was told of the noise.
     """
-    several = isinstance(losses, (list, tuple))
+    data, several = model.data, isinstance(losses, (list, tuple))
     first = len(losses) - len(data.bcs) if several else 0
     of_conditions = losses[first:] if several else [losses] * len(data.bcs)
     of_equation = losses[:first] if several else losses
@@ -409,13 +412,17 @@ def _parts(data: Any, losses: Any, noise: ModelNoise | None) -> list[_Part]:
         places = [i for i, own in enumerate(owners) if own is source]
         parts.append(_Part(places, False, None, [source] * len(places)))
     exact = [i for i, own in enumerate(owners) if own is None]
-    if exact:
-        own_losses = [of_conditions[i] for i in exact] if several else losses
+    is_measured = bool(of_its) and not shared and None not in of_its
+    size = sum(data.num_bcs[i] for i in exact) * sum(p.numel() for p in model.net.parameters())
+    joins = size < FEW and data.pde is not None and not is_measured
+    own_losses = [of_conditions[i] for i in exact] if several else losses
+    if exact and not joins:
         parts.append(_Part(exact, False, own_losses))
-    if data.pde is not None:
-        is_measured = not shared and None not in of_its
-        own_sources = () if not is_measured else of_its if several else of_its[0]
-        parts.append(_Part([], True, of_equation, own_sources))
+    if is_measured:
+        parts.append(_Part([], True, None, of_its if several else of_its[0]))
+    elif data.pde is not None:
+        both = [*of_equation, *own_losses] if several and joins else of_equation
+        parts.append(_Part(exact if joins else [], True, both))
     return parts
 
 
@@ -516,8 +523,8 @@ def _as_it_was(model: Any) -> Iterator[Callable[[], str]]:
 def _never_seen(rows: Any, conditions: Iterable[Any]) -> Any:
     """A copy of an array whose ``id`` says nothing to conditions, neither now nor once it is gone.
 
-    DeepXDE's conditions keep their values by the ``id`` of the points. Python gives the ``id`` of an
-    array that is gone to new ones.
+    DeepXDE's conditions keep their values by the ``id`` of the points, and Python gives the ``id``
+    of an array that is gone to new ones.
     """
     found = np.array(rows)
     own = [weakref.ref(condition) for condition in conditions]
