@@ -76,7 +76,8 @@ class _Loss(NoiseSource, nn.Module):
             )
         return input - target
 
-    def _reduced(self, values: Tensor) -> Tensor:
+    def reduced(self, values: Tensor) -> Tensor:
+        """The loss, of its elementwise values."""
         if self.reduction == "none" or not self.loss.is_elementwise:
             return values
         return values.mean() if self.reduction == "mean" else values.sum()
@@ -135,6 +136,8 @@ class NoisyLoss(_Loss):
                 "sciml_snr.estimate_sigma_scattered(points, values), estimate_sigma_image(image)."
             )
         self.sigma = as_sigma_tensor(sigma)
+        has_error = self.sigma > 0
+        self._is_noisy = None if has_error.any() and not has_error.all() else bool(has_error.any())
         self.is_equation = is_equation
         self._fits: set[torch.dtype] = set()
 
@@ -169,18 +172,41 @@ class NoisyLoss(_Loss):
             place: where the residual comes from, for the group's source.
             is_coarse: what it was made from is rounded to 16 bits.
         """
-        values = self.loss.values(residual)
         source = self if group is None else group.source
-        if source.is_watched(values):
-            own = self.sigma if sigma is None else as_sigma_tensor(sigma)
-            own = self._broadcast(own, residual)
-            population = self.population if population is None else population
-            is_coarse |= torch.is_autocast_enabled(residual.device.type)
-            term = Term(
-                residual, values, self.loss, own, population, place=place, is_coarse=is_coarse
-            )
-            values = (Group(self) if group is None else group).watch(term)
-        return self._reduced(values)
+        if not source.is_watched(residual):
+            return self.reduced(self.loss.values(residual))
+        term = self.term(residual, sigma, population=population, place=place, is_coarse=is_coarse)
+        return self.reduced((Group(self) if group is None else group).watch(term))
+
+    def term(
+        self,
+        residual: Tensor,
+        sigma: Any = None,
+        *,
+        population: float | None = None,
+        place: Any = None,
+        is_coarse: bool = False,
+        reduced: bool = False,
+    ) -> Term:
+        """The term that prediction minus target makes, for passes of the caller's own.
+
+        Args:
+            residual, sigma, population, place, is_coarse: as for :meth:`of_residual`.
+            reduced: its values may be a mean already.
+        """
+        own = self._broadcast(self.sigma if sigma is None else as_sigma_tensor(sigma), residual)
+        is_coarse |= torch.is_autocast_enabled(residual.device.type)
+        values = self.loss.values(residual)
+        return Term(
+            residual,
+            values.mean() if reduced and self.reduction == "mean" else values,
+            self.loss,
+            own,
+            self.population if population is None else population,
+            place=place,
+            is_coarse=is_coarse,
+            is_noisy=self._is_noisy if sigma is None else None,
+        )
 
     def _broadcast(self, sigma: Tensor, residual: Tensor) -> Tensor:
         found = sigma.to(residual.device, residual.dtype)
@@ -253,7 +279,7 @@ class SampledLoss(_Loss):
             none = torch.zeros(())
             term = Term(residual, values, self.loss, none, self.population, is_coarse=is_coarse)
             values = Group(self).watch(term)
-        return self._reduced(values)
+        return self.reduced(values)
 
     def _random_signs(
         self, terms: Sequence[Term], handover: Handover

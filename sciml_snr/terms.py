@@ -106,10 +106,14 @@ class Term:
     """Whether batches are others in every step; if one stays, its noise does not average away."""
     is_coarse: bool = False
     """Whether the forward pass was rounded to 16 bits (autocast)."""
+    is_noisy: bool | None = None
+    """Whether every datum has an error, or none; None: that was not looked at."""
     gradient: Tensor | None = None
     """Of the total, by ``values``, once it has arrived."""
     place: Any = None
     """Where the residual comes from, as far as the source wants to know."""
+    _misfit: tuple[Tensor, Tensor, Tensor] | None = field(default=None, init=False, repr=False)
+    """The gradient that it was looked at with, and what :func:`misfit` has found."""
 
     def per_entry(self) -> Tensor:
         """Derivative of the total by the loss of every entry, broadcastable to the residual."""
@@ -120,10 +124,18 @@ class Term:
 
     def squares(self) -> Tensor:
         """(residual / sigma)^2 of data that carry an error and count in the total; 0 elsewhere."""
-        residual, sigma = self.residual.detach(), self.sigma
-        if residual.dtype in (torch.float16, torch.bfloat16):  # whose sums of squares overflow
-            residual, sigma = residual.float(), sigma.float()
-        return ((residual / sigma) ** 2).where(self.counts(), 0)
+        residual = self.wide_residual()
+        return ((residual / self.sigma.to(residual)) ** 2).where(self.counts(), 0)
+
+    def wide_residual(self) -> Tensor:
+        """The residual, in float32 where sums of its squares would overflow."""
+        residual = self.residual.detach()
+        return residual.float() if residual.dtype in (torch.float16, torch.bfloat16) else residual
+
+    def weight(self) -> Tensor:
+        """Sum of the derivatives of the total by the losses of all entries."""
+        each = self.per_entry().detach()
+        return each.float() * self.residual.numel() if not each.ndim else each.float().sum()
 
     def counts(self) -> Tensor:
         """Which data carry an error and count in the total."""
@@ -132,8 +144,18 @@ class Term:
 
 def misfit(term: Term) -> tuple[Tensor, Tensor]:
     """Sum of the squares of residual / sigma, and their number."""
-    squares = term.squares()
-    return squares.sum(), term.counts().sum().to(squares.dtype)
+    assert term.gradient is not None
+    if term._misfit is None or term._misfit[0] is not term.gradient:
+        each = term.per_entry()
+        if term.is_noisy and not each.ndim:
+            residual = term.wide_residual()
+            ratio = (residual / term.sigma.to(residual)).flatten()
+            counts = each.ne(0).to(ratio)
+            term._misfit = term.gradient, ratio.dot(ratio) * counts, ratio.numel() * counts
+        else:
+            squares = term.squares()
+            term._misfit = term.gradient, squares.sum(), term.counts().sum().to(squares.dtype)
+    return term._misfit[1:]
 
 
 def beyond_noise(term: Term) -> Tensor:

@@ -20,6 +20,7 @@ from ..handover import KEY
 from ..noise import NoisyLoss
 from ..snr_adam import SNRAdam
 from ..snr_soap import SNRSOAP
+from . import split_step
 from .conditions import NoisyCondition, conditions_of, is_supervised, measurements_of
 from .model_noise import ModelNoise, remember
 from .options import (
@@ -104,7 +105,9 @@ def _announced(original: Callable[..., Any]) -> Callable[..., Any]:
         is_noisy = _has_noise(self, call.arguments.get("loss"))
         if not is_noisy and not is_ours:
             remember(self, None)
-            return original(self, *args, **kwargs)
+            found = original(self, *args, **kwargs)
+            split_step.remember_losses(self, call.arguments.get("loss", "MSE"))
+            return found
         if isinstance(optimizer, str) and is_ours:
             _require_pytorch(optimizer)
         hands_over = is_ours and (
@@ -115,11 +118,27 @@ def _announced(original: Callable[..., Any]) -> Callable[..., Any]:
         call.arguments["loss"] = noise.loss_functions
         _compiling.append((self, noise))
         try:
-            return original(*call.args, **call.kwargs)
+            found = original(*call.args, **call.kwargs)
         finally:
             _compiling.pop()
+        split_step.remember_losses(self, noise.loss_functions)
+        if is_ours:
+            _choose_step(self, noise)
+        return found
 
     return compile
+
+
+def _choose_step(model: Any, noise: ModelNoise) -> None:
+    """Give a model with an optimizer of ours the split step, where it is of use."""
+    if not noise.sources:
+        split_step.keep_own(model, "the optimizer knows of no noise")
+    elif not SNR_options["split_step"]:
+        split_step.keep_own(model, "set_SNR_options(split_step=False)")
+    else:
+        split_step.install(model, noise)
+    if noise.sources:
+        noise.sources[-1].note = split_step.step_of
 
 
 def _has_noise(model: Any, loss: Any) -> bool:

@@ -9,7 +9,6 @@ from torch import nn
 
 from ..noise import NoisyLoss
 from ..pointwise import NAMES, LossLike
-from ..source import NoiseSource
 from .conditions import NoisyCondition, conditions_of, equations_of, mark_of
 from .rows import NoisyRows, NoisyTargets
 
@@ -27,7 +26,7 @@ class ModelNoise:
     """
 
     def __init__(self, model: Any, loss: Any = "MSE", hands_over: bool = True) -> None:
-        self.sources: list[NoiseSource] = []
+        self.sources: list[NoisyRows | NoisyTargets] = []
         """What can be declared to an optimizer."""
         self.loss_functions: Any = loss
         """The losses for DeepXDE: they know the errors."""
@@ -95,6 +94,17 @@ class ModelNoise:
         for condition in conditions:
             self._rows[id(condition)] = source
 
+    def source_of(self, loss: Any, condition: Any = None) -> NoisyRows | NoisyTargets | None:
+        """Whose a term is: None of an exact one.
+
+        Args:
+            loss: its loss function, one of :attr:`loss_functions`.
+            condition: whose loss it is; None for an equation's.
+        """
+        if isinstance(condition, NoisyCondition) and id(condition) in self._rows:
+            return self._rows[id(condition)]
+        return self._targets.get(id(getattr(loss, "own", None)))
+
     def loss_of(self, own: Any, y_true: Any, y_pred: Any) -> Any:
         """The loss of one term: of a noisy condition, of noisy targets, or an exact one.
 
@@ -129,11 +139,11 @@ class _TermLoss:
 
     def __init__(self, noise: ModelNoise, own: Any) -> None:
         self._noise = noise
-        self._own = own if isinstance(own, NoisyLoss) else _dde_loss(own)
-        self.__name__ = getattr(self._own, "__name__", str(own))
+        self.own = own if isinstance(own, NoisyLoss) else _dde_loss(own)
+        self.__name__ = getattr(self.own, "__name__", str(own))
 
     def __call__(self, y_true: Any, y_pred: Any) -> Any:
-        return self._noise.loss_of(self._own, y_true, y_pred)
+        return self._noise.loss_of(self.own, y_true, y_pred)
 
 
 def _dde_loss(identifier: Any) -> Any:

@@ -12,6 +12,8 @@ from ..snr_adam import SNRAdam
 SNR_options: dict[str, Any] = {}
 """The options the next ``compile`` will use; change them by :func:`set_SNR_options`."""
 
+_SWITCHES = ("gate_external", "split_step")
+
 _GATE_FIELDS = ("alpha", "lambd", "z", "warmup_steps", "rise_steps", "discrepancy")
 
 _DEFAULTS = {
@@ -38,6 +40,7 @@ def set_SNR_options(
     data_size: int | None = None,
     nonfinite: str = "raise",
     gate_external: bool = False,
+    split_step: bool = True,
     coordinates: str = "auto",
     basis: str = "both",
     shampoo_beta: float = 0.95,
@@ -81,6 +84,9 @@ def set_SNR_options(
             Not gated, and beside noisy data, their second moment has a decay rate of 0.99 at most:
             the equation comes to hold so well under a closed gate that what it says of them fades,
             and the memory of its first gradients would stop them.
+        split_step (bool): Train by a step with a forward pass of its own for the measured points,
+            for the other conditions and for the equation, where that gives the same losses and
+            gradients as DeepXDE's step. False: always by DeepXDE's.
         coordinates (str): Of ``"snr_adam"``: in which moments, floor and gate live. "own", the
             parameters' own; "eigen", the eigenbasis of the gradients' covariances; "auto", the
             eigenbasis where an equation or other exact terms stand beside noisy data, and the
@@ -98,8 +104,9 @@ def set_SNR_options(
     options = {k: v if k == "gate" else plain_options({k: v})[k] for k, v in locals().items()}
     if floor not in ("auto", "label", "stream"):
         raise ValueError(f"Invalid floor: {floor!r}; it must be 'auto', 'label' or 'stream'.")
-    if not isinstance(options["gate_external"], bool):
-        raise ValueError(f"Invalid gate_external: {gate_external!r}; it must be True or False.")
+    for name in _SWITCHES:
+        if not isinstance(options[name], bool):
+            raise ValueError(f"Invalid {name}: {options[name]!r}; it must be True or False.")
     validate_options({**_DEFAULTS, **published_options(options), **common_options(options)})
     gate_changes(options)
 
@@ -108,7 +115,7 @@ def set_SNR_options(
 
 def common_options(options: dict[str, Any]) -> dict[str, Any]:
     """The options that are an optimizer's, whatever the gate."""
-    apart = ("gate", "floor", "gate_external", *_GATE_FIELDS)
+    apart = ("gate", "floor", *_SWITCHES, *_GATE_FIELDS)
     return {name: value for name, value in options.items() if name not in apart}
 
 

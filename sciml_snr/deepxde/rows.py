@@ -10,22 +10,63 @@ from typing import Any
 
 import numpy as np
 import torch
-from deepxde.data import PDE
 
 from ..noise import NoisyLoss
 from ..source import Group, NoiseSource
 from ..terms import Term, sigma_text
-from .conditions import Mark, is_supervised
-
-_RANDOM_OR_MIXING = (torch.nn.modules.batchnorm._NormBase, torch.nn.modules.dropout._DropoutNd)
-"""Layers that draw anew in every pass, or whose outputs depend on the other points'."""
+from .conditions import Mark, is_supervised, mark_of
 
 
-class NoisyRows(NoiseSource):
+class _ModelSource(NoiseSource):
+    """Noisy terms of a DeepXDE model.
+
+    Args:
+        model: the model that is being compiled.
+        exact: names of the exact terms beside them.
+    """
+
+    def __init__(self, model: Any, exact: Sequence[str]) -> None:
+        super().__init__()
+        self._model = weakref.ref(model)
+        self._exact = list(exact)
+        self.note: Callable[[Any], str] | None = None
+        """What is to be said of the model behind the last line."""
+
+    def describe(self) -> list[str]:
+        """One line per noisy term."""
+        lines, model = self._lines(), self._model()
+        if self.note is not None and model is not None and (note := self.note(model)):
+            lines[-1] += f"; {note}"
+        return lines
+
+    def exact(self) -> list[str]:
+        """The model's exact terms."""
+        return self._exact
+
+    def _lines(self) -> list[str]:
+        raise NotImplementedError
+
+    def term(self, residual: torch.Tensor) -> Term:
+        """The term that a residual makes, for passes of the caller's own."""
+        raise NotImplementedError
+
+    def loss_of(self, condition: Any) -> NoisyLoss:
+        """The loss of one of the conditions; None: of the equation."""
+        raise NotImplementedError
+
+
+class _SharedGroup(Group):
+    """Terms that compare common outputs with values."""
+
+    def hand_over(self) -> None:
+        """Make the passes from the common outputs: autograd has freed the way from these to all but
+        the last term that its gradient arrived at."""
+        terms = self.terms
+        self.source.hand_over(terms if len(terms) == 1 else [_anew(term) for term in terms])
+
+
+class NoisyRows(_ModelSource):
     """The noisy terms of a model that share the two extra passes of a step: conditions of one kind.
-
-    Where their residuals are outputs minus values at a part of the points, these passes go through
-    a forward pass over those points alone, and not through the equation's points, too.
 
     Args:
         model: the model that is being compiled.
@@ -43,49 +84,55 @@ class NoisyRows(NoiseSource):
         names: Sequence[str],
         exact: Sequence[str] = (),
     ) -> None:
-        super().__init__()
-        self._model = weakref.ref(model)
+        super().__init__(model, exact)
         self.conditions = list(conditions)
         self.losses = list(losses)
-        self._names, self._exact = list(names), list(exact)
+        self._names = list(names)
         self.terms = len(self.conditions)
         self.is_equation = not conditions[0].compares_values
-        self._is_apart: bool | None = None
-        """Whether a forward pass over the measured points alone makes the same of them."""
-        self._is_compared = False
-        """Whether that was looked at, in the first such pass."""
 
-    def describe(self) -> list[str]:
-        """One line per condition."""
+    def _lines(self) -> list[str]:
         return [
             f"{name}, {loss.loss.name}, sigma {sigma_text(loss.sigma)}"
             for name, loss in zip(self._names, self.losses, strict=True)
         ]
 
-    def exact(self) -> list[str]:
-        """The model's exact terms."""
-        return self._exact
-
     def loss(self, residual: torch.Tensor, mark: Mark) -> torch.Tensor:
-        """The loss of one of the conditions.
-
-        Raises:
-            ValueError: the condition is none of them.
-        """
-        place = next(i for i, own in enumerate(self.conditions) if own is mark.condition)
-        own = self.losses[place]
-        sigma, population = own.sigma, None
-        if getattr(mark.condition, "batch_size", None) is not None:
-            population = float(len(mark.condition))
-            if len(sigma) > 1:
-                sigma = sigma[torch.as_tensor(mark.condition.batch_indices, device=sigma.device)]
-        if residual.ndim == 1 and sigma.ndim == 2:  # of an operator without columns
-            sigma = sigma[:, 0]
+        """The loss of one of the conditions."""
+        own = self.loss_of(mark.condition)
+        sigma, population = self._of_batch(own, residual, mark.condition)
         # Others than outputs minus values have graphs of their own, which may be gone when the
         # gradient arrives at the next one.
         group = Group(self) if self.is_equation else self._group(mark.inputs)
-        batch = None if sigma is own.sigma else sigma  # the loss's own was checked when it was made
-        return own.of_residual(residual, batch, population=population, group=group, place=mark)
+        return own.of_residual(residual, sigma, population=population, group=group, place=mark)
+
+    def term(self, residual: torch.Tensor) -> Term:
+        """The term that a condition's residual makes, for passes of the caller's own."""
+        mark = mark_of(residual)
+        assert mark is not None
+        own = self.loss_of(mark.condition)
+        sigma, population = self._of_batch(own, residual, mark.condition)
+        return own.term(residual, sigma, population=population, reduced=True)
+
+    def loss_of(self, condition: Any) -> NoisyLoss:
+        """The loss of one of the conditions."""
+        return next(
+            loss for own, loss in zip(self.conditions, self.losses, strict=True) if own is condition
+        )
+
+    def _of_batch(
+        self, own: NoisyLoss, residual: torch.Tensor, condition: Any
+    ) -> tuple[torch.Tensor | None, float | None]:
+        """Sigma, if it is not the loss's own, which was checked when it was made, and the number of
+        data that the rows are drawn from."""
+        sigma, population = own.sigma, None
+        if getattr(condition, "batch_size", None) is not None:
+            population = float(len(condition))
+            if len(sigma) > 1:
+                sigma = sigma[torch.as_tensor(condition.batch_indices, device=sigma.device)]
+        if residual.ndim == 1 and sigma.ndim == 2:  # of an operator without columns
+            sigma = sigma[:, 0]
+        return None if sigma is own.sigma else sigma, population
 
     def _group(self, inputs: Any) -> Group:
         """The terms of one forward pass: those that were made from the same inputs."""
@@ -93,50 +140,21 @@ class NoisyRows(NoiseSource):
         groups: Any = vars(inputs).setdefault("sciml_snr_groups", weakref.WeakValueDictionary())
         group = groups.get(id(self))
         if group is None:
-            group = groups[id(self)] = Group(self)
+            group = groups[id(self)] = _SharedGroup(self)
         return group  # type: ignore[no-any-return]
 
-    def hand_over(self, terms: Sequence[Term]) -> None:
-        """Make the passes that the optimizers ask for, by the shortest way."""
-        model = self._model()
-        notice_weights(self, model)
+    def hand_over(
+        self, terms: Sequence[Term], known: dict[torch.Tensor, torch.Tensor] | None = None
+    ) -> None:
+        """Find out whether batches stay, and make the passes that the optimizers ask for."""
+        notice_weights(self, self._model())
         if getattr(self.conditions[0], "batch_size", None) is not None:
             new = are_new(self, self.conditions[0].batch_indices, at_first=True)
-            terms = [dataclasses.replace(term, drawn_anew=new) for term in terms]
-        super().hand_over(self._apart(model, terms) or self._anew(terms))
-
-    def _apart(self, model: Any, terms: Sequence[Term]) -> list[Term] | None:
-        """The same terms from a forward pass over their points alone; None where that is no gain,
-        or may be something else."""
-        if self._is_apart is None:
-            self._is_apart = not self.is_equation and _treats_points_apart(model)
-        marks = [term.place for term in terms]
-        if not self._is_apart or not all(isinstance(mark.inputs, torch.Tensor) for mark in marks):
-            return None
-        inputs = marks[0].inputs
-        if 2 * sum(mark.end - mark.beg for mark in marks) > len(inputs):
-            return None
-        measured = torch.cat([inputs[mark.beg : mark.end] for mark in marks])
-        with torch.enable_grad():
-            outputs = model.net(measured.detach().requires_grad_())
-        found, at = [], 0
-        for term, mark in zip(terms, marks, strict=True):
-            found.append(_of_outputs(term, outputs, at))
-            at += mark.end - mark.beg
-        if not self._is_compared:
-            self._is_apart = all(map(_are_close, found, terms))
-            self._is_compared = self._is_apart
-        return found if self._is_apart else None
-
-    def _anew(self, terms: Sequence[Term]) -> Sequence[Term]:
-        """The same terms from the common outputs: autograd has freed the way from these to all but
-        the last term that its gradient arrived at."""
-        if self.is_equation or len(terms) == 1:
-            return terms
-        return [_of_outputs(term, term.place.outputs, term.place.beg) for term in terms]
+            terms = [_drawn(term, term.population, new) for term in terms]
+        super().hand_over(terms, known)
 
 
-class NoisyTargets(NoiseSource):
+class NoisyTargets(_ModelSource):
     """A noisy loss of the user's, of an equation or of supervised targets, in a model.
 
     Args:
@@ -149,23 +167,29 @@ class NoisyTargets(NoiseSource):
     def __init__(
         self, model: Any, loss: NoisyLoss, is_equation: bool, exact: Sequence[str] = ()
     ) -> None:
-        super().__init__()
-        self._model = weakref.ref(model)
+        super().__init__(model, exact)
         self.own = loss
         self.is_equation = is_equation
-        self._exact = list(exact)
 
-    def describe(self) -> list[str]:
-        """One line."""
+    def _lines(self) -> list[str]:
         what = "equation" if self.is_equation else "targets"
         return [f"{what}: {line}" for line in self.own.describe()]
 
-    def exact(self) -> list[str]:
-        """The model's exact terms."""
-        return self._exact
-
     def loss(self, residual: torch.Tensor) -> torch.Tensor:
         """The term's loss."""
+        population = self._population(residual)
+        return self.own.of_residual(residual, population=population, group=Group(self))
+
+    def term(self, residual: torch.Tensor) -> Term:
+        """The term that a residual makes, for passes of the caller's own."""
+        population = self._population(residual)
+        return self.own.term(residual, population=population, reduced=True)
+
+    def loss_of(self, condition: Any) -> NoisyLoss:
+        """The user's loss."""
+        return self.own
+
+    def _population(self, residual: torch.Tensor) -> float | None:
         data: Any = getattr(self._model(), "data", None)
         population = self.own.population
         if population is None and getattr(data, "online", False):  # dde.data.Function
@@ -173,9 +197,11 @@ class NoisyTargets(NoiseSource):
         elif population is None and is_supervised(data):
             everything = len(data.train_y)
             population = float(everything) if len(residual) < everything else None
-        return self.own.of_residual(residual, population=population, group=Group(self))
+        return population
 
-    def hand_over(self, terms: Sequence[Term]) -> None:
+    def hand_over(
+        self, terms: Sequence[Term], known: dict[torch.Tensor, torch.Tensor] | None = None
+    ) -> None:
         """Find out whether an equation's points are drawn anew, and make the passes."""
         model = self._model()
         notice_weights(self, model)
@@ -188,11 +214,13 @@ class NoisyTargets(NoiseSource):
                         f"sigma of an equation has {terms[0].sigma.numel()} entries, but its "
                         "points have been drawn anew: give one number."
                     )
-                terms = [
-                    dataclasses.replace(term, population=float("inf"), drawn_anew=new)
-                    for term in terms
-                ]
-        super().hand_over(terms)
+                terms = [_drawn(term, float("inf"), new) for term in terms]
+        super().hand_over(terms, known)
+
+
+def _drawn(term: Term, population: float | None, new: bool) -> Term:
+    """The term with what is known of how its rows were drawn."""
+    return dataclasses.replace(term, population=population, drawn_anew=new)
 
 
 def notice_weights(source: NoiseSource, model: Any) -> None:
@@ -240,36 +268,14 @@ def _equation_points(data: Any) -> Any:
     return getattr(holder, "train_x_all", None)
 
 
-def _treats_points_apart(model: Any) -> bool:
-    """Whether a model's residuals at a point do not depend on the others, as far as can be told."""
-    data = getattr(model, "data", None)
-    return (
-        isinstance(data, PDE)
-        and getattr(data.losses, "__func__", None) is PDE.losses
-        and getattr(data.losses_train, "__func__", None) is PDE.losses_train
-        and data.auxiliary_var_fn is None
-        and not any(isinstance(module, _RANDOM_OR_MIXING) for module in model.net.modules())
-    )
-
-
-def _of_outputs(term: Term, outputs: torch.Tensor, at: int) -> Term:
-    """A term that compares outputs with values, made anew from outputs, of which its own begin at
-    this place."""
+def _anew(term: Term) -> Term:
+    """A term that compares outputs with values, made anew from the outputs."""
     mark = term.place
     columns = mark.condition.components()
-    before = mark.outputs.detach()[mark.beg : mark.end, columns]
     with torch.enable_grad():
-        now = outputs[at : at + len(before), columns]
-        residual = now - (before - term.residual.detach())
+        now = mark.outputs[mark.beg : mark.end, columns]
+        residual = now - (now.detach() - term.residual.detach())
         return dataclasses.replace(term, residual=residual, values=term.loss.values(residual))
-
-
-def _are_close(a: Term, b: Term) -> bool:
-    """Whether two terms that compare the same outputs with the same values have them from passes
-    that are equal."""
-    mark = b.place
-    scale = b.residual.detach().norm() + mark.outputs.detach()[mark.beg : mark.end].norm()
-    return bool((a.residual - b.residual).detach().norm() <= 1e-3 * scale)
 
 
 def _weights_of(model: Any) -> list[float]:

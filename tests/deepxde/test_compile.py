@@ -904,6 +904,7 @@ ALL_OTHER = dict(
     data_size=80,
     nonfinite="skip",
     gate_external=True,
+    split_step=False,
     basis="gradient",
     shampoo_beta=0.5,
     precondition_frequency=3,
@@ -914,7 +915,7 @@ ALL_OTHER = dict(
 GATE = ("gate", "alpha", "lambd", "z", "warmup_steps", "rise_steps", "discrepancy")
 """The options that change the gate; not given, they are the floor's own."""
 
-OURS = ("floor", "gate_external")
+OURS = ("floor", "gate_external", "split_step")
 """The options that are not the optimizer's."""
 
 
@@ -926,7 +927,7 @@ def defaults(function):
 def test_defaults_are_those_of_the_optimizer():
     """None: what goes with the floor."""
     options = defaults(set_SNR_options)
-    assert [options.pop(name) for name in OURS] == ["auto", False]
+    assert [options.pop(name) for name in OURS] == ["auto", False, True]
     assert {options.pop(name) for name in GATE} == {None}
     own = {**defaults(SNRAdam.__init__), **defaults(SNRSOAP.__init__)}
     assert options == {name: own[name] for name in options}
@@ -1021,6 +1022,7 @@ NONSENSE = {
     "data_size": [0, -3, 1.5, "80"],
     "nonfinite": ["ignore", None, True],
     "gate_external": [1, None, "yes"],
+    "split_step": [1, None, "yes"],
     "basis": ["own", None, 1],
     "shampoo_beta": [1, -0.1, None, math.nan],
     "precondition_frequency": [0, 1.5, None],
