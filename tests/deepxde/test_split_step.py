@@ -446,21 +446,18 @@ def by_hand(m):
     return float(of_ends + of_data + (second + math.pi**2 * u).square().mean())
 
 
-def moving_boundary(points=8):
-    """Boundary values sin(5 x) on a disk, whose points are drawn anew in every step."""
-    disk = dde.geometry.Disk([0, 0], 1)
-    rim = dde.icbc.DirichletBC(disk, lambda x: np.sin(5 * x[:, :1]), everywhere)
+def moving_boundary():
+    """Boundary values sin(5 x) on a square, at points that are drawn anew in every step."""
+    rim = dde.icbc.DirichletBC(SQUARE, lambda x: np.sin(5 * x[:, :1]), everywhere)
     torch.manual_seed(0)
     np.random.seed(0)
     where = np.array([[0.1, 0.2], [-0.3, 0.4]])
-    data = dde.data.PDE(
-        disk,
-        lambda x, u: dde.grad.hessian(u, x),
-        [rim, NoisyPointSetBC(where, np.ones((2, 1)), 0.1)],
-        4,
-        points,
-        "pseudo",
-    )
+    conditions = [rim, NoisyPointSetBC(where, np.ones((2, 1)), 0.1)]
+
+    def residual(x, u):
+        return dde.grad.hessian(u, x)
+
+    data = dde.data.PDE(SQUARE, residual, conditions, 4, 8, "pseudo")
     return dde.Model(data, dde.nn.FNN([2, 4, 1], "tanh", "Glorot uniform"))
 
 
