@@ -6,8 +6,8 @@
 Adam's rows are those of the zoo (benchmarks/zoo.toml), 2,500 iterations each: its rate is chosen
 on seed 0 by the final error. An iteration's cost is the median over rounds, in turns, of CPU time
 over that of DeepXDE's own Adam, and so is that of an Adam that is given our split train step. Ours
-has one learning rate for all problems, and is looked at after as many iterations as cost what
-Adam's do, and after as many as Adam's.
+has one learning rate for all problems. A row has its errors at many moments: the table takes that
+after as many iterations as cost what Adam's do, and that after as many as Adam's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -35,25 +34,27 @@ from sciml_snr.deepxde.split_step import install
 
 PATH, COSTS = RESULTS / "equal_time.csv", RESULTS / "equal_time_cost.csv"
 LR = 3e-3
+ENDING = "_relative_error"
 METHODS: dict[str, dict[str, Any]] = {
     "snr_adam": {},
     "snr_adam, own coordinates": {"coordinates": "own"},
     "snr_adam, quick": {"z": 1.0, "betas": [0.95, 0.95]},
     "snr_adam, floor every 10": {"floor_every": 10},
 }
-KEYS = ("problem", "method", "lr", "seed", "iterations")
+KEYS = ("problem", "method", "lr", "seed")
 SEEDS = range(5)
+MOMENTS = range(1000, 3001, 100)
+"""Iterations after which a run is looked at."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run; ``iterations`` cost as much as Adam's."""
+    """One run."""
 
     problem: str
     method: str
     lr: float
     seed: int
-    iterations: int
 
 
 def job(problem: str, optimizer: str, options: dict[str, Any], **changes: Any) -> Job:
@@ -98,49 +99,71 @@ def cost(problem: str, rounds: int = 15, iterations: int = 40) -> dict[str, Any]
     return {"problem": problem, "milliseconds": 1000 * median(adam) / iterations, **ratios}
 
 
-def runs() -> Iterator[Run]:
+def runs() -> list[Run]:
     """Method by method, and seed by seed."""
-    costs = {row["problem"]: row for row in read(COSTS)}
-    for method in METHODS:
-        for seed in SEEDS:
-            for problem, case in zoo.plan().cases.items():
-                iterations = round(case.iterations / float(costs[problem][method]))
-                yield Run(problem, method, LR, seed, iterations)
+    return [
+        Run(problem, method, LR, seed)
+        for method in METHODS
+        for seed in SEEDS
+        for problem in zoo.plan().cases
+    ]
 
 
 def fit(run: Run) -> dict[str, Any]:
     """Train in this process, on one thread; a run that diverges has an infinite error."""
     torch.set_num_threads(1)
-    steps = zoo.plan().cases[run.problem].iterations
-    one = job(
-        run.problem,
-        "snr_adam",
-        METHODS[run.method],
-        lr=run.lr,
-        seed=run.seed,
-        iterations=max(steps, run.iterations),
-    )
-    course = Course(one)
+    options, changes = METHODS[run.method], {"lr": run.lr, "seed": run.seed}
+    course = Course(job(run.problem, "snr_adam", options, iterations=MOMENTS[-1], **changes))
+    course.every = MOMENTS.step
     error = ""
     try:
         course.run()
     except DIVERGED as reason:
         error = str(reason).splitlines()[0]
-    found: dict[str, Any] = dict(zip(KEYS, map(str, vars(run).values()), strict=True))
-    for name, budget in (("equal_time", run.iterations), ("equal_steps", steps)):
-        rows = [row for row in course.rows if row["iteration"] <= budget]
-        last = rows[-1] if rows and not error else {}
-        found[f"{name}_error"] = last.get("relative_l2", math.inf)
-        found[f"{name}_unknowns"] = json.dumps(_unknown_errors(last))
-        found[f"{name}_memorized"] = last.get("memorized", "")
-    best = min(course.rows, key=lambda row: row["relative_l2"])
-    cpu = round(time.process_time() - course.cpu_before, 2)
-    return found | {"best_error": best["relative_l2"], "cpu_seconds": cpu, "error": error}
+    rows = {int(row["iteration"]): row for row in course.rows}
+    kept = ("relative_l2", "memorized")
+    moments = {
+        moment: {
+            name: float(f"{value:.5g}")
+            for name, value in rows[moment].items()
+            if name in kept or name.endswith(ENDING)
+        }
+        for moment in MOMENTS
+        if moment in rows
+    }
+    return {
+        **dict(zip(KEYS, map(str, vars(run).values()), strict=True)),
+        "moments": json.dumps(moments, separators=(",", ":")),
+        "best_error": min(row["relative_l2"] for row in course.rows),
+        "cpu_seconds": round(time.process_time() - course.cpu_before, 2),
+        "error": error,
+    }
 
 
-def _unknown_errors(row: dict[str, float]) -> dict[str, float]:
-    ending = "_relative_error"
-    return {key.removesuffix(ending): value for key, value in row.items() if key.endswith(ending)}
+class At:
+    """Our rows at the moments that are compared."""
+
+    def __init__(self, method: str) -> None:
+        costs = {row["problem"]: row for row in read(COSTS)}
+        self.times: dict[str, list[dict[str, float]]] = {}
+        """problem -> a run's figures at equal CPU time, one each seed."""
+        self.steps: dict[str, list[dict[str, float]]] = {}
+        """The same at equal steps."""
+        for problem, case in zoo.plan().cases.items():
+            own = [r for r in read(PATH) if (r["problem"], r["method"]) == (problem, method)]
+            if len(own) < len(SEEDS):
+                continue
+            at_cost = case.iterations / float(costs[problem][method])
+            self.times[problem] = [_at(row, at_cost) for row in own]
+            self.steps[problem] = [_at(row, case.iterations) for row in own]
+
+
+def _at(row: Any, iterations: float) -> dict[str, float]:
+    """A run's figures at the last moment up to so many iterations; infinite where it diverged."""
+    moments = {int(moment): found for moment, found in json.loads(row["moments"]).items()}
+    last = max((moment for moment in moments if moment <= iterations), default=0)
+    diverged: dict[str, float] = {"relative_l2": math.inf}
+    return diverged if row["error"] or not last else moments[last]
 
 
 def rivals(method: str) -> dict[str, list[dict[str, str]]]:
@@ -153,15 +176,6 @@ def rivals(method: str) -> dict[str, list[dict[str, str]]]:
         lr = min(first, key=lambda row: number(row["final_error"]))["lr"]
         found[problem] = [row for row in own if row["lr"] == lr]
     return found
-
-
-def errors(method: str, when: str) -> dict[str, list[float]]:
-    """problem -> our errors."""
-    found: dict[str, list[float]] = {}
-    for row in read(PATH):
-        if row["method"] == method:
-            found.setdefault(row["problem"], []).append(number(row[f"{when}_error"]))
-    return {problem: own for problem, own in found.items() if len(own) == len(SEEDS)}
 
 
 def costs() -> str:
@@ -190,8 +204,9 @@ def overall() -> str:
 
     lines = []
     for method in METHODS:
-        for when, what in (("equal_time", "equal CPU time"), ("equal_steps", "equal steps")):
-            own = {problem: median(found) for problem, found in errors(method, when).items()}
+        at = At(method)
+        for what, found in (("equal CPU time", at.times), ("equal steps", at.steps)):
+            own = {p: median(row["relative_l2"] for row in rows) for p, rows in found.items()}
             if len(own) == len(adam):
                 lines.append(line(f"{method}, lr {LR:g} throughout", what, own))
     then = rivals("adam, then L-BFGS")
@@ -209,33 +224,23 @@ def overall() -> str:
 
 def problems() -> str:
     """Every problem, and every unknown coefficient."""
-    ours = {
-        p: [r for r in read(PATH) if r["problem"] == p and r["method"] == "snr_adam"]
-        for p in zoo.plan().cases
-    }
-    adam, then = rivals("adam"), rivals("adam, then L-BFGS")
+    at, adam, then = At("snr_adam"), rivals("adam"), rivals("adam, then L-BFGS")
     lines = []
-    for problem, own in ours.items():
-        if len(own) < len(SEEDS):
-            continue
+    for problem, times in at.times.items():
+        steps = at.steps[problem]
         cells = [problem, adam[problem][0]["lr"]]
         cells.append(text.spread([number(row["final_error"]) for row in adam[problem]]))
-        cells.append(text.spread([number(row["equal_time_error"]) for row in own]))
-        cells.append(text.spread([number(row["equal_steps_error"]) for row in own]))
+        cells += [text.spread([row["relative_l2"] for row in own]) for own in (times, steps)]
         cells.append(text.spread([number(row["final_error"]) for row in then[problem]]))
         lines.append(cells)
-        for name in json.loads(own[0]["equal_time_unknowns"]):
-            columns = (
-                (adam[problem], "unknown_errors"),
-                (own, "equal_time_unknowns"),
-                (own, "equal_steps_unknowns"),
-                (then[problem], "unknown_errors"),
-            )
-            found = [
-                text.spread([json.loads(row[column] or "{}").get(name, math.inf) for row in rows])
-                for rows, column in columns
+        for name in (key for key in steps[0] if key.endswith(ENDING)):
+            unknown = name.removesuffix(ENDING)
+            of_rivals = [
+                text.spread([json.loads(row["unknown_errors"])[unknown] for row in rows])
+                for rows in (adam[problem], then[problem])
             ]
-            lines.append([f"{problem}, error of {name}", "", *found])
+            ours = [text.spread([row.get(name, math.inf) for row in own]) for own in (times, steps)]
+            lines.append([f"{problem}, error of {unknown}", "", of_rivals[0], *ours, of_rivals[1]])
     titles = "problem|Adam's rate|Adam|snr_adam, equal CPU time|equal steps|Adam, then L-BFGS"
     return text.table(titles, lines)
 
