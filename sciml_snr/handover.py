@@ -349,7 +349,8 @@ class Handover:
         if self._reaches:
             for found in self._held:
                 self.receive(*found)
-            self._gradients.note(self.params())
+            if not all(source.leaves_gradients for source in self.sources):
+                self._gradients.note(self.params())
         else:  # the next pass draws the same numbers
             self.state["passes"] -= sum(draws is not None for _, draws, *_ in self._held)
         self._held.clear()

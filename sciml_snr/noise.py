@@ -287,8 +287,8 @@ class SampledLoss(_Loss):
         (term,) = terms
         assert term.gradient is not None and term.population is not None
         b = len(term.residual)
-        signs = self._signs((b,), term.residual.device, handover.next_seed(self))
-        weights = signs - signs.to(term.values.dtype).mean()
+        signs = self._signs((b,), term.values, handover.next_seed(self))
+        weights = signs - signs.mean()
         variance = max(0.0, 1 - b / term.population) * b / (b - 1)
         rows = (math.sqrt(variance) * weights).reshape(b, *[1] * (term.values.ndim - 1))
         return [term.values], [rows * term.gradient]

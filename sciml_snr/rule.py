@@ -181,31 +181,55 @@ def advance(
     Returns:
         Whether the gate acts: if not, ``rates`` were left as they are.
     """
-    work = grad.new_empty(2, CHUNK) if len(grad) > CHUNK else None
+    if len(grad) <= CHUNK:
+        _advance(moments, grad, draw, rho, move, rates, (None, None))
+        return moments.is_gated
+    work = grad.new_empty(2, CHUNK)
     for part in _pieces(len(grad)):
-        room: Work = (None, None)
-        if work is not None:
-            first, second = work[:, : len(grad[part])]
-            room = first, second
-        floor = None if moments.floor is None else moments.floor[part]
-        own = moments._replace(mean=moments.mean[part], square=moments.square[part], floor=floor)
-        if floor is not None and draw is not None:
-            update_floor(floor, draw[part], rho)
-        elif floor is not None and moments.is_stream:
-            update_floor(floor, grad[part] - own.mean, rho)
-        update_moments(own.mean, own.square, grad[part], own.betas)
-        q = openness(own, room)
-        # sqrt(v_hat) + eps, but for a factor that goes into the step.
-        factor = (1 - own.betas[1] ** own.step) ** 0.5
-        step = own.step_size * factor
-        root = torch.sqrt(own.square, out=room[0]).add_(own.eps * factor)
-        if q is None:
-            move[part].addcdiv_(own.mean, root, value=-step)
-            continue
-        if rates is not None:
-            torch.neg(q, out=rates[part]).add_(1).div_(root).mul_(step)
-        move[part].addcdiv_(q.mul_(own.mean), root, value=-step)
+        own = moments._replace(
+            mean=moments.mean[part],
+            square=moments.square[part],
+            floor=None if moments.floor is None else moments.floor[part],
+        )
+        first, second = work[:, : len(own.mean)]
+        _advance(
+            own,
+            grad[part],
+            None if draw is None else draw[part],
+            rho,
+            move[part],
+            None if rates is None else rates[part],
+            (first, second),
+        )
     return moments.is_gated
+
+
+def _advance(
+    own: Moments,
+    grad: Tensor,
+    draw: Tensor | None,
+    rho: float,
+    move: Tensor,
+    rates: Tensor | None,
+    work: Work,
+) -> None:
+    """:func:`advance` of one piece."""
+    if own.floor is not None and draw is not None:
+        update_floor(own.floor, draw, rho)
+    elif own.floor is not None and own.is_stream:
+        update_floor(own.floor, grad - own.mean, rho)
+    update_moments(own.mean, own.square, grad, own.betas)
+    q = openness(own, work)
+    # sqrt(v_hat) + eps, but for a factor that goes into the step.
+    factor = (1 - own.betas[1] ** own.step) ** 0.5
+    step = own.step_size * factor
+    root = torch.sqrt(own.square, out=work[0]).add_(own.eps * factor)
+    if q is None:
+        move.addcdiv_(own.mean, root, value=-step)
+        return
+    if rates is not None:
+        torch.neg(q, out=rates).add_(1).div_(root).mul_(step)
+    move.addcdiv_(q.mul_(own.mean), root, value=-step)
 
 
 def follow(parts: Sequence[Closed]) -> tuple[list[Tensor], float]:
@@ -222,10 +246,10 @@ def follow(parts: Sequence[Closed]) -> tuple[list[Tensor], float]:
     across = along = 0.0
     for closed in parts:
         correction = 1 - closed.moments.betas[0] ** closed.moments.step
-        for part in _pieces(len(closed.mean)):
-            weighted = closed.rates[part] * closed.noisy[part]
-            across += float(torch.dot(weighted, closed.mean[part])) / correction
-            along += float(torch.dot(weighted, closed.noisy[part])) / correction
+        for rates, mean, noisy in _in_pieces(closed):
+            weighted = rates * noisy
+            across += float(torch.dot(weighted, mean)) / correction
+            along += float(torch.dot(weighted, noisy)) / correction
     factor = across / along if along > 0 else 1.0
     # Where exact and noisy terms cancel, v is small against both: keep to Adam's longest step
     # (D. Kingma and J. Ba, arXiv:1412.6980, section 2.1).
@@ -233,14 +257,22 @@ def follow(parts: Sequence[Closed]) -> tuple[list[Tensor], float]:
     for closed in parts:
         beta1, beta2 = closed.moments.betas
         longest = closed.moments.lr * max(1.0, (1 - beta1) / (1 - beta2) ** 0.5)
-        for part in _pieces(len(closed.mean)):
-            apart = torch.sub(closed.mean[part], closed.noisy[part], alpha=factor)
-            move = closed.rates[part].mul_(apart)
-            low, high = torch.aminmax(move)
+        for rates, mean, noisy in _in_pieces(closed):
+            low, high = torch.aminmax(rates.mul_(torch.sub(mean, noisy, alpha=factor)))
             farthest = max(-float(low), float(high))
             if farthest > longest:
                 shorter = min(shorter, longest / farthest)
     return [closed.rates for closed in parts], -shorter
+
+
+def _in_pieces(closed: Closed) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Rates, mean and its noisy share, piece by piece."""
+    vectors = closed.rates, closed.mean, closed.noisy
+    if len(closed.mean) <= CHUNK:
+        yield vectors
+        return
+    for part in _pieces(len(closed.mean)):
+        yield closed.rates[part], closed.mean[part], closed.noisy[part]
 
 
 def _pieces(n: int) -> Iterator[slice]:

@@ -73,6 +73,9 @@ class NoiseSource:
     terms = 1
     """Number of its noisy terms."""
 
+    leaves_gradients = False
+    """Whether nothing comes between its backward passes and the step that takes them up."""
+
     def __init__(self) -> None:
         self._handovers: list[weakref.ref[Handover]] = []
         self._generators: dict[torch.device, torch.Generator] = {}
@@ -156,8 +159,8 @@ class NoiseSource:
         seed = handover.next_seed(self)
         factors = []
         for k, term in enumerate(terms):
-            signs = self._signs(tuple(term.residual.shape), term.residual.device, seed + k)
-            factors.append(signs * draw_scale(term, beyond_noise(term)).to(term.residual.dtype))
+            signs = self._signs(tuple(term.residual.shape), term.residual, seed + k)
+            factors.append(signs.mul_(draw_scale(term, beyond_noise(term))))
         return [term.residual for term in terms], factors
 
     def _noisy_part(self, term: Term, by_misfit: bool) -> Tensor:
@@ -167,13 +170,14 @@ class NoiseSource:
         noisy = term.gradient * term.sigma.any()
         return (noisy / beyond_noise(term).to(noisy)).nan_to_num(nan=0.0) if by_misfit else noisy
 
-    def _signs(self, shape: tuple[int, ...], device: torch.device, seed: int) -> Tensor:
+    def _signs(self, shape: tuple[int, ...], like: Tensor, seed: int) -> Tensor:
         """Random signs, from a generator of this source's own."""
+        device = like.device
         if device not in self._generators:
             self._generators[device] = torch.Generator(device)
         generator = self._generators[device].manual_seed(seed)
-        signs = torch.randint(0, 2, shape, generator=generator, device=device, dtype=torch.int8)
-        return signs * 2 - 1
+        signs = torch.randint(0, 2, shape, generator=generator, device=device, dtype=like.dtype)
+        return signs.mul_(2).sub_(1)
 
     @staticmethod
     def _gradients(

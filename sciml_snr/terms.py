@@ -161,8 +161,8 @@ def misfit(term: Term) -> tuple[Tensor, Tensor]:
 def beyond_noise(term: Term) -> Tensor:
     """max(R, 1) for the misfit R: above 1, residuals are more than noise. NaN if it overflows."""
     total, count = misfit(term)
-    ratio = total / count.clamp_min(1)
-    return ratio.where(ratio.isfinite(), torch.nan).clamp_min(1)
+    ratio = (total / count.clamp_min(1)).clamp_min(1)
+    return torch.where(ratio < torch.inf, ratio, torch.nan)
 
 
 def draw_scale(term: Term, beyond: Tensor) -> Tensor:

@@ -218,6 +218,7 @@ class SplitStep:
         parts have been filled from."""
         self._all_losses = losses
         self._parts = _parts(model, losses, noise)
+        self._sources = {owner for part in self._parts for owner in part.owners_of(1)}
 
     def _structure(self) -> list[Any]:
         """What has to stay as it is."""
@@ -257,9 +258,21 @@ class SplitStep:
             with torch.autocast(device_type=device, dtype=torch.float16):
                 return closure()
 
-        model.opt.step(closure_mixed if config.mixed else closure)
+        with self._unchanged_gradients():
+            model.opt.step(closure_mixed if config.mixed else closure)
         if model.lr_scheduler is not None:
             model.lr_scheduler.step()
+
+    @contextlib.contextmanager
+    def _unchanged_gradients(self) -> Iterator[None]:
+        """Inside, optimizers need not look whether gradients are as backward has left them."""
+        for source in self._sources:
+            source.leaves_gradients = True
+        try:
+            yield
+        finally:
+            for source in self._sources:
+                source.leaves_gradients = False
 
     def losses(self) -> Tensor:
         """The weighted losses in DeepXDE's order, in the graph, at the rows of the last step."""
@@ -321,10 +334,9 @@ class SplitStep:
         """Why the losses or their gradient are not those of DeepXDE's own step; empty where they
         are."""
         model = self.model
-        owners = {owner for part in self._parts for owner in part.owners_of(1)}
         trained = [p for p in self._params if p.requires_grad]
         with contextlib.ExitStack() as stack:
-            for owner in owners:
+            for owner in self._sources:
                 stack.enter_context(owner.at_rest())
             left_behind = stack.enter_context(_as_it_was(model))
             model.net.train(mode=True)
