@@ -14,6 +14,7 @@ from sciml_snr import (
     NoisyLoss,
     NoisyPointSetBC,
     NoisyTerm,
+    SNRAdam,
     exact_label_noise,
     noisy,
     set_SNR_options,
@@ -639,6 +640,33 @@ def test_forward_mode_keeps_deepxdes_step():
     assert "since derivatives are in forward mode" in split_step.step_of(m) or SPLIT in (
         split_step.step_of(m)
     )
+
+
+def test_hooks_on_gradients_are_called_once(float64):
+    """As by DeepXDE's step, which stays: passes within the backward pass would call them, too."""
+    found = []
+    for hooked in (True, False):
+        m = compiled(model(measured(), ends()), lr=0.0)
+        if hooked:
+            for p in m.net.parameters():
+                p.register_hook(lambda gradient: 2 * gradient)
+            assert "gradients of parameters have hooks" in m.opt.describe()
+        found.append(one_step(m)["gradients"])
+    assert_agree(found[0], [2 * gradient for gradient in found[1]])
+
+
+def test_parameters_that_only_the_optimizer_knows_are_trained(float64):
+    found = []
+    for split in (True, False):
+        factor = torch.nn.Parameter(torch.tensor(1.5))
+        scaled = noisy(dde.icbc.PointSetOperatorBC(X, Y, lambda x, u, _, f=factor: f * u), 0.2)
+        m = model(scaled, ends())
+        own = SNRAdam([{"params": list(m.net.parameters())}, {"params": [factor]}], lr=1e-2)
+        compiled(m, own, split)
+        m.train(iterations=3, verbose=0)
+        found.append([*weights(m), factor.detach()])
+        assert factor != 1.5
+    assert_agree(*found)
 
 
 def test_lbfgs_keeps_its_step(short_lbfgs):
