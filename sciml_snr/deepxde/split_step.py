@@ -170,26 +170,41 @@ class _Measured(torch.autograd.Function):
         total: list[Tensor | None] = [None] * len(ctx.params)
         for term, gradient in zip(terms, gradients, strict=True):
             term.gradient = gradient.detach()
+        hooked = [p for p in ctx.params if p._backward_hooks]
         for source in dict.fromkeys(ctx.owners):
             own = [i for i, owner in enumerate(ctx.owners) if owner is source]
             own = [i for i in own if terms[i].values.requires_grad]
             if not own:
                 continue
-            found = torch.autograd.grad(
-                [terms[i].values for i in own],
-                ctx.params,
-                [gradients[i] for i in own],
-                retain_graph=True,
-                create_graph=again,
-                allow_unused=True,
-            )
+            with _without_hooks(hooked):  # the engine calls them, for the sum
+                found = torch.autograd.grad(
+                    [terms[i].values for i in own],
+                    ctx.params,
+                    [gradients[i] for i in own],
+                    retain_graph=True,
+                    create_graph=again,
+                    allow_unused=True,
+                )
             pairs = zip(ctx.params, found, strict=True)
             known = {p: g.detach() for p, g in pairs if g is not None}
-            source.hand_over([terms[i] for i in own], known)
+            source.hand_over([terms[i] for i in own], None if hooked else known)
             total = [_added(a, b) for a, b in zip(total, found, strict=True)]
         if not torch._C._autograd._get_current_graph_task_keep_graph():
             ctx.terms = None
         return (None, None, *total)
+
+
+@contextlib.contextmanager
+def _without_hooks(params: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, gradients of these parameters call no hooks of theirs."""
+    kept = [(p._backward_hooks, dict(p._backward_hooks)) for p in params if p._backward_hooks]
+    try:
+        for hooks, _ in kept:
+            hooks.clear()
+        yield
+    finally:
+        for hooks, own in kept:
+            hooks.update(own)
 
 
 def _added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -236,8 +251,6 @@ class SplitStep:
             return "the data form their losses themselves"
         if config.autodiff != "reverse":
             return "derivatives are in forward mode"
-        if any(p._backward_hooks for p in self._params):  # which each pass would call
-            return "gradients of parameters have hooks"
         return ""
 
     def train_step(self, inputs: Any, targets: Any, auxiliary_vars: Any) -> None:
@@ -454,7 +467,8 @@ def _judged(losses: list[Tensor], params: list[Tensor]) -> tuple[Tensor, Tensor]
     total = (stacked / (values.abs() + _floor(values))).sum()
     if not params:
         return values, values.new_zeros(0)
-    found = torch.autograd.grad(total, params, allow_unused=True)
+    with _without_hooks(params):
+        found = torch.autograd.grad(total, params, allow_unused=True)
     pairs = zip(found, params, strict=True)
     return values, torch.cat(
         [(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs]

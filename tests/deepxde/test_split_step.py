@@ -306,6 +306,22 @@ def test_mixed_precision(mixed_precision):
     assert np.sum(m.losshistory.loss_train[-1]) < np.sum(m.losshistory.loss_train[0])
 
 
+def test_hooks_on_gradients_act_once(float64):
+    """On the whole gradient, and on what is handed over."""
+    found, called = [], []
+    for hooked in (True, False):
+        m = model(measured(), ends())
+        if hooked:
+            for p in m.net.parameters():
+                p.register_hook(lambda gradient: (called.append(gradient), 2 * gradient)[1])
+        compiled(m, lr=0.0)
+        assert SPLIT in m.opt.describe() and not (hooked and called)
+        found.append(one_step(m))
+    assert len(called) == 3 * len(weights(m))  # the sum, the draw, the noisy terms
+    for name in ("gradients", "noisy"):
+        assert_agree(found[0][name], [2 * gradient for gradient in found[1][name]])
+
+
 # Draws
 
 
@@ -640,19 +656,6 @@ def test_forward_mode_keeps_deepxdes_step():
     assert "since derivatives are in forward mode" in split_step.step_of(m) or SPLIT in (
         split_step.step_of(m)
     )
-
-
-def test_hooks_on_gradients_are_called_once(float64):
-    """As by DeepXDE's step, which stays: passes within the backward pass would call them, too."""
-    found = []
-    for hooked in (True, False):
-        m = compiled(model(measured(), ends()), lr=0.0)
-        if hooked:
-            for p in m.net.parameters():
-                p.register_hook(lambda gradient: 2 * gradient)
-            assert "gradients of parameters have hooks" in m.opt.describe()
-        found.append(one_step(m)["gradients"])
-    assert_agree(found[0], [2 * gradient for gradient in found[1]])
 
 
 def test_parameters_that_only_the_optimizer_knows_are_trained(float64):
