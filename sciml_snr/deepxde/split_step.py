@@ -170,26 +170,41 @@ class _Measured(torch.autograd.Function):
         total: list[Tensor | None] = [None] * len(ctx.params)
         for term, gradient in zip(terms, gradients, strict=True):
             term.gradient = gradient.detach()
+        hooked = [p for p in ctx.params if p._backward_hooks]
         for source in dict.fromkeys(ctx.owners):
             own = [i for i, owner in enumerate(ctx.owners) if owner is source]
             own = [i for i in own if terms[i].values.requires_grad]
             if not own:
                 continue
-            found = torch.autograd.grad(
-                [terms[i].values for i in own],
-                ctx.params,
-                [gradients[i] for i in own],
-                retain_graph=True,
-                create_graph=again,
-                allow_unused=True,
-            )
+            with _without_hooks(hooked):  # the engine calls them, for the sum
+                found = torch.autograd.grad(
+                    [terms[i].values for i in own],
+                    ctx.params,
+                    [gradients[i] for i in own],
+                    retain_graph=True,
+                    create_graph=again,
+                    allow_unused=True,
+                )
             pairs = zip(ctx.params, found, strict=True)
             known = {p: g.detach() for p, g in pairs if g is not None}
-            source.hand_over([terms[i] for i in own], known)
+            source.hand_over([terms[i] for i in own], None if hooked else known)
             total = [_added(a, b) for a, b in zip(total, found, strict=True)]
         if not torch._C._autograd._get_current_graph_task_keep_graph():
             ctx.terms = None
         return (None, None, *total)
+
+
+@contextlib.contextmanager
+def _without_hooks(params: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, gradients of these parameters call no hooks of theirs."""
+    kept = [(p._backward_hooks, dict(p._backward_hooks)) for p in params if p._backward_hooks]
+    try:
+        for hooks, _ in kept:
+            hooks.clear()
+        yield
+    finally:
+        for hooks, own in kept:
+            hooks.update(own)
 
 
 def _added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -212,7 +227,9 @@ class SplitStep:
         self._built_for = self._structure()
         regularizer = model.net.regularizer
         self._l1 = regularizer[1] if regularizer is not None and regularizer[0] == "l1" else 0
-        self._params = [*model.net.parameters(), *model.external_trainable_variables]
+        trained = [p for group in model.opt.param_groups for p in group["params"]]
+        own = [*model.net.parameters(), *model.external_trainable_variables, *trained]
+        self._params = list(dict.fromkeys(own))
         self._seen: tuple[Any, Any, Any] = None, None, None
         """Copies of the points, of the auxiliary variables and of the numbers of points that the
         parts have been filled from."""
@@ -462,7 +479,8 @@ def _judged(losses: list[Tensor], params: list[Tensor]) -> tuple[Tensor, Tensor]
     total = (stacked / (values.abs() + _floor(values))).sum()
     if not params:
         return values, values.new_zeros(0)
-    found = torch.autograd.grad(total, params, allow_unused=True)
+    with _without_hooks(params):
+        found = torch.autograd.grad(total, params, allow_unused=True)
     pairs = zip(found, params, strict=True)
     return values, torch.cat(
         [(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs]
@@ -472,12 +490,13 @@ def _judged(losses: list[Tensor], params: list[Tensor]) -> tuple[Tensor, Tensor]
 @contextlib.contextmanager
 def _moved(params: list[Tensor], by: float) -> Iterator[None]:
     """Parameters at a place in the neighbourhood, always the same."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     before = [p.data for p in params]
     try:
         for p in params:
-            z = torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device)
-            p.data = p.data + by * z * (p.data.abs() + (0.2 if p.ndim else 0))
+            z = torch.randn(p.shape, generator=generator, dtype=p.dtype, device="cpu")
+            size = p.data.abs() + (0.2 if p.ndim else 0)  # an unknown coefficient keeps its sign
+            p.data = p.data + by * z.to(p.device) * size
         yield
     finally:
         for p, own in zip(params, before, strict=True):
@@ -594,13 +613,6 @@ def _watched(model: Any) -> Callable[..., None]:
 # Which step a model has
 
 
-_losses: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
-"""The loss functions of every model's last compile."""
-
-_reasons: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
-"""Why models have DeepXDE's step."""
-
-
 def remember_losses(model: Any, loss: Any) -> None:
     """Keep what a model was compiled with.
 
@@ -608,8 +620,8 @@ def remember_losses(model: Any, loss: Any) -> None:
         model: compiled, with DeepXDE's own step.
         loss: as DeepXDE has got it.
     """
-    _losses[model] = dde_losses.get(loss)
-    _reasons.pop(model, None)
+    model.sciml_snr_losses = dde_losses.get(loss)
+    model.sciml_snr_reason = None
 
 
 def install(model: Any, noise: ModelNoise | None = None) -> str:
@@ -627,8 +639,8 @@ def install(model: Any, noise: ModelNoise | None = None) -> str:
     """
     reason = _why_not(model)
     if not reason:
-        step = SplitStep(model, _losses[model], noise)
-        reason = step.compare()
+        step = SplitStep(model, model.sciml_snr_losses, noise)
+        reason = step.why_not() or step.compare()
         if not reason:
             model.train_step = step.train_step
     if reason:
@@ -638,7 +650,7 @@ def install(model: Any, noise: ModelNoise | None = None) -> str:
 
 def keep_own(model: Any, reason: str) -> None:
     """Leave a model DeepXDE's step, and say why."""
-    _reasons[model] = reason
+    model.sciml_snr_reason = reason
     if isinstance(model.data, PDE):
         model.train_step = _watched(model)
 
@@ -647,7 +659,9 @@ def step_of(model: Any) -> str:
     """In words, which train step a compiled model has, and why it is DeepXDE's own; empty where
     that was not looked at."""
     step = getattr(model.train_step, "__self__", None)
-    reason = step.why_not() if isinstance(step, SplitStep) else _reasons.get(model)
+    reason = (
+        step.why_not() if isinstance(step, SplitStep) else getattr(model, "sciml_snr_reason", None)
+    )
     if reason is None:
         return ""
     return f"train step: DeepXDE's own, since {reason}" if reason else "train step: split by points"

@@ -14,6 +14,7 @@ from sciml_snr import (
     NoisyLoss,
     NoisyPointSetBC,
     NoisyTerm,
+    SNRAdam,
     exact_label_noise,
     noisy,
     set_SNR_options,
@@ -303,6 +304,22 @@ def test_mixed_precision(mixed_precision):
     m = trained(model(measured(), ends()), iterations=50)
     assert SPLIT in m.opt.describe()
     assert np.sum(m.losshistory.loss_train[-1]) < np.sum(m.losshistory.loss_train[0])
+
+
+def test_hooks_on_gradients_act_once(float64):
+    """On the whole gradient, and on what is handed over."""
+    found, called = [], []
+    for hooked in (True, False):
+        m = model(measured(), ends())
+        if hooked:
+            for p in m.net.parameters():
+                p.register_hook(lambda gradient: (called.append(gradient), 2 * gradient)[1])
+        compiled(m, lr=0.0)
+        assert SPLIT in m.opt.describe() and not (hooked and called)
+        found.append(one_step(m))
+    assert len(called) == 3 * len(weights(m))  # the sum, the draw, the noisy terms
+    for name in ("gradients", "noisy"):
+        assert_agree(found[0][name], [2 * gradient for gradient in found[1][name]])
 
 
 # Draws
@@ -639,6 +656,20 @@ def test_forward_mode_keeps_deepxdes_step():
     assert "since derivatives are in forward mode" in split_step.step_of(m) or SPLIT in (
         split_step.step_of(m)
     )
+
+
+def test_parameters_that_only_the_optimizer_knows_are_trained(float64):
+    found = []
+    for split in (True, False):
+        factor = torch.nn.Parameter(torch.tensor(1.5))
+        scaled = noisy(dde.icbc.PointSetOperatorBC(X, Y, lambda x, u, _, f=factor: f * u), 0.2)
+        m = model(scaled, ends())
+        own = SNRAdam([{"params": list(m.net.parameters())}, {"params": [factor]}], lr=1e-2)
+        compiled(m, own, split)
+        m.train(iterations=3, verbose=0)
+        found.append([*weights(m), factor.detach()])
+        assert factor != 1.5
+    assert_agree(*found)
 
 
 def test_lbfgs_keeps_its_step(short_lbfgs):
