@@ -62,7 +62,10 @@ def squares_are_finite(
 ) -> bool:
     """Whether all that a step is made from is finite, and its squares are. If not, look closer:
     :func:`inputs_are_finite`."""
-    tensors = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+    params = [p for group in groups for p in group["params"] if p.grad is not None]
+    if handover is not None:
+        params = [p for p in params if not handover.is_known_finite(p)]
+    tensors = [p.grad for p in params]
     if floor is not None:
         tensors += floor.values()
     if handover is not None:

@@ -30,6 +30,8 @@ class GradientWatch:
         """Parameters of one kind, and their gradients as one vector."""
         self._large: list[tuple[Tensor, Tensor, Tensor]] = []
         """Parameter, squared norm of its gradient, first row of it."""
+        self.found_finite: set[int] = set()
+        """``id`` of parameters whose gradients have turned out to be finite, and their squares."""
 
     def note(self, params: Iterable[Tensor]) -> None:
         """Remember the gradients of today."""
@@ -46,6 +48,7 @@ class GradientWatch:
 
     def clear(self) -> None:
         """Forget them."""
+        self.found_finite.clear()
         self._small.clear()
         self._large.clear()
 
@@ -90,12 +93,14 @@ class GradientWatch:
         for params, flat in self._small:
             if any(p.grad is None for p in params) or not torch.equal(_joined(params), flat):
                 return False
-        return all(
-            p.grad is not None
-            and torch.equal(_first_row(p.grad), row)
-            and float(_square(p.grad)) == float(square)
-            for p, square, row in self._large
-        )
+        for p, square, row in self._large:
+            if p.grad is None or not torch.equal(_first_row(p.grad), row):
+                return False
+            now = float(_square(p.grad))
+            if now != float(square):
+                return False
+            self.found_finite.add(id(p))
+        return True
 
 
 def _joined(params: Sequence[Tensor]) -> Tensor:

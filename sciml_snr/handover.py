@@ -374,6 +374,10 @@ class Handover:
         """What gradients have been multiplied by since backward; see :class:`GradientWatch`."""
         return self._gradients.factor()
 
+    def is_known_finite(self, p: Tensor) -> bool:
+        """Whether a gradient has turned out to be finite meanwhile."""
+        return id(p) in self._gradients.found_finite
+
 
 def _sum(parts: Sequence[dict[Tensor, Tensor]], factors: Sequence[float]) -> dict[Tensor, Tensor]:
     """Their weighted sum, parameter by parameter."""

@@ -46,10 +46,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 
 from .gate import Gate, rise
 
-CHUNK = 2**17
+CHUNK = 2**18
 """Entries of a long vector that are gone through at a time: a few pieces of so many fit into a
 processor's cache."""
 
@@ -184,23 +185,20 @@ def advance(
     if len(grad) <= CHUNK:
         _advance(moments, grad, draw, rho, move, rates, (None, None))
         return moments.is_gated
-    work = grad.new_empty(2, CHUNK)
+    work = grad.new_empty(3, CHUNK)
     for part in _pieces(len(grad)):
         own = moments._replace(
             mean=moments.mean[part],
             square=moments.square[part],
             floor=None if moments.floor is None else moments.floor[part],
         )
-        first, second = work[:, : len(own.mean)]
-        _advance(
-            own,
-            grad[part],
-            None if draw is None else draw[part],
-            rho,
-            move[part],
-            None if rates is None else rates[part],
-            (first, second),
-        )
+        first, second, third = work[:, : len(own.mean)]
+        own_draw = None if draw is None else draw[part]
+        if rates is None and not own.is_stream and grad.device.type == "cpu":
+            _advance_fused(own, grad[part], own_draw, rho, move[part], (first, second), third)
+        else:
+            own_rates = None if rates is None else rates[part]
+            _advance(own, grad[part], own_draw, rho, move[part], own_rates, (first, second))
     return moments.is_gated
 
 
@@ -230,6 +228,42 @@ def _advance(
     if rates is not None:
         torch.neg(q, out=rates).add_(1).div_(root).mul_(step)
     move.addcdiv_(q.mul_(own.mean), root, value=-step)
+
+
+def _advance_fused(
+    own: Moments,
+    grad: Tensor,
+    draw: Tensor | None,
+    rho: float,
+    move: Tensor,
+    work: Work,
+    adams: Tensor,
+) -> None:
+    """The same by torch's fused Adam, which goes through memory once. ``adams`` is to compute its
+    step in."""
+    if own.floor is not None and draw is not None:
+        update_floor(own.floor, draw, rho)
+    adam(
+        [adams.zero_()],
+        [grad],
+        [own.mean],
+        [own.square],
+        [],
+        [torch.tensor(own.step - 1)],
+        fused=True,
+        amsgrad=False,
+        beta1=own.betas[0],
+        beta2=own.betas[1],
+        lr=own.lr,
+        weight_decay=0.0,
+        eps=own.eps,
+        maximize=False,
+    )
+    q = openness(own, work)
+    if q is None:
+        move.add_(adams)
+    else:
+        move.addcmul_(q, adams)
 
 
 def follow(parts: Sequence[Closed]) -> tuple[list[Tensor], float]:

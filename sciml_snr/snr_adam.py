@@ -302,12 +302,13 @@ class SNRAdam(Optimizer):
             if handover is not None and handover.params():
                 handover.check()
             checks.refuse(self.param_groups, floor)
+            scale = 1.0 if handover is None else handover.scale_since_backward()
             inputs = self.param_groups, floor, handover
             squares_are_finite = checks.squares_are_finite(*inputs)
             looks = handover is not None and handover.looks
             if (squares_are_finite and not looks) or checks.inputs_are_finite(*inputs):
                 self._given, self._has_stepped = floor, True
-                self._take(floor, handover, squares_are_finite)
+                self._take(floor, handover, scale, squares_are_finite)
                 if handover is not None:
                     handover.finish()
                     gated = filter(is_gated, self.param_groups)
@@ -318,13 +319,16 @@ class SNRAdam(Optimizer):
         return loss
 
     def _take(
-        self, floor: Floor | None, handover: Handover | None, squares_are_finite: bool
+        self,
+        floor: Floor | None,
+        handover: Handover | None,
+        scale: float,
+        squares_are_finite: bool,
     ) -> None:
         """The step itself, on inputs that have been checked."""
-        scale, beside = 1.0, False
+        beside = False
         noisy: dict[Tensor, Tensor] = {}
         if handover is not None and handover.params():
-            scale = handover.scale_since_backward()
             noisy = handover.noisy_gradients(scale)
             beside = handover.decide(noisy)
             handover.state.setdefault("is_turned", beside)

@@ -55,7 +55,7 @@ def compiled(m, optimizer="snr_adam", split=True, lr=1e-2, **options):
         if split:
             assert split_step.install(m) == SPLIT
         return m
-    set_SNR_options(split_step=split)
+    set_SNR_options(coordinates="own", split_step=split)
     m.compile(optimizer, lr=lr, verbose=0, **options)
     return m
 
@@ -330,9 +330,9 @@ def test_draws_are_those_of_deepxdes_step(kind, float64):
     """To rounding, in the same order."""
     found = []
     for split in (True, False):
-        set_SNR_options(rho=0.0)
+        set_SNR_options(coordinates="own", rho=0.0)
         m = CASES[kind]()
-        set_SNR_options(rho=0.0, split_step=split)
+        set_SNR_options(coordinates="own", rho=0.0, split_step=split)
         trained(m, lr=0.0, iterations=3)
         found.append(floor(m))
     assert_agree(*found)
@@ -341,7 +341,7 @@ def test_draws_are_those_of_deepxdes_step(kind, float64):
 def test_draws_mean_square_is_the_variance_of_the_gradient(float64):
     """Five relative standard errors of the mean over so many draws, against the exact variance."""
     m = model(measured(), ends())
-    set_SNR_options(rho=1 - 1e-6)
+    set_SNR_options(coordinates="own", rho=1 - 1e-6)
     trained(m, lr=0.0, iterations=400, loss_weights=[1, 2, 1])
     assert SPLIT in m.opt.describe()
     term = NoisyTerm(m.net(tensor(X, m)) - tensor(Y, m), np.linspace(0.1, 0.6, 6)[:, None], 2.0)
@@ -681,7 +681,7 @@ def test_lbfgs_keeps_its_step(short_lbfgs):
 
 def test_it_can_be_switched_off():
     m = compiled(model(measured(), ends()), split=False)
-    assert "DeepXDE's own, since set_SNR_options(split_step=False)" in m.opt.describe()
+    assert "DeepXDE's own, since set_SNR_options(coordinates="own", split_step=False)" in m.opt.describe()
     assert len(passes(m)) == 1
 
 
