@@ -20,7 +20,6 @@ import sciml_snr
 from sciml_snr import SNRSOAP, Gate, GateStats, NoisyLoss, NoisyPointSetBC, SNRAdam, noisy
 from sciml_snr.deepxde import SNR_options, noise_of, register, set_SNR_options
 from sciml_snr.deepxde.compile import HINT_AFTER, OPTIMIZERS
-from sciml_snr.deepxde.options import BASIS_OPTIONS
 from sciml_snr.gate import BESIDE_EXACT, DATA_ALONE, STREAM
 from tests.cases import assert_same_bits
 from tests.deepxde.models import (
@@ -905,6 +904,7 @@ ALL_OTHER = dict(
     nonfinite="skip",
     gate_external=True,
     split_step=False,
+    coordinates="own",
     basis="gradient",
     shampoo_beta=0.5,
     precondition_frequency=3,
@@ -943,8 +943,8 @@ def test_every_option_reaches_the_optimizer(name, sigma):
     for option, default in known.items():
         value = ALL_OTHER[option]
         assert value != default, option
-        if name != "snr_soap" and option in BASIS_OPTIONS:
-            assert option not in group
+        if name == "snr_soap" and option == "coordinates":
+            assert group[option] == "eigen"
         elif option not in (*OURS, *GATE):
             assert group[option] == value, option
     expected = dict(z=1.5, alpha=0.7, lambd=2.0, warmup_steps=7, rise_steps=11, discrepancy=True)

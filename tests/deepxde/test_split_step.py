@@ -681,7 +681,7 @@ def test_lbfgs_keeps_its_step(short_lbfgs):
 
 def test_it_can_be_switched_off():
     m = compiled(model(measured(), ends()), split=False)
-    assert "DeepXDE's own, since set_SNR_options(coordinates="own", split_step=False)" in m.opt.describe()
+    assert "DeepXDE's own, since set_SNR_options(split_step=False)" in m.opt.describe()
     assert len(passes(m)) == 1
 
 
