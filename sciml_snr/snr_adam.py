@@ -280,13 +280,13 @@ class SNRAdam(Optimizer):
         if isinstance(closure, Mapping):
             raise TypeError("The floor is given by name: optimizer.step(floor=floor).")
         if floor is not None:
+            checks.check_floor(floor, self.param_groups, self._handover is not None)
             if any(map(self.is_turned, self.param_groups)):
                 raise TypeError(
                     f"{type(self).__name__} takes no floor made by hand in the eigenbasis: it "
                     "needs draws of the noise that it can rotate. Declare the noise: "
                     "noise=sciml_snr.NoisyLoss(sigma), or set coordinates='own'."
                 )
-            checks.check_floor(floor, self.param_groups, self._handover is not None)
         if self._is_undeclared:
             raise RuntimeError(
                 "This is a copy of an optimizer with declared noise, and none is declared to it. "
