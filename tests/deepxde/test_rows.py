@@ -56,6 +56,16 @@ def assert_within_chance(found, expected, steps=STEPS):
     assert ((found - expected).abs() <= 5 * math.sqrt(2 / steps) * expected).all()
 
 
+COORDINATES = {"snr_adam": "own", "snr_soap": "eigen"}
+"""In this file."""
+
+
+@pytest.fixture(autouse=True)
+def own_coordinates(seeded_and_back_to_defaults):
+    """Floors can be computed by hand in the parameters' own coordinates."""
+    set_SNR_options(coordinates="own")
+
+
 class Floors(dde.callbacks.Callback):
     """The floor after every step, and what else is asked for."""
 
@@ -73,7 +83,7 @@ class Floors(dde.callbacks.Callback):
 
 def steps(m, iterations, *asked, callbacks=(), lr=0.0, **options):
     """The floor of every step by itself, at a network that stays, and what is asked for."""
-    set_SNR_options(rho=0.0)
+    set_SNR_options(coordinates="own", rho=0.0)
     recorder = Floors(*asked)
     trained(m, lr=lr, iterations=iterations, callbacks=[recorder, *callbacks], **options)
     return recorder.found, recorder.answers
@@ -147,7 +157,7 @@ def test_exact_conditions_do_not_change_the_floor():
 
 def test_floor_every():
     """Passes at steps 1, 11, 21: in between the floor stays as it is."""
-    set_SNR_options(floor_every=10)
+    set_SNR_options(coordinates="own", floor_every=10)
     floors = Floors()
     trained(model(measured()), iterations=25, callbacks=[floors])
     found = [flat(f) for f in floors.found]
@@ -156,7 +166,7 @@ def test_floor_every():
 
 
 def test_a_larger_error_holds_back_more():
-    set_SNR_options(discrepancy=False)
+    set_SNR_options(coordinates="own", discrepancy=False)
     found = [trained(model(measured(s))).opt.gate_stats().mean_q for s in (0.0, 0.1, 1.0, 1e4)]
     assert found == sorted(found, reverse=True)
     assert found[0] > 0.999 and found[-1] < 0.01
@@ -220,7 +230,7 @@ MEASURED = {
 
 
 def expected_gate(name, beside_exact):
-    return BESIDE_EXACT["eigen"] if beside_exact else DATA_ALONE
+    return BESIDE_EXACT[COORDINATES[name]] if beside_exact else DATA_ALONE
 
 
 @BY_NAME
@@ -237,7 +247,7 @@ def test_the_gate_goes_with_what_stands_beside(kind, name):
 
 @BY_NAME
 def test_the_noisy_terms_gradient_is_known_beside_exact_terms(name):
-    set_SNR_options(betas=(0.0, 0.999))
+    set_SNR_options(coordinates="own", betas=(0.0, 0.999))
     m = model(measured(), ends())
     trained(m, name, lr=0.0, iterations=2, loss_weights=[1.0, 3.0, 1.0])
     params = list(m.net.parameters())
@@ -251,7 +261,7 @@ def test_a_term_of_weight_0_is_none(name):
     m = trained(model(measured()), name, loss_weights=[0, 1])
     assert not m.opt.beside_exact and gate(m) == DATA_ALONE
     m = trained(model(measured(), ends()), name, loss_weights=[0, 1, 2])
-    assert m.opt.beside_exact and gate(m) == BESIDE_EXACT["eigen"]
+    assert m.opt.beside_exact and gate(m) == BESIDE_EXACT[COORDINATES[name]]
     m = trained(model(measured()), name, loss=[NoisyLoss(0.3), "MSE"], loss_weights=[0, 1])
     assert not m.opt.beside_exact and gate(m) == DATA_ALONE
 
@@ -308,7 +318,7 @@ def test_a_measured_source_and_measured_values(name):
     """Noisy equations hold the noise of data back as exact ones do."""
     m = model(measured(0.1), domain=1, boundary=0)
     trained(m, name, loss=[NoisyLoss(0.2), "MSE"])
-    assert m.opt.beside_exact and gate(m) == BESIDE_EXACT["eigen"]
+    assert m.opt.beside_exact and gate(m) == BESIDE_EXACT[COORDINATES[name]]
     m = model(measured(**ONE_POINT), domain=1, boundary=0)
     found = mean_floor(m, name=name, loss=[NoisyLoss(0.2), "MSE"], loss_weights=[0.5, 2])
     at_point = m.net(tensor(X[:1], m)) - tensor(Y[:1], m)
@@ -320,7 +330,7 @@ def test_a_measured_source_and_measured_values(name):
 @pytest.mark.parametrize("sigma", [0.01, 0.3, 1e3])
 def test_what_a_misfit_exceeds_carries_on_as_an_exact_term(name, sigma):
     """Of a noisy equation beside data: its gradient over its misfit counts as noisy."""
-    set_SNR_options(betas=(0.0, 0.999))
+    set_SNR_options(coordinates="own", betas=(0.0, 0.999))
     m = model(measured(0.1))
     trained(m, name, lr=0.0, iterations=2, loss=[NoisyLoss(sigma), "MSE"])
     params = list(m.net.parameters())
@@ -502,7 +512,7 @@ def test_batches_of_any_condition(sigma):
     """noisy() alike, of two points."""
     bc = noisy(dde.icbc.PointSetBC(X, Y, batch_size=2), sigma)
     m = model(bc, ends())
-    set_SNR_options(rho=1 - 1e-6)
+    set_SNR_options(coordinates="own", rho=1 - 1e-6)
     m.compile("snr_adam", lr=0.0, verbose=0)
     rows = []
 
@@ -533,7 +543,7 @@ def test_points_that_stay_keep_their_errors():
 
 def test_a_batch_that_stays_is_a_batch():
     """Its misfit is a matter of chance: it does not open the gate."""
-    set_SNR_options(discrepancy=True)
+    set_SNR_options(coordinates="own", discrepancy=True)
     for batch_size, opens in ((2, False), (None, True)):
         m = measured_only(noisy(dde.icbc.PointSetBC(X, Y + 9, batch_size=batch_size), 0.3))
         trained(m, iterations=3)
@@ -785,7 +795,7 @@ def test_operators_train(kind, name):
     conditions = noisy(dde.icbc.PointSetBC(X, 0.0), 0.3), noisy(slope, 0.3), zero_in_the_middle()
     m = operator(kind, *conditions)
     trained(m, name, iterations=200, display_every=50)
-    assert gate(m) == BESIDE_EXACT["eigen"]
+    assert gate(m) == BESIDE_EXACT[COORDINATES[name]]
     first, *_, last = (np.sum(loss) for loss in m.losshistory.loss_train)
     assert last < first / 2
 
@@ -864,7 +874,7 @@ def test_a_network_frozen_by_a_callback_stays_as_it_is(name):
 
 def inverse(name="snr_adam", **options):
     """A model with an unknown coefficient, and the coefficient."""
-    set_SNR_options(**options)
+    set_SNR_options(**{"coordinates": "own", **options})
     c = dde.Variable(2.0)
     slope = dde.icbc.PointSetOperatorBC(X, 0 * X, lambda x, u, _: c * u)
     m = model(measured(), slope, coefficient=c)
@@ -883,7 +893,7 @@ def test_unknown_coefficients_are_not_gated_and_have_no_floor():
 def test_unknown_coefficients_are_gated_on_demand(name):
     """With floor 0: the measurements do not tell of the coefficient but through the network."""
     m, c = inverse(name, gate_external=True)
-    assert m.opt.moments(c).gate == BESIDE_EXACT["eigen"]
+    assert m.opt.moments(c).gate == BESIDE_EXACT[COORDINATES[name]]
     assert floor_of(m, c).item() == 0
     assert m.opt.gate_stats(1).mean_q == pytest.approx(1)
 
@@ -894,7 +904,7 @@ def test_unknown_coefficients_are_gated_on_demand(name):
 @BY_NAME
 @pytest.mark.parametrize("floor_every", [1, 3])
 def test_save_and_restore(tmp_path, floor_every, name):
-    set_SNR_options(floor_every=floor_every)
+    set_SNR_options(coordinates="own", floor_every=floor_every)
     m = trained(model(measured(), ends()), name)
     path = m.save(str(tmp_path / "model"))
     restored = model(measured(), ends())
@@ -949,16 +959,16 @@ def test_a_restored_run_knows_what_was_drawn_anew(tmp_path, kind):
 @pytest.mark.parametrize("saved", ["label", "stream"])
 def test_a_state_of_the_other_floor_can_be_restored(tmp_path, saved):
     """What is missing starts anew."""
-    set_SNR_options(floor=saved)
+    set_SNR_options(coordinates="own", floor=saved)
     m = trained(model(measured()))
     path = m.save(str(tmp_path / "model"))
-    set_SNR_options(floor="stream" if saved == "label" else "label")
+    set_SNR_options(coordinates="own", floor="stream" if saved == "label" else "label")
     restored = model(measured())
     restored.compile("snr_adam", lr=1e-2, verbose=0)
     restored.restore(path)
     assert_same_bits(weights(restored), weights(m))
     restored.train(iterations=5, verbose=0)
-    assert gate(restored) == (STREAM if saved == "label" else BESIDE_EXACT["eigen"])
+    assert gate(restored) == (STREAM if saved == "label" else BESIDE_EXACT["own"])
 
 
 def test_lbfgs_in_between(short_lbfgs):
@@ -1009,7 +1019,7 @@ def test_an_operator_without_columns():
 
 
 def test_gate_options_change_the_gate_that_goes_with_the_loss():
-    set_SNR_options(z=3.0, rise_steps=7)
+    set_SNR_options(coordinates="own", z=3.0, rise_steps=7)
     m = trained(model(measured()), iterations=1)
     assert gate(m) == Gate("stein", z=3.0, rise_steps=7)
     m = trained(measured_only(measured()), iterations=1)

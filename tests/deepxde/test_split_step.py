@@ -664,7 +664,8 @@ def test_parameters_that_only_the_optimizer_knows_are_trained(float64):
         factor = torch.nn.Parameter(torch.tensor(1.5))
         scaled = noisy(dde.icbc.PointSetOperatorBC(X, Y, lambda x, u, _, f=factor: f * u), 0.2)
         m = model(scaled, ends())
-        own = SNRAdam([{"params": list(m.net.parameters())}, {"params": [factor]}], lr=1e-2)
+        groups = [{"params": list(m.net.parameters())}, {"params": [factor]}]
+        own = SNRAdam(groups, lr=1e-2, coordinates="own")
         compiled(m, own, split)
         m.train(iterations=3, verbose=0)
         found.append([*weights(m), factor.detach()])
