@@ -43,6 +43,9 @@ bench: .venv/.installed-bench
 	$(BIN)/python -m benchmarks.prototype
 	$(BIN)/python -m benchmarks.replicas
 	$(BIN)/python -m benchmarks.cost
+	$(BIN)/python -m benchmarks.equal_time cost
+	$(BIN)/python -m benchmarks.equal_time
+	$(BIN)/python -m benchmarks.weights
 	$(BIN)/python -m benchmarks.paper.phenomena
 	$(BIN)/python -m benchmarks.paper.grokking
 	$(BIN)/python -m benchmarks.paper.dpo

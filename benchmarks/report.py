@@ -18,6 +18,7 @@ from benchmarks import (
     convection,
     cost,
     curves,
+    equal_time,
     fit_images,
     fit_sdf,
     heat,
@@ -28,6 +29,7 @@ from benchmarks import (
     redesign,
     replicas,
     stopping,
+    weights,
     zoo,
 )
 from benchmarks.paper import report as paper
@@ -51,6 +53,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "image_gates": images.gates,
     "heat_inverse": heat.table,
     "costs": cost.table,
+    "step_costs": cost.step_table,
+    "equal_time_overall": equal_time.overall,
+    "equal_time_problems": equal_time.problems,
+    "equal_time_costs": equal_time.costs,
+    "weights": weights.table,
     "curves": curves.table,
     "replica_floor": replicas.table,
     "redesign": redesign.table,
