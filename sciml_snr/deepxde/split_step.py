@@ -230,9 +230,10 @@ class SplitStep:
         trained = [p for group in model.opt.param_groups for p in group["params"]]
         own = [*model.net.parameters(), *model.external_trainable_variables, *trained]
         self._params = list(dict.fromkeys(own))
-        self._seen: tuple[Any, Any, Any] = None, None, None
-        """Copies of the points, of the auxiliary variables and of the numbers of points that the
-        parts have been filled from."""
+        self._seen: tuple[bytes, bytes | None, list[int]] | None = None
+        """The points, the auxiliary variables and the numbers of points that the parts have been
+        filled from."""
+        self._aux: Any = None
         self._all_losses = losses
         self._parts = _parts(model, losses, noise)
         self._sources = {owner for part in self._parts for owner in part.owners_of(1)}
@@ -302,7 +303,7 @@ class SplitStep:
             sizes = [torch.sum(p.abs()) for p in model.net.parameters()]
             l1_loss = self._l1 * torch.sum(torch.stack(sizes))
             losses = torch.cat([losses, l1_loss.unsqueeze(0)])
-        aux = self._seen[1]
+        aux = self._aux
         model.net.auxiliary_vars = None if aux is None else torch.as_tensor(aux)
         return losses
 
@@ -331,13 +332,8 @@ class SplitStep:
     def _fill(self, inputs: Any, aux: Any) -> None:
         """Give every part its rows, where they are others than in the last step."""
         data = self.model.data
-        seen, seen_aux, sizes = self._seen
-        if (
-            seen is not None
-            and sizes == data.num_bcs
-            and np.array_equal(inputs, seen)
-            and (aux is seen_aux is None or np.array_equal(aux, seen_aux))
-        ):
+        now = inputs.tobytes(), None if aux is None else aux.tobytes(), list(data.num_bcs)
+        if now == self._seen:
             return
         ends = np.cumsum([0, *data.num_bcs])
         for part in self._parts:
@@ -345,7 +341,7 @@ class SplitStep:
             if part.is_equation:
                 rows.append(np.arange(ends[-1], len(inputs)))
             part.fill(data, inputs, aux, np.concatenate(rows))
-        self._seen = np.array(inputs), None if aux is None else np.array(aux), list(data.num_bcs)
+        self._seen, self._aux = now, aux
 
     def compare(self) -> str:
         """Why the losses or their gradient are not those of DeepXDE's own step; empty where they
