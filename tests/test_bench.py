@@ -223,7 +223,8 @@ def test_the_zoo_compares_what_it_promises() -> None:
     assert {one.optimizer for one in used} >= {"adam", "adamw", "snr_adam", "snr_soap", *RIVALS}
     assert {one.variant for one in used} == {"", *VARIANTS}
     assert all(len(one.lrs) >= 4 for one in used)
-    assert not plan.methods["snr_adam"].options and not plan.methods["snr_soap"].options
+    assert plan.methods["snr_adam, own coordinates"].options == {"coordinates": "own"}
+    assert not plan.methods["snr_soap"].options
     gates = {one.options["gate"] for one in used if one.options.get("floor") == "stream"}
     assert gates == {"soft", "hard", "snr"}
 
