@@ -9,8 +9,8 @@ export OMP_NUM_THREADS = 1
 
 demo: .venv/.installed
 	rm -rf runs/demo
-	$(BIN)/sciml-snr compare convection --optimizers adamw,snr_adam --seeds 2 --out runs/demo/convection
-	$(BIN)/sciml-snr solve lynx_hare --out runs/demo/lynx_hare
+	$(BIN)/sciml-snr compare convection --optimizers adamw,snr_adam --seeds 2 --iterations 5000 --out runs/demo/convection
+	$(BIN)/sciml-snr solve lynx_hare --iterations 5000 --out runs/demo/lynx_hare
 	@echo "The demo's figures: runs/demo/convection/comparison.png, runs/demo/lynx_hare/figure.png"
 
 test: .venv/.installed
