@@ -51,41 +51,44 @@ def in_turns(calls: dict[str, Callable[[], float]], rounds: int) -> dict[str, li
     return {name: own[1:] for name, own in seconds.items()}
 
 
+def training(model: Any, count: int) -> Callable[[], float]:
+    """A call that trains a DeepXDE model for so many iterations; gives CPU seconds of one."""
+
+    def call() -> float:
+        started = time.process_time()
+        model.train(iterations=count, display_every=10**9, verbose=0)
+        return (time.process_time() - started) / count
+
+    return call
+
+
+def ratio(own: list[float], of: list[float]) -> float:
+    """Median over rounds."""
+    return median(a / b for a, b in zip(own, of, strict=True))
+
+
 def iterations(problem_name: str, rounds: int = 20, count: int = 60) -> list[dict[str, Any]]:
     """A DeepXDE iteration, one row per method."""
     torch.set_num_threads(1)
-
-    def trained(model: Any) -> Callable[[], float]:
-        def call() -> float:
-            started = time.process_time()
-            model.train(iterations=count, display_every=10**9, verbose=0)
-            return (time.process_time() - started) / count
-
-        return call
-
     calls = {}
     for name, (optimizer, options) in METHODS.items():
         config = resolved(RunConfig(problem_name, optimizer, snr_options=options))
         model = compile_model(config, config.build())
         if name == "adam, given the split step":
             install(model)
-        calls[name] = trained(model)
+        calls[name] = training(model, count)
     seconds = in_turns(calls, rounds)
     return [
         {
             "problem": problem_name,
             "method": name,
             "milliseconds": 1000 * median(own),
-            "times_adam": _ratio(own, seconds["adam"]),
-            "times_split_adam": _ratio(own, seconds["adam, given the split step"]),
+            "times_adam": ratio(own, seconds["adam"]),
+            "times_split_adam": ratio(own, seconds["adam, given the split step"]),
             "rounds": rounds,
         }
         for name, own in seconds.items()
     ]
-
-
-def _ratio(own: list[float], of: list[float]) -> float:
-    return median(a / b for a, b in zip(own, of, strict=True))
 
 
 def steps(size: str, chunk: int = rule.CHUNK, rounds: int = 15) -> list[dict[str, Any]]:
@@ -142,7 +145,7 @@ def steps(size: str, chunk: int = rule.CHUNK, rounds: int = 15) -> list[dict[str
             "chunk": chunk,
             "case": kind,
             "milliseconds": 1000 * median(own),
-            "times_adamw": _ratio(own, seconds["AdamW"]),
+            "times_adamw": ratio(own, seconds["AdamW"]),
             "rounds": rounds,
         }
         for kind, own in seconds.items()

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks import text, zoo
+from benchmarks.cost import in_turns, ratio, training
 from benchmarks.harness import RESULTS, append_missing, read
 from sciml_snr._runs import append_row
 from sciml_snr.bench import tables
@@ -78,25 +79,19 @@ def job(problem: str, optimizer: str, options: dict[str, Any], **changes: Any) -
 def cost(problem: str, rounds: int = 15, iterations: int = 40) -> dict[str, Any]:
     """CPU time of an iteration over that of DeepXDE's own Adam."""
     torch.set_num_threads(1)
-    models = {}
+    calls = {}
     plain: dict[str, tuple[str, dict[str, Any]]] = {"adam": ("adam", {}), "split": ("adam", {})}
     ours = {name: ("snr_adam", options) for name, options in METHODS.items()}
     for name, (optimizer, options) in {**plain, **ours}.items():
         course = Course(job(problem, optimizer, options))
-        models[name] = compile_any(course.config, course.problem)
-    install(models["split"])
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(rounds + 1):
-        for name, model in models.items():
-            started = time.process_time()
-            model.train(iterations=iterations, display_every=10**9, verbose=0)
-            seconds[name].append(time.process_time() - started)
-    adam = seconds["adam"][1:]  # the first round warms up
-    ratios = {
-        name: median(b / a for a, b in zip(adam, own[1:], strict=True))
-        for name, own in seconds.items()
-    }
-    return {"problem": problem, "milliseconds": 1000 * median(adam) / iterations, **ratios}
+        model = compile_any(course.config, course.problem)
+        if name == "split":
+            install(model)
+        calls[name] = training(model, iterations)
+    seconds = in_turns(calls, rounds)
+    adam = seconds["adam"]
+    ratios = {name: ratio(own, adam) for name, own in seconds.items()}
+    return {"problem": problem, "milliseconds": 1000 * median(adam), **ratios}
 
 
 def runs() -> list[Run]:

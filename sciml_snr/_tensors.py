@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+LARGE = 2**16
+"""Tensors with so many entries are gone through one by one, smaller ones joined to one vector."""
+
 
 def as_real(x: Tensor) -> Tensor:
     """A complex tensor as pairs of reals, as in torch's Adam; others as they are."""
@@ -39,16 +42,17 @@ def sums_of_squares_are_finite(tensors: Sequence[Tensor]) -> bool:
     for tensor in tensors:
         kind = (tensor.device, tensor.dtype)
         # Large ones are not worth a copy.
-        found = alike.setdefault(kind, []) if tensor.numel() < 2**16 else []
-        found.append(tensor)
-        if tensor.numel() >= 2**16 and not _sum_is_finite(found):
+        if tensor.numel() < LARGE:
+            alike.setdefault(kind, []).append(tensor)
+        elif not math.isfinite(sum_of_squares([tensor])):
             return False
-    return all(_sum_is_finite(found) for found in alike.values())
+    return all(math.isfinite(sum_of_squares(found)) for found in alike.values())
 
 
-def _sum_is_finite(alike: Sequence[Tensor]) -> bool:
+def sum_of_squares(alike: Sequence[Tensor]) -> Tensor:
+    """Of all entries of tensors of one device and dtype; of 16-bit ones in float32."""
     flat = as_wide(flattened(alike))
-    return math.isfinite(flat.dot(flat))
+    return flat.dot(flat)
 
 
 def joined(states: Sequence[dict[str, Any]], name: str) -> Tensor:

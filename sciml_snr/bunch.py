@@ -11,9 +11,6 @@ from torch import Tensor
 from . import eigenbasis
 from ._tensors import as_real, flattened, is_16_bit, joined, parts_of, state_dtype
 
-LARGE = 2**16
-"""Parameters with so many entries are stepped one by one, smaller ones as one vector."""
-
 
 class Bunch:
     """Parameters of a group that are stepped as one vector: one device and dtype, one number of
@@ -60,10 +57,6 @@ class Bunch:
             known = ([state[name].data_ptr() for state in self.states], flat)
             self._vectors[name] = known
         return known[1]
-
-    def forget(self) -> None:
-        """Look for the states' vectors anew: some have been replaced."""
-        self._vectors.clear()
 
     def count_step(self) -> float:
         """One step more; gives their number."""

@@ -7,14 +7,11 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from ._tensors import as_real, as_wide, flattened, is_16_bit
+from ._tensors import LARGE, as_real, as_wide, flattened, is_16_bit, sum_of_squares
 
 TOLERANCE = 1e-2
 """Relative difference of a gradient from a multiple of what backward left; of 16-bit gradients
 more."""
-
-LARGE = 2**16
-"""Gradients of fewer entries are kept, of larger ones the norm and the first row."""
 
 
 class GradientWatch:
@@ -34,7 +31,7 @@ class GradientWatch:
         """``id`` of parameters whose gradients have turned out to be finite, and their squares."""
 
     def note(self, params: Iterable[Tensor]) -> None:
-        """Remember the gradients of today."""
+        """Remember the gradients of today: small ones whole, of large ones norm and first row."""
         self.clear()
         kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
         for p in params:
@@ -43,7 +40,8 @@ class GradientWatch:
             if p.numel() < LARGE:
                 kinds.setdefault((p.grad.device, p.grad.dtype), []).append(p)
             else:
-                self._large.append((p, _square(p.grad), _first_row(p.grad).clone()))
+                square = sum_of_squares([p.grad])
+                self._large.append((p, square, _first_row(p.grad).clone()))
         self._small = [(own, _joined(own)) for own in kinds.values()]
 
     def clear(self) -> None:
@@ -72,7 +70,7 @@ class GradientWatch:
         rows = [(p, _first_row(p.grad), row) for p, _, row in self._large if p.grad is not None]
         norms = [(p, _norm(now), _norm(then)) for p, now, then in pairs]
         norms += [
-            (p, float(_square(p.grad)) ** 0.5, float(square) ** 0.5)
+            (p, float(sum_of_squares([p.grad])) ** 0.5, float(square) ** 0.5)
             for p, square, _ in self._large
             if p.grad is not None
         ]
@@ -96,7 +94,7 @@ class GradientWatch:
         for p, square, row in self._large:
             if p.grad is None or not torch.equal(_first_row(p.grad), row):
                 return False
-            now = float(_square(p.grad))
+            now = float(sum_of_squares([p.grad]))
             if now != float(square):
                 return False
             self.found_finite.add(id(p))
@@ -121,11 +119,6 @@ def _each(params: Sequence[Tensor], flat: Tensor) -> list[tuple[Tensor, Tensor, 
 
 def _first_row(grad: Tensor) -> Tensor:
     return as_real(grad)[:1] if grad.ndim else as_real(grad)
-
-
-def _square(grad: Tensor) -> Tensor:
-    flat = as_wide(as_real(grad).reshape(-1))
-    return flat.dot(flat)
 
 
 def _norm(x: Tensor) -> float:

@@ -19,8 +19,8 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import checks, eigenbasis, rule
 from . import gate as gates
-from ._tensors import flattened, is_16_bit, state_dtype, state_like
-from .bunch import LARGE, Bunch
+from ._tensors import LARGE, flattened, is_16_bit, state_dtype, state_like
+from .bunch import Bunch
 from .checks import Floor
 from .describe import describe
 from .gate import Gate, resolve_alpha
@@ -340,7 +340,7 @@ class SNRAdam(Optimizer):
                 self._take_ungated(group, squares_are_finite)
                 continue
             draws = None if handover is None else handover.draws(group["betas"][0], scale)
-            for bunch in self._bunches(group, draws, floor):
+            for bunch in self._bunches(group, group["params"], draws, floor):
                 moments, grad, draw = self._prepare(bunch, draws, floor, squares_are_finite)
                 bunch.decay()
                 move = bunch.in_place()
@@ -369,7 +369,7 @@ class SNRAdam(Optimizer):
         params = [p for p in group["params"] if p.grad is not None]
         if self.is_turned(group):
             turned = [p for p in params if eigenbasis.sides_of(p, group)]
-            self._take_turned({**group, "params": turned}, squares_are_finite)
+            self._take_turned(group, turned, squares_are_finite)
             params = [p for p in params if not eigenbasis.sides_of(p, group)]
         if not params:
             return
@@ -400,9 +400,11 @@ class SNRAdam(Optimizer):
             if own is not p:
                 p.copy_(own)
 
-    def _take_turned(self, group: dict[str, Any], squares_are_finite: bool) -> None:
-        """SOAP's step without a gate."""
-        for bunch in self._bunches(group):
+    def _take_turned(
+        self, group: dict[str, Any], params: list[Tensor], squares_are_finite: bool
+    ) -> None:
+        """SOAP's step without a gate, of the group's parameters with a basis."""
+        for bunch in self._bunches(group, params):
             moments, grad, _ = self._prepare(bunch, None, None, squares_are_finite)
             bunch.decay()
             move = torch.zeros_like(grad)
@@ -524,11 +526,13 @@ class SNRAdam(Optimizer):
     def _bunches(
         self,
         group: dict[str, Any],
+        params: list[Tensor],
         draws: Mapping[Tensor, Tensor] | None = None,
         floor: Floor | None = None,
     ) -> list[Bunch]:
-        """The group's parameters with a gradient, in bunches that can be stepped as one vector."""
-        params = [p for p in group["params"] if p.grad is not None and p.numel()]
+        """Parameters of a group, those with a gradient, in bunches that can be stepped as one
+        vector."""
+        params = [p for p in params if p.grad is not None and p.numel()]
         states = [self._init_state(p, group) for p in params]
         given = [self._handover is None and floor is not None and p in floor for p in params]
         drawn = [draws is not None and p in draws for p in params]

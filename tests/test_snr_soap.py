@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import pickle
 
@@ -495,6 +496,21 @@ def test_long_sides_keep_their_coordinates_and_cost_no_matrix(beside):
     assert largest.numel <= 3 * p.numel()  # gradient, draw and noisy part side by side
     assert {key for key in optimizer.state[p] if "row" in key} == set()
     assert optimizer.state[p]["col_basis"].shape == (3, 3)
+
+
+@pytest.mark.parametrize("gate", ["none", "stein"])
+def test_steps_leave_nothing_behind(gate):
+    params = parameters()
+    optimizer = SNRSOAP(params, gate=gate)
+
+    def objects() -> int:
+        gc.collect()
+        return len(gc.get_objects())
+
+    feed(optimizer, 5)
+    before = objects()
+    feed(optimizer, 40, start=5)
+    assert objects() < before + 20
 
 
 def test_which_parameters_have_a_basis():

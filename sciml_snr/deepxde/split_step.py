@@ -245,15 +245,10 @@ class SplitStep:
 
     def why_not(self) -> str:
         """Why DeepXDE's own step is used in spite of all, at the moment; empty where it is not."""
-        data = self.model.data
         now, then = self._structure(), self._built_for
         if len(now) != len(then) or any(a is not b for a, b in zip(now, then, strict=True)):
             return "conditions, equation or network are others than at compile"
-        if not vars(data).keys().isdisjoint(("losses", "losses_train")):
-            return "the data form their losses themselves"
-        if config.autodiff != "reverse":
-            return "derivatives are in forward mode"
-        return ""
+        return _why_not_today(self.model.data)
 
     def train_step(self, inputs: Any, targets: Any, auxiliary_vars: Any) -> None:
         """As DeepXDE's."""
@@ -663,6 +658,16 @@ def step_of(model: Any) -> str:
     return f"train step: DeepXDE's own, since {reason}" if reason else "train step: split by points"
 
 
+OWN_LOSSES = "the data form their losses themselves"
+
+
+def _why_not_today(data: Any) -> str:
+    """What may come to speak against the split step after compile; empty if nothing does."""
+    if not vars(data).keys().isdisjoint(("losses", "losses_train")):
+        return OWN_LOSSES
+    return "derivatives are in forward mode" if config.autodiff != "reverse" else ""
+
+
 def _why_not(model: Any) -> str:
     """What speaks against the split step before it is tried; empty if nothing does."""
     data = model.data
@@ -671,14 +676,10 @@ def _why_not(model: Any) -> str:
     if not isinstance(data, PDE):
         return "the data are no PDE"
     of_class = type(data)
-    if (
-        of_class.losses is not PDE.losses
-        or of_class.losses_train is not PDE.losses_train
-        or not vars(data).keys().isdisjoint(("losses", "losses_train"))
-    ):
-        return "the data form their losses themselves"
-    if config.autodiff != "reverse":
-        return "derivatives are in forward mode"
+    if of_class.losses is not PDE.losses or of_class.losses_train is not PDE.losses_train:
+        return OWN_LOSSES
+    if reason := _why_not_today(data):
+        return reason
     if config.hvd is not None:
         return "training is distributed"
     if optimizers.is_external_optimizer(model.opt_name):
