@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks import text
 from benchmarks.harness import RESULTS, THRESHOLDS, read, run_all
 from sciml_snr import problems
-from sciml_snr.run import RunConfig
+from sciml_snr.runs.options import ProblemConfig
 
 PATH = RESULTS / "convection.csv"
 GATE_ALONE = RESULTS / "gate_alone.csv"
@@ -61,15 +61,15 @@ HELD = {
 """Methods that also run long, at one learning rate."""
 
 
-def config(method: str, lr: float, seed: int, iterations: int = ITERATIONS) -> RunConfig:
+def config(method: str, lr: float, seed: int, iterations: int = ITERATIONS) -> ProblemConfig:
     """One run of a method."""
     optimizer, options = METHODS[method]
-    return RunConfig(
+    return ProblemConfig(
         "convection", optimizer, lr, iterations=iterations, seed=seed, snr_options=options
     )
 
 
-def configs() -> Iterator[RunConfig]:
+def configs() -> Iterator[ProblemConfig]:
     """Seed by seed, so that a stop leaves whole comparisons."""
     for seed in SEEDS:
         for method in METHODS:

@@ -21,9 +21,10 @@ from torch import nn
 from benchmarks import text
 from benchmarks.harness import RESULTS, read, resolved
 from sciml_snr import NoisyLoss, SNRAdam, rule
-from sciml_snr._runs import append_row
 from sciml_snr.deepxde.split_step import install
-from sciml_snr.run import RunConfig, compile_model
+from sciml_snr.runs.folder import append_row
+from sciml_snr.runs.options import ProblemConfig
+from sciml_snr.runs.run import compile_model
 
 PATH, STEPS = RESULTS / "cost.csv", RESULTS / "step_cost.csv"
 OWN = {"coordinates": "own"}
@@ -72,7 +73,7 @@ def iterations(problem_name: str, rounds: int = 20, count: int = 60) -> list[dic
     torch.set_num_threads(1)
     calls = {}
     for name, (optimizer, options) in METHODS.items():
-        config = resolved(RunConfig(problem_name, optimizer, snr_options=options))
+        config = resolved(ProblemConfig(problem_name, optimizer, snr_options=options))
         model = compile_model(config, config.build())
         if name == "adam, given the split step":
             install(model)

@@ -25,13 +25,13 @@ import torch
 from benchmarks import text, zoo
 from benchmarks.cost import in_turns, ratio, training
 from benchmarks.harness import RESULTS, append_missing, read
-from sciml_snr._runs import append_row
 from sciml_snr.bench import tables
 from sciml_snr.bench.plan import Job
 from sciml_snr.bench.rivals import compile_any
 from sciml_snr.bench.rows import number
 from sciml_snr.bench.training import DIVERGED, Course
 from sciml_snr.deepxde.split_step import install
+from sciml_snr.runs.folder import append_row
 
 PATH, COSTS = RESULTS / "equal_time.csv", RESULTS / "equal_time_cost.csv"
 LR = 3e-3

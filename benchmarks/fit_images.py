@@ -38,12 +38,12 @@ from torch import nn
 
 from benchmarks import text
 from benchmarks.harness import RESULTS, append_missing, read
-from sciml_snr._runs import append_row
 from sciml_snr.inr import FitOptions, images, train
 from sciml_snr.inr import fit as loop
 from sciml_snr.inr.images import PixelObjective
 from sciml_snr.inr.networks import Siren
 from sciml_snr.measure.twins import memorized_share
+from sciml_snr.runs.folder import append_row
 
 PATH = RESULTS / "fit_images.csv"
 COST = RESULTS / "fit_images_cost.csv"

@@ -13,7 +13,8 @@ import torch
 from sciml_snr.bench import append_missing, read
 from sciml_snr.bench.rivals import compile_any
 from sciml_snr.bench.rows import key_of
-from sciml_snr.run import OPTIMIZERS, Recorder, RunConfig
+from sciml_snr.runs.options import PROBLEM_OPTIMIZERS, ProblemConfig
+from sciml_snr.runs.run import Recorder
 
 __all__ = ["RESULTS", "append_missing", "read", "resolved", "run_all", "run_one"]
 
@@ -22,18 +23,18 @@ THRESHOLDS = (0.4, 0.3, 0.2)
 KEYS = ("problem", "optimizer", "lr", "iterations", "seed", "snr_options")
 
 
-def run_all(configs: Iterable[RunConfig], path: Path, jobs: int | None = None) -> None:
+def run_all(configs: Iterable[ProblemConfig], path: Path, jobs: int | None = None) -> None:
     """One row per run of a problem."""
     append_missing(path, map(resolved, configs), KEYS, run_one, jobs)
 
 
-def resolved(config: RunConfig) -> RunConfig:
+def resolved(config: ProblemConfig) -> ProblemConfig:
     """With the problem's defaults filled in; a rival's name stays."""
-    known = config.optimizer if config.optimizer in OPTIMIZERS else "adam"
+    known = config.optimizer if config.optimizer in PROBLEM_OPTIMIZERS else "adam"
     return replace(replace(config, optimizer=known).resolved(), optimizer=config.optimizer)
 
 
-def run_one(config: RunConfig) -> dict[str, Any]:
+def run_one(config: ProblemConfig) -> dict[str, Any]:
     """Train one config in this process, on one thread."""
     torch.set_num_threads(1)
     problem = config.build()

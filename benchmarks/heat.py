@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks import stopping, text
 from benchmarks.harness import RESULTS, read, run_all
-from sciml_snr.run import RunConfig
+from sciml_snr.runs.options import ProblemConfig
 
 PATH = RESULTS / "heat.csv"
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -26,10 +26,10 @@ SEEDS = range(5)
 ITERATIONS = 6000
 
 
-def configs() -> list[RunConfig]:
+def configs() -> list[ProblemConfig]:
     """Seed by seed, so that a stop leaves whole comparisons."""
     return [
-        RunConfig("heat", optimizer, lr, iterations=ITERATIONS, seed=seed, snr_options=options)
+        ProblemConfig("heat", optimizer, lr, iterations=ITERATIONS, seed=seed, snr_options=options)
         for seed in SEEDS
         for optimizer, options in METHODS.values()
         for lr in LRS

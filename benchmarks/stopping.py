@@ -19,7 +19,8 @@ import torch
 from benchmarks import text
 from benchmarks.harness import RESULTS, append_missing, read, resolved
 from sciml_snr.bench.stopping import Discrepancy, HeldOut, LowestRisk
-from sciml_snr.run import Recorder, RunConfig, compile_model
+from sciml_snr.runs.options import ProblemConfig
+from sciml_snr.runs.run import Recorder, compile_model
 
 PATH = RESULTS / "stopping.csv"
 KEYS = ("problem", "optimizer", "lr", "iterations", "seed", "rule")
@@ -42,7 +43,7 @@ def run(job: Stopped) -> dict[str, Any]:
     """Train in this process, on one thread."""
     torch.set_num_threads(1)
     values = {key: value for key, value in asdict(job).items() if key != "rule"}
-    config = resolved(RunConfig(**values))
+    config = resolved(ProblemConfig(**values))
     problem = config.build()
     main = Recorder(config, problem)
     rules: dict[str, Any]

@@ -34,7 +34,7 @@ from sciml_snr.bench import tables
 from sciml_snr.bench.rows import number
 from sciml_snr.bench.training import DIVERGED, Course
 from sciml_snr.deepxde.conditions import NoisyCondition, conditions_of
-from sciml_snr.run import compile_model
+from sciml_snr.runs.run import compile_model
 
 PATH = RESULTS / "weights.csv"
 RULES = ("by hand", "one", "sigma", "gradients", "misfit")

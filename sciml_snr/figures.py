@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from .measure.channel import Channel
 from .measure.twins import Memorization
+from .runs.folder import read_arrays, read_json, readable, write_atomically
 
 COLORS = ["#1b6ca8", "#d1495b", "#2a9d8f", "#e09f3e", "#7b5ea7"]
 _NOISY: dict[str, Any] = dict(marker=".", linestyle="none", color="0.65", markersize=4, zorder=1)
@@ -399,17 +400,18 @@ def _colors(n: int) -> list[Any]:
 
 
 def _optimizer(folder: Path) -> str:
-    return str(json.loads((folder / "config.json").read_text())["optimizer"])
+    return str(read_json(folder / "config.json")["optimizer"])
 
 
 def _load(folder: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    with np.load(folder / "prediction.npz") as archive:
-        fields = dict(archive)
-    with open(folder / "metrics.csv", newline="") as file:
+    fields, path = read_arrays(folder / "prediction.npz"), folder / "metrics.csv"
+    with readable(path), open(path, newline="", encoding="utf-8") as file:
         rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
     return fields, rows
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=130)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=130, format="png")
+    write_atomically(path, buffer.getvalue())
     return path

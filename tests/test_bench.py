@@ -31,7 +31,8 @@ from sciml_snr.bench.stopping import HeldOut, check_sigma_known, conditions_of, 
 from sciml_snr.bench.training import Course
 from sciml_snr.cli import app
 from sciml_snr.gate import BESIDE_EXACT, STREAM
-from sciml_snr.run import RunConfig, compile_model
+from sciml_snr.runs.options import ProblemConfig
+from sciml_snr.runs.run import compile_model
 
 TOP = "seeds = [0, 1]\nlrs = [1e-3, 3e-3]\niterations = 6\nwidth = 4\n"
 PROBLEMS = "[problems.poisson]\n"
@@ -304,7 +305,7 @@ def test_the_command_runs_a_file_and_goes_on(tmp_path, monkeypatch) -> None:
     assert {row["seed"] for row in read(Path("tuned.csv"))} == {"0", "1"}
     Path("plan.toml").write_text(text.replace("1e-3", "-1e-3"))
     third = CliRunner().invoke(app, call)
-    assert third.exit_code == 2 and "plan.toml: lrs has -0.001" in third.output + third.stderr
+    assert third.exit_code == 1 and "plan.toml: lrs has -0.001" in third.output + third.stderr
 
 
 def timeless(row: dict) -> dict:
@@ -501,7 +502,7 @@ def test_one_measurement_in_ten_is_held_out_of_every_condition() -> None:
     rule = HeldOut(problem, 0, 5)
     assert before == [32, 20] and [len(bc) for bc in conditions_of(problem)] == [29, 18]
     assert [len(bc) for bc in rule.held] == [3, 2]
-    model = compile_model(RunConfig("poisson", "adam", 1e-3, iterations=1), problem)
+    model = compile_model(ProblemConfig("poisson", "adam", 1e-3, iterations=1), problem)
     for trained, held in zip(model.data.bcs, rule.held, strict=True):
         assert type(trained) is type(held)
         assert len(np.intersect1d(trained.points, held.points)) == 0

@@ -15,7 +15,7 @@ import trimesh
 from typer.testing import CliRunner
 
 from sciml_snr.cli import app
-from sciml_snr.cli._app import parse_options
+from sciml_snr.cli._options import parse_pairs
 
 runner = CliRunner()
 
@@ -132,14 +132,14 @@ def test_compare() -> None:
 )
 def test_errors_are_plain(arguments: list[str], message: str) -> None:
     Path("bad.csv").write_text("x,t,u\n1,0,1\n1,0,nan\n")
-    output = " ".join(call(*arguments, code=2).split())
+    output = " ".join(call(*arguments, code=1).split())
     assert message in output
     assert "Traceback" not in output
     assert not Path("runs").exists()
 
 
 def test_a_diverging_run_is_no_traceback() -> None:
-    output = call("solve", "lynx_hare", "--lr", "1e6", "--iterations", "50", code=2)
+    output = call("solve", "lynx_hare", "--lr", "1e6", "--iterations", "50", code=1)
     assert "Error: The gradient of" in output and "Traceback" not in output
 
 
@@ -174,7 +174,7 @@ def test_fit_image(noisy_png) -> None:
     assert clean.shape == (32, 40) and clean.dtype == np.uint8
     folder = Path("runs/noisy-snr_soap-seed0")
     assert {p.name for p in folder.iterdir()} == {
-        *("config.json", "metrics.csv", "checkpoint.pt"),
+        *(".lock", "config.json", "metrics.csv", "checkpoint.pt"),
         *("fit.npz", "summary.json", "figure.png"),
     }
     assert str(folder / "figure.png") in output
@@ -194,8 +194,8 @@ def test_folders_are_looked_at_before_the_first_fit(noisy_png) -> None:
     Path("here-adam").mkdir()
     Path("here-adam/config.json").write_text("{}")
     options = ("--compare", "adam", "--out-run", "here", "--steps", "1", *TINY)
-    output = call("fit-image", "noisy.png", "-o", "clean.png", *options, code=2)
-    assert "here-adam already holds a run" in output
+    output = call("fit-image", "noisy.png", "-o", "clean.png", *options, code=1)
+    assert "here-adam/config.json is not of a run of sciml-snr" in " ".join(output.split())
     assert not Path("clean.png").exists() and not Path("here").exists()
 
 
@@ -263,7 +263,7 @@ def test_bad_images_are_plain_errors(noisy_png, arguments: list[str], message: s
     iio.imwrite("black.png", np.zeros((3, 3), dtype=np.uint8))
     iio.imwrite("white.png", np.full((16, 20), 255, dtype=np.uint8))
     np.save("floats.npy", np.random.default_rng(0).normal(size=(16, 20)))
-    output = " ".join(call("fit-image", *arguments, "--steps", "1", code=2).split())
+    output = " ".join(call("fit-image", *arguments, "--steps", "1", code=1).split())
     assert message in output
     assert "Traceback" not in output
     assert not Path("runs").exists()
@@ -290,7 +290,7 @@ def test_fit_sdf(scan_ply) -> None:
     assert len(trimesh.load_mesh("mesh.stl").faces) > 0
     folder = Path("runs/scan-snr_soap-seed0")
     assert {p.name for p in folder.iterdir()} == {
-        *("config.json", "metrics.csv", "checkpoint.pt"),
+        *(".lock", "config.json", "metrics.csv", "checkpoint.pt"),
         *("fit.npz", "summary.json", "figure.png"),
     }
     assert str(folder / "figure.png") in output
@@ -353,7 +353,7 @@ def test_bad_scans_are_plain_errors(scan_ply, arguments: list[str], message: str
     np.savetxt("curve.csv", np.random.default_rng(0).normal(size=(20, 2)), delimiter=",")
     Path("few.xyz").write_text("0 0 0\n1 0 0\n0 1 0\n")
     Path("holes.xyz").write_text("nan 0 0\n" + "".join(f"{i} {i * i} 1\n" for i in range(19)))
-    output = " ".join(call("fit-sdf", *arguments, "--steps", "1", code=2).split())
+    output = " ".join(call("fit-sdf", *arguments, "--steps", "1", code=1).split())
     assert message in output
     assert "Traceback" not in output
     assert not Path("runs").exists()
@@ -362,4 +362,4 @@ def test_bad_scans_are_plain_errors(scan_ply, arguments: list[str], message: str
 def test_options_are_numbers_and_words() -> None:
     given = ["z=2", "gate=hard", "discrepancy=false", "rise_steps=300", "sigma=None"]
     expected = {"z": 2, "gate": "hard", "discrepancy": False, "rise_steps": 300, "sigma": None}
-    assert parse_options(given) == expected
+    assert parse_pairs(given) == expected

@@ -39,7 +39,7 @@ from scipy.optimize import least_squares
 
 from sciml_snr import MemorizationMonitor, NoisyTerm, exact_label_noise, set_SNR_options
 from sciml_snr.deepxde.conditions import NoisyCondition
-from sciml_snr.run import RunConfig, memorization, solve
+from sciml_snr.runs.run import ProblemConfig, memorization, solve
 
 ALL = pytest.mark.parametrize("cls", PROBLEMS.values(), ids=PROBLEMS)
 SYNTHETIC = pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_reference_meets_the_exact_conditions(cls: type[Problem]) -> None:
 
 @ALL
 def test_solve_trains_and_draws(cls: type[Problem], tmp_path) -> None:
-    summary = solve(RunConfig(cls.name, iterations=30), tmp_path / "run", progress=False)
+    summary = solve(ProblemConfig(cls.name, iterations=30), tmp_path / "run", progress=False)
     assert summary.iterations == 30
     assert np.isfinite(summary.final_error)
     assert (tmp_path / "run" / "figure.png").exists()
@@ -536,7 +536,7 @@ def test_memorization_is_of_both_kinds_of_measurement(cls: type[Problem]) -> Non
 
 
 def test_memorization_of_a_run_with_a_measured_source(tmp_path) -> None:
-    solve(RunConfig("poisson", iterations=20), tmp_path / "run", progress=False)
+    solve(ProblemConfig("poisson", iterations=20), tmp_path / "run", progress=False)
     last = memorization(tmp_path / "run", progress=False).rows[-1]
     assert np.isfinite([last.share, last.true_share]).all()
     assert (tmp_path / "run" / "memorization.png").exists()

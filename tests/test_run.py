@@ -14,11 +14,12 @@ import torch
 
 from sciml_snr import Gate, SNRAdam, set_SNR_options
 from sciml_snr.deepxde import SNR_options
-from sciml_snr.run import Recorder, RunConfig, compare, compile_model, solve
+from sciml_snr.runs.folder import RunFolder
+from sciml_snr.runs.run import ProblemConfig, Recorder, compare, compile_model, solve
 
-CONVECTION = RunConfig("convection", iterations=60, points=32)
-LYNX = RunConfig("lynx_hare", iterations=60)
-POISSON = RunConfig("poisson", iterations=60)
+CONVECTION = ProblemConfig("convection", iterations=60, points=32)
+LYNX = ProblemConfig("lynx_hare", iterations=60)
+POISSON = ProblemConfig("poisson", iterations=60)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -27,7 +28,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def checkpoint(folder: Path) -> dict:
-    return torch.load(folder / "checkpoint.pt", weights_only=True)
+    return torch.load(folder / "checkpoint.pt", weights_only=True)["state"]
 
 
 def assert_same_end(one: Path, other: Path) -> None:
@@ -70,15 +71,15 @@ def interrupt_after(monkeypatch):
 
 
 @pytest.mark.parametrize("config", [CONVECTION, LYNX], ids=lambda c: c.problem)
-def test_run_folder(tmp_path, config: RunConfig) -> None:
+def test_run_folder(tmp_path, config: ProblemConfig) -> None:
     summary = solve(config, tmp_path / "run", progress=False)
     folder = tmp_path / "run"
     assert {p.name for p in folder.iterdir()} == {
-        *("config.json", "metrics.csv", "checkpoint.pt"),
+        *(".lock", "config.json", "metrics.csv", "checkpoint.pt"),
         *("prediction.npz", "summary.json", "figure.png"),
     }
     problem = config.build()
-    saved = RunConfig(**json.loads((folder / "config.json").read_text()))
+    saved = ProblemConfig(**RunFolder(folder, "problem").settings())
     assert saved == config.resolved()
     assert (summary.iterations, summary.interrupted) == (60, False)
 
@@ -107,10 +108,10 @@ def test_same_config_same_bits(tmp_path) -> None:
 @pytest.mark.parametrize("config", [CONVECTION, LYNX, POISSON], ids=lambda c: c.problem)
 @pytest.mark.parametrize("optimizer", ["snr_adam", "snr_soap", "adamw"])
 def test_interrupted_and_resumed_run_has_the_same_bits(
-    tmp_path, interrupt_after, monkeypatch, config: RunConfig, optimizer: str
+    tmp_path, interrupt_after, monkeypatch, config: ProblemConfig, optimizer: str
 ) -> None:
-    config = RunConfig(config.problem, optimizer, iterations=60)
-    monkeypatch.setattr("sciml_snr.run.EVALUATIONS", 12)
+    config = ProblemConfig(config.problem, optimizer, iterations=60)
+    monkeypatch.setattr("sciml_snr.runs.run.EVALUATIONS", 12)
     solve(config, tmp_path / "whole", progress=False)
     with monkeypatch.context():
         interrupt_after(33)
@@ -120,8 +121,8 @@ def test_interrupted_and_resumed_run_has_the_same_bits(
     assert (tmp_path / "parts" / "figure.png").exists()
 
     monkeypatch.undo()
-    monkeypatch.setattr("sciml_snr.run.EVALUATIONS", 12)
-    summary = solve(RunConfig(config.problem), tmp_path / "parts", resume=True, progress=False)
+    monkeypatch.setattr("sciml_snr.runs.run.EVALUATIONS", 12)
+    summary = solve(ProblemConfig(config.problem), tmp_path / "parts", resume=True, progress=False)
     assert not summary.interrupted
     assert summary.optimizer == optimizer
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
@@ -134,12 +135,12 @@ def test_a_run_resumed_between_draws_has_the_same_bits(
     """The floor is drawn in every third step; exact terms are looked for after 100."""
     options = {"floor_every": 3}
     config = replace(CONVECTION, optimizer=optimizer, iterations=110, snr_options=options)
-    monkeypatch.setattr("sciml_snr.run.EVALUATIONS", 12)
+    monkeypatch.setattr("sciml_snr.runs.run.EVALUATIONS", 12)
     solve(config, tmp_path / "whole", progress=False)
     interrupt_after(97)
     assert solve(config, tmp_path / "parts", progress=False).iterations == 98
     monkeypatch.undo()
-    monkeypatch.setattr("sciml_snr.run.EVALUATIONS", 12)
+    monkeypatch.setattr("sciml_snr.runs.run.EVALUATIONS", 12)
     solve(config, tmp_path / "parts", resume=True, progress=False)
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
 
@@ -148,14 +149,14 @@ def test_checkpoints_are_written_on_the_way(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(Recorder, "checkpoint_seconds", 0.0)
     config = CONVECTION.resolved()
     problem = config.build()
-    recorder = Recorder(config, problem, tmp_path)
+    recorder = Recorder(config, problem, RunFolder(tmp_path, "problem"))
     recorder.train(compile_model(config, problem), progress=False)
     assert checkpoint(tmp_path)["iteration"] == 60
 
 
 def test_a_finished_run_can_be_given_a_larger_budget(tmp_path) -> None:
     solve(CONVECTION, tmp_path / "run", progress=False)
-    longer = RunConfig("convection", iterations=80)
+    longer = ProblemConfig("convection", iterations=80)
     assert solve(longer, tmp_path / "run", resume=True, progress=False).iterations == 80
     assert json.loads((tmp_path / "run" / "config.json").read_text())["iterations"] == 80
 
@@ -200,23 +201,25 @@ def test_nothing_to_resume(tmp_path) -> None:
 def test_a_run_is_not_resumed_as_another(tmp_path, other, what: str) -> None:
     """What is said again, or not said, is no contradiction."""
     said = dict(lr=2e-3, seed=3, snr_options={"betas": (0.8, 0.9)})
-    config = RunConfig("convection", "snr_soap", iterations=3, **said)
+    config = ProblemConfig("convection", "snr_soap", iterations=3, **said)
     solve(config, tmp_path, progress=False)
     before = (tmp_path / "config.json").read_text()
     with pytest.raises(ValueError, match=f"has {what} and not .* Resume it with its own"):
         solve(replace(config, **other), tmp_path, resume=True, progress=False)
     assert (tmp_path / "config.json").read_text() == before
-    for same in (config, RunConfig("convection"), replace(config, lr=None, iterations=4)):
+    for same in (config, ProblemConfig("convection"), replace(config, lr=None, iterations=4)):
         summary = solve(same, tmp_path, resume=True, progress=False)
     assert (summary.optimizer, summary.iterations) == ("snr_soap", 4)
     with pytest.raises(ValueError, match="has problem = 'convection'"):
-        solve(RunConfig("heat"), tmp_path, resume=True, progress=False)
+        solve(ProblemConfig("heat"), tmp_path, resume=True, progress=False)
 
 
 def test_own_data_reach_the_run(tmp_path) -> None:
     data = tmp_path / "own.csv"
     data.write_text("x,t,u\n1,0,1\n2,0.5,0.3\n")
-    solve(RunConfig("convection", iterations=2, data=str(data)), tmp_path / "run", progress=False)
+    solve(
+        ProblemConfig("convection", iterations=2, data=str(data)), tmp_path / "run", progress=False
+    )
     with np.load(tmp_path / "run" / "prediction.npz") as fields:
         np.testing.assert_array_equal(fields["observed_values"], [[1.0], [0.3]])
 
@@ -227,7 +230,7 @@ def test_own_data_reach_the_run(tmp_path) -> None:
         ({"problem": "euler"}, "no problem 'euler'"),
         ({"optimizer": "L-BFGS"}, "no optimizer 'L-BFGS'.*snr_adam"),
         ({"lr": 0.0}, "lr must be a positive number"),
-        ({"iterations": 0}, "iterations must be at least 1"),
+        ({"iterations": 0}, "iterations must be an integer >= 1"),
         ({"device": "gpu"}, "device 'gpu' cannot be used"),
         ({"snr_options": {"gte": 1}}, "no SNR option 'gte'.*gate"),
         ({"snr_options": {"gate": "wide"}}, "Invalid gate"),
@@ -236,8 +239,8 @@ def test_own_data_reach_the_run(tmp_path) -> None:
     ],
 )
 def test_bad_config_leaves_nothing_behind(tmp_path, changes: dict, message: str) -> None:
-    config = RunConfig(**{"problem": "convection", **changes})
     with pytest.raises(ValueError, match=message):
+        config = ProblemConfig(**{"problem": "convection", **changes})
         solve(config, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 
@@ -253,7 +256,7 @@ def test_snr_options_reach_the_optimizer_and_are_put_back() -> None:
 
 def gate_of_run(options: dict) -> Gate:
     """The gate of a run with these options, after one step."""
-    config = RunConfig("convection", points=32, snr_options=options).resolved()
+    config = ProblemConfig("convection", points=32, snr_options=options).resolved()
     model = compile_model(config, config.build())
     model.train(iterations=1, display_every=10, verbose=0)
     assert isinstance(model.opt, SNRAdam)
@@ -276,13 +279,13 @@ def gate_of_run(options: dict) -> Gate:
 )
 def test_a_run_has_the_gate_of_its_options_and_so_has_its_json(options: dict, gate: Gate) -> None:
     assert gate_of_run(options) == gate
-    config = RunConfig("convection", snr_options={**options, "betas": (0.8, 0.9)})
+    config = ProblemConfig("convection", snr_options={**options, "betas": (0.8, 0.9)})
     written = json.loads(json.dumps(asdict(config)))
-    assert gate_of_run(RunConfig(**written).snr_options) == gate
+    assert gate_of_run(ProblemConfig(**written).snr_options) == gate
 
 
 def test_adamw_has_torchs_weight_decay_and_spares_the_unknowns() -> None:
-    config = RunConfig("lynx_hare", "adamw").resolved()
+    config = ProblemConfig("lynx_hare", "adamw").resolved()
     model = compile_model(config, config.build())
     assert isinstance(model.opt, torch.optim.AdamW)
     assert [group["weight_decay"] for group in model.opt.param_groups] == [0.01, 0]
@@ -292,8 +295,8 @@ def test_compare_and_repeat(tmp_path) -> None:
     """The second call finds all runs finished; the third refuses other settings."""
     options = {"betas": (0.8, 0.9)}  # a tuple is a list in JSON
     configs = [
-        RunConfig("convection", "adamw", iterations=20),
-        RunConfig("convection", "snr_adam", iterations=20, snr_options=options),
+        ProblemConfig("convection", "adamw", iterations=20),
+        ProblemConfig("convection", "snr_adam", iterations=20, snr_options=options),
     ]
     first = compare(configs, tmp_path, progress=False)
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("checkpoint.pt")}
@@ -305,7 +308,7 @@ def test_compare_and_repeat(tmp_path) -> None:
     assert [float(row["final_error"]) for row in table] == [s.final_error for s in first]
     assert (tmp_path / "comparison.png").exists()
     with pytest.raises(FileExistsError, match="other settings"):
-        compare([RunConfig("convection", "adamw", iterations=30)], tmp_path, progress=False)
+        compare([ProblemConfig("convection", "adamw", iterations=30)], tmp_path, progress=False)
 
 
 def test_compare_refuses_runs_that_would_share_a_folder(tmp_path) -> None:
@@ -314,7 +317,7 @@ def test_compare_refuses_runs_that_would_share_a_folder(tmp_path) -> None:
 
 
 def test_compare_finishes_an_interrupted_run(tmp_path, monkeypatch, interrupt_after) -> None:
-    config = RunConfig("convection", "snr_adam", iterations=20)
+    config = ProblemConfig("convection", "snr_adam", iterations=20)
     with monkeypatch.context():
         interrupt_after(8)
         with pytest.raises(KeyboardInterrupt):

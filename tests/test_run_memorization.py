@@ -14,9 +14,9 @@ from sciml_snr import Twins, figures
 from sciml_snr.cli import app
 from sciml_snr.inr import fit_image, fit_sdf
 from sciml_snr.measure.channel import Channel
-from sciml_snr.run import RunConfig, memorization, solve
+from sciml_snr.runs.run import ProblemConfig, memorization, solve
 
-CONVECTION = RunConfig("convection", iterations=20, points=32)
+CONVECTION = ProblemConfig("convection", iterations=20, points=32)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_files(measured: Path) -> None:
 
 def test_several_outputs_and_real_data(tmp_path) -> None:
     """Logarithms of two species, the truth unknown: JSON without NaN."""
-    solve(RunConfig("lynx_hare", iterations=5), tmp_path / "run", progress=False)
+    solve(ProblemConfig("lynx_hare", iterations=5), tmp_path / "run", progress=False)
     twins = memorization(tmp_path / "run", probes=2, progress=False)
     text = (tmp_path / "run" / "memorization.json").read_text()
     assert json.loads(text)["final"]["true_share"] is None
@@ -85,7 +85,7 @@ def test_fits_of_images_and_shapes(tmp_path) -> None:
 
 def test_plain_errors(tmp_path, measured: Path) -> None:
     result = CliRunner().invoke(app, ["memorization", str(tmp_path)])
-    assert result.exit_code == 2 and "no finished run" in result.output
+    assert result.exit_code == 1 and "no finished run" in result.output
     folder = tmp_path / "exact"
     solve(replace(CONVECTION, iterations=2, noise=0.0), folder, progress=False)
     with pytest.raises(ValueError, match="error is unknown or 0"):

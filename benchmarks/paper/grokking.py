@@ -35,8 +35,8 @@ from torch.optim import AdamW, Optimizer
 
 from benchmarks.harness import RESULTS, append_missing, read
 from sciml_snr import SNRAdam
-from sciml_snr._runs import save_atomically
 from sciml_snr.figures import COLORS
+from sciml_snr.runs.folder import write_state
 
 PATH = RESULTS / "grokking.csv"
 FIGURE = Path(__file__).parents[2] / "docs/figures/grokking.png"
@@ -276,7 +276,7 @@ def train(run: Run, folder: Path | None = None) -> dict[str, Any]:
         while not training.is_over():
             training.advance()
             if training.step % SAVE_EVERY == 0 or training.is_over():
-                save_atomically(training.state(), checkpoint)
+                write_state(checkpoint, training.state())
                 _, fitted, held_out = training.curve[-1]
                 print(f"{name}: step {training.step}, batch {fitted:.1%}, held out {held_out:.1%}")
         return training.row()

@@ -6,7 +6,7 @@ import os
 
 os.environ.setdefault("DDE_BACKEND", "pytorch")  # of workers on other machines, too
 
-from .. import run as _run  # noqa: F401 (first: it imports DeepXDE without its announcement)
+from ..runs import run as _run  # noqa: F401 (first: it imports DeepXDE without its announcement)
 from . import tables
 from .plan import KEYS, Job, Plan, read_plan
 from .rows import BACKENDS, append_missing, missing, read

@@ -44,7 +44,7 @@ else:
     import tomli as tomllib
 
 from ..problems import PROBLEMS, Problem
-from ..run import OPTIMIZERS, RunConfig
+from ..runs.options import PROBLEM_OPTIMIZERS, ProblemConfig
 from .rivals import RIVALS, check_packaged
 from .rows import Row, by_key, key_of, number
 from .smoothing import check_one_output, remade
@@ -314,7 +314,7 @@ def _case(table: _Table, top: _Table, name: str) -> Case:
 
 def _method(table: _Table, top: _Table, name: str) -> Method:
     table.allow("optimizer", "options", "lrs", "variant")
-    optimizer = table.text("optimizer", name, (*OPTIMIZERS, *RIVALS))
+    optimizer = table.text("optimizer", name, (*PROBLEM_OPTIMIZERS, *RIVALS))
     variant = table.text("variant", "", ("", *VARIANTS))
     lrs = table.numbers("lrs", top)
     if bad := [lr for lr in lrs if lr <= 0]:
@@ -323,14 +323,14 @@ def _method(table: _Table, top: _Table, name: str) -> Method:
     options = table.options()
     if options and not optimizer.startswith("snr_"):
         raise table.wrong("options", f"are those of snr_adam and snr_soap; {optimizer} has none.")
-    if variant and optimizer not in OPTIMIZERS:
-        raise table.wrong("variant", f"goes with one of {', '.join(OPTIMIZERS)}.")
+    if variant and optimizer not in PROBLEM_OPTIMIZERS:
+        raise table.wrong("variant", f"goes with one of {', '.join(PROBLEM_OPTIMIZERS)}.")
     if variant == "lbfgs" and optimizer != "adam":
         raise table.wrong("variant", 'is "lbfgs", which goes with the optimizer adam.')
     try:
         check_packaged(optimizer)
         if options:
-            RunConfig("convection", optimizer, snr_options=options).resolved()
+            ProblemConfig("convection", optimizer, snr_options=options).resolved()
     except ValueError as error:
         key = "options" if options else "optimizer"
         raise table.wrong(key, f"cannot be used: {error}") from None

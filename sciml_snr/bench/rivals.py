@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..problems import Problem
-from ..run import OPTIMIZERS, RunConfig, compile_model
+from ..runs.options import PROBLEM_OPTIMIZERS, ProblemConfig
+from ..runs.run import compile_model
 
 
 class CautiousAdamW(torch.optim.AdamW):
@@ -117,13 +118,14 @@ def check_packaged(name: str) -> None:
         _packaged()
 
 
-def compile_any(config: RunConfig, problem: Problem) -> Any:
-    """A seeded model compiled with one of run.OPTIMIZERS or of the rivals."""
-    if config.optimizer in OPTIMIZERS:
+def compile_any(config: ProblemConfig, problem: Problem) -> Any:
+    """A seeded model compiled with one of PROBLEM_OPTIMIZERS or of the rivals."""
+    if config.optimizer in PROBLEM_OPTIMIZERS:
         return compile_model(config, problem)
     model = compile_model(replace(config, optimizer="adam"), problem)
     unknowns = list(problem.unknowns.values())
     assert config.lr is not None
+    assert config.optimizer is not None
     model.compile(
         RIVALS[config.optimizer]([*model.net.parameters(), *unknowns], config.lr),
         loss_weights=problem.loss_weights(),

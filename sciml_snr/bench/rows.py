@@ -26,7 +26,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from .._runs import append_row
+from ..runs.folder import append_row
 
 BACKENDS = ("loky", "ray", "dask")
 """joblib's: processes on this machine, or a cluster (they need the extra ``cluster``)."""

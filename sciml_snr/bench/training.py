@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from ..problems import Problem
-from ..run import Recorder, RunConfig
+from ..runs.options import ProblemConfig
+from ..runs.run import Recorder
 from ..snr_adam import SNRAdam
 from .plan import Job
 from .rivals import compile_any
@@ -60,7 +61,7 @@ class Course(Recorder):
 
     def __init__(self, job: Job) -> None:
         started, self.cpu_before = time.perf_counter(), time.process_time()
-        config = RunConfig(
+        config = ProblemConfig(
             json.loads(job.setting)["problem"],
             job.optimizer,
             job.lr,

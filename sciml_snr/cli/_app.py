@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
 from .._version import __version__
 
@@ -25,7 +25,57 @@ if "OMP_NUM_THREADS" not in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # of worker processes; torch has read its own by now
     torch.set_num_threads(1)
 
+TRACEBACK = "SCIML_SNR_TRACEBACK"
+"""Environment variable: where it is set, an error is shown with its traceback."""
+
+
+class PlainErrors(TyperGroup):
+    """Every command of the group ends in a result or in one line, never in a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        with plain_errors():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Errors in one line, with exit code 1; SIGTERM (a scheduler's) acts as Ctrl-C."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main:
+        before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    except KeyboardInterrupt:
+        to_stderr("Interrupted. `compare` and `bench` go on when repeated, others with --resume.")
+        raise typer.Exit(130) from None
+    except Exception as error:
+        if type(error).__module__.split(".")[0] in ("click", "typer"):  # of the arguments
+            raise
+        if os.environ.get(TRACEBACK):
+            raise
+        to_stderr(f"Error: {in_one_line(error)}")
+        raise typer.Exit(1) from None
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
+
+
+def in_one_line(error: Exception) -> str:
+    """What went wrong; of an error that no message was written for, also how to learn more."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        return f"There is not enough memory. {text}".rstrip()
+    if isinstance(error, (ValueError, OSError, FloatingPointError)) and text:
+        return text
+    return (
+        f"{type(error).__name__}: {text or 'no more is known'} (unexpected: please report it; "
+        f"{TRACEBACK}=1 shows where)."
+    )
+
+
 app = typer.Typer(
+    cls=PlainErrors,
     help="Solve noisy PDE problems, and fit noisy images and scans, without memorizing the noise.",
     no_args_is_help=True,
     rich_markup_mode="markdown",  # in rich's own markup, [default: ...] would be a style
@@ -50,53 +100,18 @@ def _main(
     pass
 
 
-@contextmanager
-def plain_errors() -> Iterator[None]:
-    """Errors that the user can mend, without a traceback; SIGTERM (a scheduler's) as Ctrl-C."""
-    in_main = threading.current_thread() is threading.main_thread()
-    if in_main:
-        before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        yield
-    except (ValueError, OSError, FloatingPointError) as error:
-        to_stderr(f"Error: {error}")
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        to_stderr("Interrupted. `compare` and `bench` go on when repeated, others with --resume.")
-        raise typer.Exit(130) from None
-    finally:
-        if in_main:
-            signal.signal(signal.SIGTERM, before)
-
-
 def to_stderr(text: str) -> None:
     """A message that is no result."""
     Console(stderr=True, markup=False, highlight=False).print(text, soft_wrap=True)
 
 
-def parse_options(pairs: Sequence[str] | None) -> dict[str, Any]:
-    """``["gate=hard", "lambd=4"]`` as keyword arguments."""
-    options = {}
-    for pair in pairs or ():
-        name, equals, text = pair.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"{pair!r} is not of the form name=value.")
-        try:
-            known = text.capitalize() if text in ("true", "false") else text
-            options[name] = ast.literal_eval(known)
-        except (ValueError, SyntaxError):
-            options[name] = text
-    return options
-
-
 def run_folders(
     stem: str,
-    optimizer: str,
+    kind: str,
+    given: Mapping[str, Any],
     compare: str | None,
-    seed: int,
     out_run: Path | None,
     resume: bool,
-    patience: int | None = None,
 ) -> dict[str, Path]:
     """The run folder of each optimizer of a fit: the chosen one, and the one to compare it with.
 
@@ -104,20 +119,38 @@ def run_folders(
         ValueError: an optimizer is unknown, or both are the same.
         FileExistsError: one holds a run that is not to be resumed.
     """
-    from ..inr import FitOptions
-    from ..inr.archive import open_folder
+    from ..runs.folder import RunFolder
+    from ..runs.options import FitOptions
 
+    optimizer = given.get("optimizer", "snr_soap")
     if compare == optimizer:
         raise ValueError(f"compare with another optimizer than {optimizer}.")
-    first = out_run or Path("runs") / f"{stem}-{optimizer}-seed{seed}"
+    first = out_run or Path("runs") / f"{stem}-{optimizer}-seed{given.get('seed', 0)}"
     folders = {optimizer: first}
     if compare is not None:
         folders[compare] = first.with_name(f"{first.name}-{compare}")
     for name, folder in folders.items():
-        FitOptions(optimizer=name, patience=patience)  # refuses a name before any work
+        # A name is refused before any work.
+        FitOptions(optimizer=name, patience=given.get("patience"))
         if not resume:
-            open_folder(folder, resume=False)
+            RunFolder(folder, kind, "--out-run").check_free()
     return folders
+
+
+def options_of(name: str, optimizer: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given, for one of the optimizers of a comparison: adam has no gate.
+
+    Args:
+        name: whose options.
+        optimizer: the first of the comparison.
+        given: the command line's options.
+    """
+    options = dict(given)
+    if name != optimizer:
+        options["optimizer"] = name
+        if name == "adam":
+            options.pop("gate", None)
+    return options
 
 
 def noise_text(sigma: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ._app import app, console, plain_errors, to_stderr
+from ._app import app, console, to_stderr
 
 
 @app.command()
@@ -34,23 +34,22 @@ def bench(
     from ..bench import KEYS, Job, append_missing, missing, read, read_plan, run_job, tables
     from ..bench.rows import check_file
 
-    with plain_errors():
-        plan = read_plan(file)
-        check_file(out, KEYS)
-        for (problem, method), reason in plan.skipped.items():
-            to_stderr(f"Skipped: {method} on {problem}, because {reason}.")
-        every: list[Job] = []
-        while len(found := list(plan.jobs(read(out)))) > len(every):
-            every = found  # and more, once the learning rates have been tried
-            left = len(missing(out, every, KEYS))
-            what = " to try the learning rates" if set(plan.seeds) - {j.seed for j in every} else ""
-            console.print(
-                f"{len(every)} runs{what}, of which {len(every) - left} are in {out} already."
-            )
-            append_missing(out, every, KEYS, run_job, jobs, backend)
-        rows = tables.comparable(read(out), every)
-        if tables.reference(rows) is not None:
-            table = Table(*tables.OVERALL, caption=tables.OVERALL_CAPTION, caption_justify="left")
-            for cells in tables.overall_cells(rows):
-                table.add_row(*cells)
-            console.print(table)
+    plan = read_plan(file)
+    check_file(out, KEYS)
+    for (problem, method), reason in plan.skipped.items():
+        to_stderr(f"Skipped: {method} on {problem}, because {reason}.")
+    every: list[Job] = []
+    while len(found := list(plan.jobs(read(out)))) > len(every):
+        every = found  # and more, once the learning rates have been tried
+        left = len(missing(out, every, KEYS))
+        what = " to try the learning rates" if set(plan.seeds) - {j.seed for j in every} else ""
+        console.print(
+            f"{len(every)} runs{what}, of which {len(every) - left} are in {out} already."
+        )
+        append_missing(out, every, KEYS, run_job, jobs, backend)
+    rows = tables.comparable(read(out), every)
+    if tables.reference(rows) is not None:
+        table = Table(*tables.OVERALL, caption=tables.OVERALL_CAPTION, caption_justify="left")
+        for cells in tables.overall_cells(rows):
+            table.add_row(*cells)
+        console.print(table)

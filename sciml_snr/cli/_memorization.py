@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ._app import app, console, plain_errors
+from ._app import app, console
 
 if TYPE_CHECKING:
     from ..measure.twins import Memorization
@@ -27,15 +27,14 @@ def memorization(
 
     Repeats the run on data moved by random signs (Ye 1998; Ramani et al. 2008).
     """
-    with plain_errors():
-        if (run_dir / "fit.npz").exists():
-            console.print(f"{_of_fit(run_dir / 'fit.npz', probes)}.", soft_wrap=True)
-        else:
-            _of_problem(run_dir, probes)
+    if (run_dir / "fit.npz").exists():
+        console.print(f"{_of_fit(run_dir / 'fit.npz', probes)}.", soft_wrap=True)
+    else:
+        _of_problem(run_dir, probes)
 
 
 def _of_problem(folder: Path, probes: int) -> None:
-    from .. import run
+    from ..runs import run
 
     twins = run.memorization(folder, probes=probes)
     last, best = twins.rows[-1], twins.best()
@@ -53,9 +52,8 @@ def _of_problem(folder: Path, probes: int) -> None:
 
 def _of_fit(path: Path, probes: int) -> Memorization:
     from ..inr import ImageFit, SDFFit
+    from ..inr.archive import kind_of_fit
 
-    try:
-        image = ImageFit.load(path)
-    except ValueError:  # of another kind
-        return SDFFit.load(path).memorization(probes=probes)
-    return image.memorization(probes=probes)
+    if kind_of_fit(path) == "image":
+        return ImageFit.load(path).memorization(probes=probes)
+    return SDFFit.load(path).memorization(probes=probes)

@@ -5,23 +5,25 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from ._app import app, console, parse_options, plain_errors, to_stderr
+from ..runs.options import ProblemConfig
+from ._app import app, console, to_stderr
+from ._options import with_options
 
 if TYPE_CHECKING:
     from ..problems import Problem
-    from ..run import Summary
+    from ..runs.run import Summary
 
 
 @app.command("problems")
 def list_problems() -> None:
     """List the problems that `solve` and `compare` know."""
-    from .. import run  # noqa: F401 (imports DeepXDE without its announcement)
     from ..problems import PROBLEMS
+    from ..runs import run  # noqa: F401 (imports DeepXDE without its announcement)
 
     table = Table()
     table.add_column("name", no_wrap=True)
@@ -41,70 +43,28 @@ def list_problems() -> None:
 
 
 Name = Annotated[str, typer.Argument(help="A problem's name: see `sciml-snr problems`.")]
-Lr = Annotated[float | None, typer.Option(help="Learning rate [default: the problem's].")]
-Noise = Annotated[
-    float | None,
-    typer.Option(
-        help="Standard deviation of the measurements' error, in logs for lynx_hare [default: the "
-        "problem's; of own data the sigma column]."
-    ),
-]
-Points = Annotated[
-    int | None, typer.Option(help="Number of synthetic measurements [default: the problem's].")
-]
-Iterations = Annotated[int | None, typer.Option(help="Budget [default: the problem's].")]
-Data = Annotated[
-    Path | None,
-    typer.Option(help="CSV of your own measurements: coordinates, outputs, optionally sigma."),
-]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ... [default: DeepXDE's choice].")]
-SnrOption = Annotated[
-    list[str] | None,
-    typer.Option(help="Option of set_SNR_options, e.g. gate=hard or lambd=4; repeatable."),
-]
 
 
 @app.command()
+@with_options(ProblemConfig)
 def solve(
     name: Name,
-    optimizer: Annotated[
-        str, typer.Option(help="snr_adam, snr_soap, adam, adamw, sgd or rmsprop.")
-    ] = "snr_adam",
-    lr: Lr = None,
-    noise: Noise = None,
-    points: Points = None,
-    iterations: Iterations = None,
-    seed: Annotated[int, typer.Option(help="Seed of data, network and training.")] = 0,
-    data: Data = None,
+    given: dict[str, Any],
     out: Annotated[
         Path | None, typer.Option(help="Run folder [default: runs/NAME-OPTIMIZER-seedSEED].")
     ] = None,
-    device: Device = None,
-    snr_option: SnrOption = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in the run folder, as it was set.")
     ] = False,
 ) -> None:
     """Train one problem; Ctrl-C ends it early and leaves a usable run."""
-    from .. import run
+    from ..runs import run
 
-    config = run.RunConfig(
-        name,
-        optimizer,
-        lr,
-        iterations,
-        noise,
-        points,
-        seed,
-        None if data is None else str(data),
-        device,
-        parse_options(snr_option),
-    )
+    config = ProblemConfig(name, **given)
     folder = out or Path("runs") / run.run_name(config)
-    with plain_errors():
-        if data is not None and not resume:
-            _warn_of_own_data(config.resolved().build())
-        summary = run.solve(config, folder, resume=resume)
+    if config.data is not None and not resume:
+        _warn_of_own_data(config.resolved().build())
+    summary = run.solve(config, folder, resume=resume)
     _print_summaries(f"{name}: {folder}", [summary])
     _print_unknowns(summary)
     if summary.interrupted:
@@ -114,44 +74,37 @@ def solve(
 
 
 @app.command()
+@with_options(ProblemConfig, without=("optimizer", "seed"))
 def compare(
     name: Name,
+    given: dict[str, Any],
     optimizers: Annotated[str, typer.Option(help="Names, separated by commas.")] = "adamw,snr_adam",
-    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds: 0, 1, ...")] = 1,
-    lr: Lr = None,
-    noise: Noise = None,
-    points: Points = None,
-    iterations: Iterations = None,
-    data: Data = None,
+    seeds: Annotated[int, typer.Option(min=1, max=10_000, help="Number of seeds: 0, 1, ...")] = 1,
     out: Annotated[Path | None, typer.Option(help="Folder [default: runs/compare-NAME].")] = None,
-    device: Device = None,
-    snr_option: SnrOption = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Runs at a time [default: the number of cores].")
     ] = None,
 ) -> None:
     """Run optimizers side by side; finished runs in the folder are kept, so it can be repeated."""
-    from .. import run
+    from ..runs import run
 
     folder = out or Path("runs") / f"compare-{name}"
+    names = [text.strip() for text in optimizers.split(",")]
+    options = given.pop("snr_options", None)
+    if options and not any(optimizer.startswith("snr_") for optimizer in names):
+        raise ValueError(f"--snr-option is for snr_adam and snr_soap, not for {optimizers}.")
     configs = [
-        run.RunConfig(
+        ProblemConfig(
             name,
-            optimizer.strip(),
-            lr,
-            iterations,
-            noise,
-            points,
-            seed,
-            None if data is None else str(data),
-            device,
-            parse_options(snr_option),
+            optimizer=optimizer,
+            seed=seed,
+            snr_options=options if optimizer.startswith("snr_") else None,
+            **given,
         )
-        for optimizer in optimizers.split(",")
+        for optimizer in names
         for seed in range(seeds)
     ]
-    with plain_errors():
-        summaries = run.compare(configs, folder, jobs=jobs or os.cpu_count() or 1)
+    summaries = run.compare(configs, folder, jobs=jobs or os.cpu_count() or 1)
     _print_summaries(f"{name}, {seeds} seed(s), medians: {folder}", summaries)
     console.print(f"Figure: {folder / 'comparison.png'}", soft_wrap=True)
 

@@ -1,6 +1,7 @@
 """Images and shapes as networks of the coordinates, fitted without memorizing the noise."""
 
-from .fit import FitOptions, Objective, Training, train
+from ..runs.options import FitOptions
+from .fit import Objective, Training, train
 from .images import ImageFit, fit_image
 from .networks import NETWORKS, FourierFeatures, Siren, Softplus, Wire
 from .points import Cloud, estimate_normals, estimate_sigma_points, read_cloud

@@ -1,10 +1,11 @@
-"""What images and shapes share beside the loop: networks by name, saved fits, run folders."""
+"""What images and shapes share beside the loop: networks by name, saved fits."""
 
 from __future__ import annotations
 
 import copy
+import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from .._runs import check_resumed, defaults_of, seeded
+from ..gate import overrides
+from ..runs.config import check_same
+from ..runs.folder import CHECKPOINT, FORMAT, RunFolder, read_arrays, write_arrays
+from ..runs.loop import check_memory, seeded
 from ..sigma import SigmaEstimate
-from .fit import read_checkpoint
 from .networks import NETWORKS
+
+LAYERS = 1_000
+"""More hidden layers than this are refused."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +43,9 @@ class NetworkChoice:
         if self.own is not None:
             network = copy.deepcopy(self.own)
         elif self.name in NETWORKS:
+            self._check_size(inputs, outputs)
             with seeded(seed):
-                try:
-                    network = NETWORKS[self.name](inputs, outputs, **self.options)
-                except TypeError as error:
-                    raise ValueError(f"A network option is unknown: {error}.") from None
+                network = NETWORKS[self.name](inputs, outputs, **self.options)
         else:
             raise ValueError(
                 f"There is no network {self.name!r}. Choose one of: {', '.join(NETWORKS)}, or give "
@@ -60,69 +64,72 @@ class NetworkChoice:
             )
         return network
 
+    def _check_size(self, inputs: int, outputs: int) -> None:
+        """Refuse a built-in network that cannot be, or that memory cannot hold.
 
-def open_folder(out: str | Path | None, resume: bool) -> Path | None:
-    """The folder of a run, not made yet.
+        Raises:
+            ValueError: names the option, or the memory it would take.
+        """
+        build = NETWORKS[self.name]
+        possible = list(inspect.signature(build).parameters)[2:]
+        if unknown := [name for name in self.options if name not in possible]:
+            raise ValueError(
+                f"A network option is unknown: {unknown[0]!r}. {self.name} has "
+                f"{', '.join(possible)}."
+            )
+        layers = self.options.get("hidden_layers", 1)
+        if isinstance(layers, int) and layers > LAYERS:
+            raise ValueError(f"hidden_layers must be at most {LAYERS:,}, got {layers}.")
+        try:
+            with torch.device("meta"):
+                network = build(inputs, outputs, **self.options)
+        except (TypeError, ArithmeticError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"The network options cannot be used: {reason}.") from None
+        size = sum(p.numel() for p in network.parameters())
+        check_memory(20.0 * size, f"A network of {size:,} parameters, with its optimizer,")
+
+
+def open_folder(out: str | Path | None, kind: str, resume: bool) -> RunFolder | None:
+    """The folder of a fit, not made yet.
 
     Raises:
         FileNotFoundError: there is nothing to resume.
         FileExistsError: there is a run, and it is not to be resumed.
     """
-    folder = None if out is None else Path(out)
+    folder = None if out is None else RunFolder(out, kind, "--out-run")
     if resume:
-        if folder is None or not (folder / "checkpoint.pt").exists():
-            raise FileNotFoundError(f"There is no run to resume in {out}: no checkpoint.pt there.")
-    elif folder is not None and (folder / "config.json").exists():
-        raise FileExistsError(
-            f"{folder} already holds a run: resume it (--resume), or choose another folder "
-            "(--out-run)."
-        )
+        if folder is None or not folder.holds_run:
+            raise FileNotFoundError(f"There is no run to resume in {out}: no {CHECKPOINT} there.")
+    elif folder is not None:
+        folder.check_free()
     return folder
-
-
-def run_config(folder: Path) -> dict[str, Any]:
-    """The ``config.json`` of a run that is to be resumed.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it cannot be read.
-    """
-    path = folder / "config.json"
-    try:
-        found: dict[str, Any] = json.loads(path.read_text())
-        if not isinstance(found, dict) or "options" not in found:
-            raise ValueError("it has no options")
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): remove {folder} and begin anew.") from error
-    return found
 
 
 def check_asked(
     where: Path,
     config: Mapping[str, Any],
-    call: Callable[..., Any],
     network: nn.Module | str | None,
     network_options: Mapping[str, Any] | None,
     asked: Mapping[str, Any],
-    steps: int | None,
 ) -> None:
-    """:func:`sciml_snr._runs.check_resumed` for a fit with this ``config.json``.
+    """:func:`sciml_snr.runs.config.check_same` for a fit with this ``config.json``.
 
-    Of the gate's options those that are not asked for are the run's; ``steps`` may be others, but
-    not fewer than it has taken.
+    Of the gate's options and the network's those that are not asked for are the run's.
 
     Raises:
         ValueError: the run is to be resumed under other settings than its own.
     """
     named = "own" if isinstance(network, nn.Module) else network
-    asked = {**asked, "network": named, "gate": config["options"]["gate"] | asked["gate"]}
-    check_resumed(where, asked, defaults_of(call), {**config["options"], **config})
+    asked = {**asked, "network": named}
+    if asked.get("gate") is not None:
+        asked["gate"] = config["options"]["gate"] | (overrides(asked["gate"]) or {})
+    check_same(where, asked, {**config["options"], **config})
     if network_options:
         build = NETWORKS.get(config["network"])
-        own = {**(defaults_of(build) if build else {}), **config["network_options"]}
-        check_resumed(where, network_options, {}, own)
-    if steps is not None:
-        read_checkpoint(where, steps)
+        default = {} if build is None else inspect.signature(build).parameters
+        own = {name: p.default for name, p in default.items()} | config["network_options"]
+        check_same(where, network_options, own)
 
 
 def saved_choice(
@@ -148,10 +155,14 @@ def saved_choice(
 def save_fit(
     path: str | Path, about: dict[str, Any], network: nn.Module, arrays: Mapping[str, Any]
 ) -> None:
-    """One ``.npz`` file of arrays, weights, and ``about``, anything that JSON can hold."""
+    """One ``.npz`` file of arrays, weights, and ``about``, anything that JSON can hold.
+
+    Raises:
+        OSError: it cannot be written; the file before is kept.
+    """
     state = {f"network/{k}": v.cpu().numpy() for k, v in network.state_dict().items()}
-    with open(path, "wb") as file:
-        np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays, **state)
+    about = {**about, "format": FORMAT}
+    write_arrays(Path(path), {"about": np.array(json.dumps(about)), **arrays, **state})
 
 
 def load_fit(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -159,18 +170,29 @@ def load_fit(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Any
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no saved fit, or not of this ``kind`` (an entry of ``about``).
+        ValueError: it is no saved fit, is damaged, or not of this ``kind`` (an entry of ``about``).
     """
+    about, fields = _read_fit(Path(path))
+    if about["kind"] != kind:
+        raise ValueError(f"{path} is a saved fit of another kind: {about['kind']!r}.")
+    return about, fields
+
+
+def kind_of_fit(path: str | Path) -> str:
+    """ "image" or "sdf"; raises as :func:`load_fit`."""
+    return str(_read_fit(Path(path))[0]["kind"])
+
+
+def _read_fit(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    if not path.exists():
+        raise FileNotFoundError(f"There is no file {path}.")
     try:
-        with np.load(path) as archive:
-            fields = dict(archive)
+        fields = read_arrays(path)
         about = json.loads(str(fields.pop("about")))
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # whatever a file of another kind makes numpy say
+    except (ValueError, KeyError) as error:
         raise ValueError(f"{path} is not a saved fit: {error}") from None
-    if about.get("kind") != kind:
-        raise ValueError(f"{path} is a saved fit of another kind: {about.get('kind')!r}.")
+    if about.get("format") != FORMAT:
+        raise ValueError(f"{path} is a saved fit of another version: {about.get('format')!r}.")
     return about, fields
 
 

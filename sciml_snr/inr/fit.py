@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from numbers import Integral
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,24 +19,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .._runs import (
-    append_row,
-    check_device,
-    first_interrupt,
-    rewrite_rows,
-    rng_state,
-    save_atomically,
-    seeded,
-    set_rng_state,
-)
 from ..gate import Gate, overrides
 from ..measure.risk import PopulationRisk
 from ..measure.twins import share_from_misfit
 from ..noise import NoisyLoss
+from ..runs.config import check_keys, check_same
+from ..runs.folder import CHECKPOINT, CONFIG, RunFolder, readable
+from ..runs.loop import first_interrupt, rng_state, seeded, set_rng_state
+from ..runs.options import FitOptions
 from ..snr_adam import SNRAdam
 from ..terms import NoisyTerm
-
-OPTIMIZERS = ("snr_soap", "snr_adam", "adam")
 
 ROWS = 100
 """About so many rows are logged in a run."""
@@ -83,84 +74,6 @@ def completed_gate(
     if "alpha" in own and "z" not in own:
         own = {**own, "z": None}
     return {**default, **own}
-
-
-@dataclass(frozen=True)
-class FitOptions:
-    """What defines a fit, beside network and objective.
-
-    Args:
-        optimizer: ``"snr_soap"``, ``"snr_adam"``, or ``"adam"`` (for comparison: it memorizes).
-        lr: learning rate.
-        steps: number of steps.
-        cooldown: share of the steps, the last ones, over which the learning rate falls to 0 along a
-            straight line, and with it what the batches' luck adds to the fit (A. Haegele et al.,
-            NeurIPS 2024, arXiv:2405.18392); 0 for a constant learning rate. A fit that is resumed
-            with more steps takes the full rate up again; one that ``patience`` ends may not have
-            come to it.
-        batch_size: data in a step, for the objective; None for all of them.
-        floor_every: renew the label floor every so many steps.
-        gate: fields of :class:`sciml_snr.Gate`. What it does not say is as in :data:`FIT_GATE`.
-        seed: of network, batches and floor.
-        device: ``"cpu"``, ``"cuda"``, ...; by default CUDA where there is one.
-        patience: stop when the risk, estimated by leave-one-out with the error of the data
-            (:class:`sciml_snr.PopulationRisk`), has not fallen for so many steps; in any case go
-            back to the weights of its lowest. Not for ``"snr_soap"``; a step takes about three
-            times as long. For images; with terms beside the data, as in shapes, it stops too
-            early.
-    """
-
-    optimizer: str = "snr_soap"
-    lr: float = 1e-4
-    steps: int = 2000
-    batch_size: int | None = None
-    floor_every: int = 10
-    cooldown: float = 0.0
-    gate: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    device: str | None = None
-    patience: int | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be.
-
-        Raises:
-            ValueError: names the option and what is possible.
-        """
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(
-                f"There is no optimizer {self.optimizer!r}. Choose one of: {', '.join(OPTIMIZERS)}."
-            )
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr must be a positive number, got {self.lr}.")
-        if not 0 <= self.cooldown <= 1:
-            raise ValueError(f"cooldown must be a share in [0, 1], got {self.cooldown}.")
-        for name in ("steps", "batch_size", "floor_every", "patience"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, Integral) or value < 1):
-                raise ValueError(f"{name} must be an integer >= 1, got {value!r}.")
-            object.__setattr__(self, name, None if value is None else int(value))
-        if self.gate and self.optimizer == "adam":
-            raise ValueError("gate options are for snr_soap and snr_adam: adam has no gate.")
-        if self.patience is not None and self.optimizer == "snr_soap":
-            raise ValueError(
-                "patience needs an estimate of the risk, which there is not for snr_soap: choose "
-                "snr_adam or adam."
-            )
-        object.__setattr__(self, "gate", overrides(self.gate) or {})  # refuses what is wrong
-        if self.device is not None:
-            check_device(self.device)
-
-    @property
-    def torch_device(self) -> torch.device:
-        """The device of the fit."""
-        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-    def lr_at(self, step: int, steps: int | None = None) -> float:
-        """Learning rate of a step, counted from 0, of ``steps`` (by default the options' own)."""
-        steps = self.steps if steps is None else steps
-        left = max(0, steps - step) / steps
-        return self.lr if left >= self.cooldown else self.lr * left / self.cooldown
 
 
 @dataclass
@@ -226,11 +139,10 @@ def train(
     objective: Objective,
     options: FitOptions,
     *,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
     label: str = "fit",
-    like: Training | None = None,
 ) -> Training:
     """Fit the network, in place.
 
@@ -242,25 +154,82 @@ def train(
         objective: what to fit it to.
         options: how.
         folder: keeps ``metrics.csv`` and ``checkpoint.pt`` there, renewed every 30 seconds.
-        resume: continue from the checkpoint in ``folder``.
+        resume: continue from the checkpoint in ``folder``; only ``steps`` may be others.
         progress: draw a progress bar.
         label: text in front of the bar.
-        like: repeat this fit: as many steps as it kept, at its learning rates.
 
     Raises:
         FileNotFoundError: there is nothing to resume.
-        ValueError: what is to be resumed has taken more steps already.
+        FileExistsError: the folder holds a run, and it is not to be resumed.
+        ValueError: what is to be resumed has taken more steps already, or is another fit.
+        OSError: the folder cannot be written to, or another process runs there.
+        FloatingPointError: the loss or a gradient is no longer finite.
+    """
+    run = None if folder is None else RunFolder(folder, "fit")
+    if run is None:
+        if resume:
+            raise FileNotFoundError("There is no run to resume: no folder is given.")
+        return fitted(network, objective, options, progress=progress, label=label)
+    config, state = {"options": asdict(options)}, None
+    if not resume:
+        run.check_free()
+    elif not run.holds_run:
+        raise FileNotFoundError(f"There is no run to resume in {folder}: no {CHECKPOINT} there.")
+    with run.locked():
+        if resume:
+            own, state = read_checkpoint(run)
+            asked = {k: v for k, v in asdict(options).items() if k not in ("steps", "device")}
+            check_same(run.path, asked, own["options"])
+            check_steps(run, state, options.steps)
+        else:
+            run.begin(config)
+        found = fitted(
+            network,
+            objective,
+            options,
+            folder=run,
+            config=config,
+            state=state,
+            progress=progress,
+            label=label,
+        )
+        run.write_json(CONFIG, run.described(config))
+    return found
+
+
+def fitted(
+    network: nn.Module,
+    objective: Objective,
+    options: FitOptions,
+    *,
+    folder: RunFolder | None = None,
+    config: Mapping[str, Any] | None = None,
+    state: Mapping[str, Any] | None = None,
+    progress: bool = True,
+    label: str = "fit",
+    like: Training | None = None,
+) -> Training:
+    """:func:`train` in a folder that the caller has begun and locked.
+
+    Args:
+        network, objective, options, progress, label: as there.
+        folder: keeps the log and the checkpoint.
+        config: what the checkpoint is to say of the run.
+        state: continue from here: what the folder's checkpoint holds.
+        like: repeat this fit: as many steps as it kept, at its learning rates.
+
+    Raises:
+        ValueError: the state is of another fit.
+        OSError: the folder cannot be written to.
         FloatingPointError: the loss or a gradient is no longer finite.
     """
     with seeded(options.seed):
-        loop = _Loop(network.to(options.torch_device), objective, options, folder)
+        loop = _Loop(network.to(options.torch_device), objective, options, folder, config or {})
         if like is not None and like.budgets:
             loop.training.budgets = like.budgets
-        if resume:
-            loop.load()
-        elif folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "metrics.csv").unlink(missing_ok=True)
+        if state is not None:
+            loop.load(state)
+        if folder is not None:
             loop.save()  # whatever happens, the fit can be resumed
         loop.run(progress, label, options.steps if like is None else like.kept_step)
     return loop.training
@@ -294,12 +263,18 @@ class _Loop:
     """A fit under way: all that its next step depends on."""
 
     def __init__(
-        self, network: nn.Module, objective: Objective, options: FitOptions, folder: Path | None
+        self,
+        network: nn.Module,
+        objective: Objective,
+        options: FitOptions,
+        folder: RunFolder | None,
+        config: Mapping[str, Any],
     ) -> None:
         self.network = network
         self.objective = objective
         self.options = options
         self.folder = folder
+        self.config = config
         self.optimizer = build_optimizer(network, objective.noise, options)
         self.rng = torch.Generator(options.torch_device).manual_seed(options.seed)
         self.training = Training(budgets=[[0, options.steps]])
@@ -399,7 +374,7 @@ class _Loop:
             row |= {"mean_q": stats.mean_q, "open_fraction": stats.open_fraction}
         self.training.history.append(row)
         if self.folder:
-            append_row(self.folder / "metrics.csv", row)
+            self.folder.append_row(row)
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -417,54 +392,57 @@ class _Loop:
             "budgets": self.training.budgets,
             **rng_state(),
         }
-        save_atomically(state, self.folder / "checkpoint.pt")
+        self.folder.save(self.config, state)
 
-    def load(self) -> None:
-        """Continue from the checkpoint in the folder."""
-        steps = self.options.steps
-        state = read_checkpoint(self.folder, steps)
-        assert self.folder is not None
-        step = state["step"]
-        budgets = state.get("budgets", [[0, steps]])
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint's state."""
+        steps, step, budgets = self.options.steps, state["step"], state["budgets"]
         if budgets[-1][1] != steps:
             budgets = [*budgets, [step, steps]]
         self.training = Training(
-            step, state["kept_step"], state["seconds"], state["history"], budgets=budgets
+            step, state["kept_step"], state["seconds"], list(state["history"]), budgets=budgets
         )
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.risk is not None:
-            self.risk.load_state_dict(state["risk"])
-            self.kept = {k: v.to(self.options.torch_device) for k, v in state["kept"].items()}
-        self.rng.set_state(state["rng"])
-        set_rng_state(state)
-        rewrite_rows(self.folder / "metrics.csv", self.training.history)
+        with readable(Path(CHECKPOINT) if self.folder is None else self.folder.path / CHECKPOINT):
+            self.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.risk is not None:
+                self.risk.load_state_dict(state["risk"])
+                self.kept = {k: v.to(self.options.torch_device) for k, v in state["kept"].items()}
+            self.rng.set_state(state["rng"])
+            set_rng_state(state)
+        if self.folder is not None:
+            self.folder.rewrite_rows(self.training.history)
 
 
-def read_checkpoint(folder: Path | None, steps: int) -> dict[str, Any]:
-    """What a fit of so many steps is to go on from.
+_STATE = (
+    *("step", "seconds", "history", "network", "optimizer", "rng", "risk", "kept", "kept_step"),
+    *("budgets", "torch_rng", "cuda_rng", "numpy_rng"),
+)
+"""Keys of a checkpoint's state."""
+
+
+def read_checkpoint(folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config of a fit's run, and the state that the fit is to go on from.
 
     Raises:
         FileNotFoundError: there is nothing to resume.
-        ValueError: it has taken more steps already, or its checkpoint cannot be read.
+        ValueError: its checkpoint is damaged.
     """
-    if folder is None or not (folder / "checkpoint.pt").exists():
-        raise FileNotFoundError(f"There is no run to resume in {folder}: no checkpoint.pt there.")
-    path = folder / "checkpoint.pt"
-    try:
-        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # whatever a file of another kind makes torch say
+    config, state = folder.load()
+    check_keys(state, _STATE, folder.path / CHECKPOINT)
+    return config, state
+
+
+def check_steps(folder: RunFolder, state: Mapping[str, Any], steps: int | None) -> None:
+    """Refuse a budget that a run is beyond already.
+
+    Raises:
+        ValueError: says so.
+    """
+    if steps is not None and steps < state["step"]:
         raise ValueError(
-            f"{path} is damaged ({error}): there is nothing to resume. Remove {folder} and begin "
-            "anew."
-        ) from error
-    if steps < state["step"]:
-        raise ValueError(
-            f"The run in {folder} has taken {state['step']} steps already: {steps} is too few."
+            f"The run in {folder.path} has taken {state['step']} steps already: {steps} is too few."
         )
-    return state
 
 
 def _bar(progress: bool) -> Progress:

@@ -7,10 +7,10 @@ the loss; the network fills them in.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,9 +21,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from ..gate import Gate, overrides
 from ..measure.twins import Memorization, Twins
 from ..noise import NoisyLoss
+from ..runs.config import check_keys, takes
+from ..runs.folder import CHECKPOINT, CONFIG, SUMMARY, readable
+from ..runs.options import FitOptions, ImageOptions
 from ..terms import NoisyTerm
 from .archive import (
     NetworkChoice,
@@ -31,13 +33,12 @@ from .archive import (
     load_fit,
     open_folder,
     restore_network,
-    run_config,
     save_fit,
     saved_choice,
     sigma_from_json,
     sigma_to_json,
 )
-from .fit import FitOptions, Training, check_kept, completed_gate, train
+from .fit import Training, check_kept, check_steps, completed_gate, fitted, read_checkpoint
 from .picture import (
     Array,
     Picture,
@@ -340,7 +341,7 @@ class ImageFit:
             twin = self.choice.build(len(picture.shape), len(self.sigma), options.seed)
             objective = _objective(picture, shifted, self.sigma, options)
             name = "twin" if probes == 1 else f"twin {i + 1} of {probes}"
-            train(twin, objective, options, progress=progress, label=name, like=training)
+            fitted(twin, objective, options, progress=progress, label=name, like=training)
             fits.append(predict(twin, picture, picture.shape)[known])
         own = predict(self.network, picture, picture.shape)[known]
         return twins.record(training.kept_step, own, fits)
@@ -386,16 +387,18 @@ class ImageFit:
             ValueError: it is no saved image fit, or its network is missing or another one.
         """
         about, fields = load_fit(path, "image")
-        picture = Picture(
-            fields["pixels"], about["channel_axis"], about["alpha"], fields["missing"]
-        )
+        with readable(Path(path)):
+            picture = Picture(
+                fields["pixels"], about["channel_axis"], about["alpha"], fields["missing"]
+            )
+            sigma = tuple(map(sigma_from_json, about["sigma"]))
+            options = FitOptions(**{**about["options"], "device": None})
+            training = Training(**about["training"])
         choice = saved_choice(about, network, path)
-        sigma = tuple(map(sigma_from_json, about["sigma"]))
-        options = FitOptions(**{**about["options"], "device": None})
         fresh = choice.build(len(picture.shape), len(sigma), options.seed)
         restore_network(fresh, fields)
         fresh.to(options.torch_device).eval()
-        return cls(picture, choice, fresh, sigma, options, Training(**about["training"]))
+        return cls(picture, choice, fresh, sigma, options, training)
 
     def _shape(
         self, shape: Sequence[int] | None, scale: float | None, box: Box | None
@@ -455,28 +458,15 @@ class ImageFit:
         return np.nan_to_num(image[..., :3], nan=1.0)  # matplotlib draws no gaps in colors
 
 
+@takes(ImageOptions, lr=None, steps=None)
 def fit_image(
     image: ArrayLike | str | Path,
     *,
-    sigma: ArrayLike | None = None,
-    mask: ArrayLike | str | Path | None = None,
-    channel_axis: int | str | None = "auto",
-    network: nn.Module | str | None = None,
-    network_options: dict[str, Any] | None = None,
-    optimizer: str = "snr_soap",
-    lr: float | None = None,
-    steps: int | None = None,
-    batch_size: int | None = None,
-    floor_every: int = 10,
-    cooldown: float = 0.0,
-    gate: str | Gate | Mapping[str, Any] | None = None,
-    seed: int = 0,
-    device: str | None = None,
-    patience: int | None = None,
     reference: ArrayLike | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
+    **options: Any,
 ) -> ImageFit:
     """Fit a network to a noisy image, without memorizing the noise.
 
@@ -484,89 +474,93 @@ def fit_image(
     does not move the network. The first Ctrl-C ends the fit with a whole result; with ``out``,
     ``resume=True`` continues it, with the bits of an uninterrupted one.
 
+    NaN and infinite pixels are missing, as those of the mask are. Missing in one channel is missing
+    in all. Of a last axis of 2 or 4 the last entry is an alpha channel, which is kept aside. The
+    sizes that are not given go with the image. What a gate does not say is as in
+    :data:`sciml_snr.inr.fit.FIT_GATE`, but for ``rise_steps``: 300 for ``"snr_soap"`` where more
+    than 8,192 pixels are known, and a step takes a part of them.
+
     Args:
         image: (H, W) or a volume (D, H, W), with channels last if any; or a file that imageio
             reads (pages of a TIFF become a volume). Integers, floats or booleans.
-        sigma: standard deviation of the noise, in units of the image: one, or one per channel. By
-            default estimated (:func:`estimate_sigma`; texture counts as noise).
-        mask: True (not 0) where a pixel is missing; an array, or an image file. NaN and infinite
-            pixels are missing too. Missing in one channel is missing in all.
-        channel_axis: "auto" takes a last axis of up to 4 entries for channels, and the last of 2
-            or 4 for an alpha channel, which is kept aside. Else the axis, or None.
-        network: "siren", "fourier", "wire" or a ``torch.nn.Module`` from (n, axes) to (n,
-            channels), which is copied. By default a network of a size that goes with the image's.
-        network_options: keyword arguments of a built-in network.
-        optimizer, floor_every, cooldown, seed, device, patience: as for
-            :class:`sciml_snr.inr.FitOptions`.
-        lr, steps, batch_size: the same; by default chosen from image and network.
-        gate: a name, a :class:`sciml_snr.Gate` or fields of one. What it does not say is as for
-            FitOptions, but for ``rise_steps``: 300 for ``"snr_soap"`` and batches of more than
-            8,192 known pixels.
+        {options}
         reference: the clean image, if known: its root mean square distance from the fit is logged
             as ``rmse``. It plays no part in the fit.
         out: folder for ``config.json``, ``metrics.csv``, ``checkpoint.pt``, ``summary.json``,
             ``figure.png`` and ``fit.npz`` (:meth:`ImageFit.load`).
-        resume: continue the fit in ``out`` with its own settings. Only ``steps`` may be others;
-            what is as by default does not count as given.
+        resume: continue the fit in ``out`` with its own settings. Only ``steps`` may be others.
         progress: draw a progress bar.
 
     Raises:
         ValueError: image or an option cannot be used; the message says why.
         FileNotFoundError: there is no such file, or nothing to resume.
         FileExistsError: ``out`` holds a run, and ``resume`` is False.
+        OSError: ``out`` cannot be written to, or another process runs there.
 
     Example:
         >>> fit = fit_image("noisy.png")
         >>> iio.imwrite("clean.png", fit.image)
         >>> iio.imwrite("twice_as_large.png", fit.render(scale=2))
     """
-    folder = open_folder(out, resume)
-    picture = take_apart(image, mask, channel_axis)
-    clean = None if reference is None else _clean_values(reference, picture, channel_axis)
+    if not resume:
+        ImageOptions(**options)  # refuses what is out of range
+    folder = open_folder(out, "image", resume)
+    axis, given_network = options.pop("channel_axis", "auto"), options.pop("network", None)
+    network_options = options.pop("network_options", None)
+    picture = take_apart(image, options.pop("mask", None), axis)
+    clean = None if reference is None else _clean_values(reference, picture, axis)
     inputs, outputs = len(picture.shape), picture.values.shape[1]
+    sigma = options.pop("sigma", None)
     given = None if sigma is None else check_sigma(sigma, outputs)
-    asked: dict[str, Any] = dict(
-        optimizer=optimizer,
-        lr=lr,
-        batch_size=batch_size,
-        floor_every=floor_every,
-        cooldown=cooldown,
-        gate=overrides(gate) or {},
-        seed=seed,
-        device=device,
-        patience=patience,
-    )
-    if resume:
-        assert folder is not None
-        config = run_config(folder)
-        if config["image"] != picture.fingerprint():
-            raise ValueError(f"The run in {folder} is of another image, or with another mask.")
-        told = tuple(map(sigma_from_json, config["sigma"]))
-        asked["sigma"], own = given, {**config, "sigma": list(map(float, told))}
-        check_asked(folder, own, fit_image, network, network_options, asked, steps)
-        choice = saved_choice(config, network, folder)
-        options = FitOptions(**config["options"])
-        options = options if steps is None else replace(options, steps=steps)
-    else:
-        told = given or estimate_sigma(picture)
-        choice = choose_network(network, network_options, picture, told)
-        default = default_training(choice, picture, optimizer, batch_size)
-        asked |= {"steps": steps, "gate": completed_gate(default["gate"], gate)}
-        options = FitOptions(**default | {k: v for k, v in asked.items() if v is not None})
-    model = choice.build(inputs, outputs, options.seed)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        _save_config(folder, picture, choice, told, options)
-    known = picture.values[~picture.missing.reshape(-1)]
-    objective = _objective(picture, known, told, options, clean)
-    training = train(
-        model, objective, options, folder=folder, resume=resume, progress=progress, label="fit"
-    )
-    fit = ImageFit(picture, choice, model, told, options, training)
-    if folder is not None:
-        fit.save(folder / "fit.npz")
-        (folder / "summary.json").write_text(json.dumps(summary(fit), indent=2) + "\n")
-        fit.figure().savefig(folder / "figure.png", dpi=130)
+    state = None
+    with contextlib.ExitStack() as stack:
+        if resume:
+            assert folder is not None
+            stack.enter_context(folder.locked())
+            config, state = read_checkpoint(folder)
+            where = folder.path / CHECKPOINT
+            check_keys(config, _CONFIG, where)
+            if config["image"] != picture.fingerprint():
+                raise ValueError(f"The run in {out} is of another image, or with another mask.")
+            told = tuple(map(sigma_from_json, config["sigma"]))
+            own = {**config, "sigma": list(map(float, told))}
+            steps = options.pop("steps", None)
+            asked = {**options, "sigma": given}
+            check_asked(folder.path, own, given_network, network_options, asked)
+            choice = saved_choice(config, given_network, folder.path)
+            training_options = FitOptions.from_json(config["options"], where)
+            check_steps(folder, state, steps)
+            if steps is not None:
+                training_options = replace(training_options, steps=steps)
+        else:
+            told = given or estimate_sigma(picture)
+            choice = choose_network(given_network, network_options, picture, told)
+            name, batch = options.get("optimizer", "snr_soap"), options.get("batch_size")
+            default = default_training(choice, picture, name, batch)
+            options["gate"] = completed_gate(default["gate"], options.get("gate"))
+            training_options = FitOptions(**default | options)
+        model = choice.build(inputs, outputs, training_options.seed)
+        config = _config(picture, choice, told, training_options)
+        if folder is not None and not resume:
+            stack.enter_context(folder.locked())
+            folder.begin(config)
+        known = picture.values[~picture.missing.reshape(-1)]
+        objective = _objective(picture, known, told, training_options, clean)
+        training = fitted(
+            model,
+            objective,
+            training_options,
+            folder=folder,
+            config=config,
+            state=state,
+            progress=progress,
+        )
+        fit = ImageFit(picture, choice, model, told, training_options, training)
+        if folder is not None:
+            folder.write_json(CONFIG, folder.described(config))
+            fit.save(folder.path / "fit.npz")
+            folder.write_json(SUMMARY, summary(fit))
+            folder.write_figure("figure.png", fit.figure())
     return fit
 
 
@@ -584,7 +578,7 @@ def summary(fit: ImageFit) -> dict[str, Any]:
         "sigma": [float(s) for s in fit.sigma],
         "sigma_method": [getattr(s, "method", "given") for s in fit.sigma],
         "missing_pixels": int(fit.picture.missing.sum()),
-        **{k: v if math.isfinite(v) else None for k, v in last.items()},
+        **last,
     }
 
 
@@ -611,18 +605,18 @@ def _clean_values(
     return replace(picture, pixels=clean, missing=np.zeros(picture.shape, dtype=bool)).values
 
 
-def _save_config(
-    folder: Path,
-    picture: Picture,
-    choice: NetworkChoice,
-    sigma: tuple[float, ...],
-    options: FitOptions,
-) -> None:
-    config = {
-        "image": picture.fingerprint(),
-        "network": choice.name,
-        "network_options": choice.options,
-        "sigma": [sigma_to_json(s) for s in sigma],
-        "options": asdict(options),
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+_CONFIG = ("image", "network", "network_options", "sigma", "options")
+
+
+def _config(
+    picture: Picture, choice: NetworkChoice, sigma: tuple[float, ...], options: FitOptions
+) -> dict[str, Any]:
+    """``config.json``."""
+    values = (
+        picture.fingerprint(),
+        choice.name,
+        choice.options,
+        [sigma_to_json(s) for s in sigma],
+        asdict(options),
+    )
+    return dict(zip(_CONFIG, values, strict=True))

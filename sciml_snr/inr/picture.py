@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..runs.folder import check_can_write
+from ..runs.loop import check_memory
 from ..sigma import SigmaEstimate, estimate_sigma_image, estimate_sigma_scattered
 
 Array = NDArray[Any]
@@ -191,20 +193,32 @@ def write_image(path: str | Path, image: Array) -> None:
         iio.imwrite(path, image)
 
 
+def check_scale(scale: float, shape: tuple[int, ...]) -> None:
+    """Refuse a result that is larger than the memory.
+
+    Raises:
+        ValueError: the scale is no positive number, or says how much memory it would take.
+    """
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale must be a positive number, got {scale}.")
+    cells = math.prod(max(1.0, scale * n) if n > 4 else n for n in shape)
+    check_memory(16 * cells, f"A result of {cells:,.0f} values (scale {scale:g})")
+
+
 def check_writable(path: str | Path, image: Array) -> None:
     """Refuse a file that cannot hold such an image, before there is anything to lose.
 
     Raises:
         ValueError: the format cannot hold this dtype or shape, or is unknown.
         FileNotFoundError: the folder does not exist.
+        OSError: nothing can be written there.
     """
     from imageio.config import known_extensions
 
     path = Path(path)
     if path.suffix != ".npy" and path.suffix.lower() not in known_extensions:
         raise ValueError(f"{path.name} has no ending of an image's: choose .png, .tif or .npy.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {path.parent} to write {path.name} to.")
+    check_can_write(path)
     sample = image[tuple(slice(5) for _ in image.shape)]  # still more than there are colors
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder) / f"trial{path.suffix}"

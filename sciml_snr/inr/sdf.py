@@ -28,11 +28,11 @@ NeurIPS 2020, arXiv:2006.09661 (off-surface term).
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,9 +44,12 @@ from scipy.sparse import coo_array, csgraph
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
-from ..gate import BESIDE_EXACT, Gate, overrides
+from ..gate import BESIDE_EXACT
 from ..measure.twins import Memorization, Twins
 from ..noise import NoisyLoss
+from ..runs.config import check_keys, takes
+from ..runs.folder import CHECKPOINT, CONFIG, SUMMARY, check_can_write, readable
+from ..runs.options import FitOptions, PointsOptions
 from ..terms import NoisyTerm
 from .archive import (
     NetworkChoice,
@@ -54,13 +57,12 @@ from .archive import (
     load_fit,
     open_folder,
     restore_network,
-    run_config,
     save_fit,
     saved_choice,
     sigma_from_json,
     sigma_to_json,
 )
-from .fit import FitOptions, Training, completed_gate, train
+from .fit import Training, check_steps, completed_gate, fitted, read_checkpoint
 from .points import Cloud, Frame, estimate_normals, estimate_sigma_points, read_cloud
 from .surfaces import SurfaceMetrics, grid_axes, surface_metrics, zero_contours, zero_mesh
 
@@ -415,7 +417,7 @@ class SDFFit:
             twin = self.choice.build(points.shape[1], 1, options.seed)
             objective = _objective(self.cloud, self.sigma, self.weights, options, labels)
             name = "twin" if probes == 1 else f"twin {i + 1} of {probes}"
-            train(twin, objective, options, progress=progress, label=name, like=training)
+            fitted(twin, objective, options, progress=progress, label=name, like=training)
             fits.append(self._to_surface(twin))
         return twins.record(training.kept_step, self._to_surface(self.network), fits)
 
@@ -460,6 +462,7 @@ class SDFFit:
         if self.cloud.normals is not None:
             arrays["normals"] = self.cloud.normals
         about = {
+            "kind": KIND,
             **_config(self.choice, self.sigma, self.weights, self.options),
             "training": asdict(self.training),
         }
@@ -479,13 +482,15 @@ class SDFFit:
             ValueError: the file is no saved fit, or its network is missing or another one.
         """
         about, fields = load_fit(path, KIND)
-        about["options"]["device"] = None  # this machine may not have the one of the fit
+        with readable(Path(path)):
+            about["options"]["device"] = None  # this machine may not have the one of the fit
+            cloud = Cloud(fields["points"], fields.get("normals"))
+            training = Training(**about["training"])
         choice, sigma, weights, options = _from_config(about, network, path)
-        cloud = Cloud(fields["points"], fields.get("normals"))
         fresh = choice.build(cloud.points.shape[1], 1, options.seed)
         restore_network(fresh, fields)
         fresh.to(options.torch_device).eval()
-        return cls(cloud, choice, fresh, sigma, weights, options, Training(**about["training"]))
+        return cls(cloud, choice, fresh, sigma, weights, options, training)
 
     def _to_surface(self, network: nn.Module) -> Array:
         """First-order distances (n,) of the measured points from a network's zero level."""
@@ -533,14 +538,14 @@ def check_exportable(path: str | Path, dim: int) -> None:
     """Refuse a file that a mesh (or a curve, where dim is 2) cannot be written to.
 
     Raises:
-        ValueError: the ending is not one of those, or there is no such folder.
+        ValueError: the ending is not one of those.
+        OSError: it cannot be written there.
     """
     endings = (".ply", ".obj", ".stl", ".off", ".glb") if dim == 3 else (".npz",)
     path = Path(path)
     if path.suffix.lower() not in endings:
         raise ValueError(f"{path} has no ending of a {_KIND_OF[dim]}: {', '.join(endings)}.")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"There is no folder {path.parent} to put {path.name} into.")
+    check_can_write(path)
 
 
 _KIND_OF = {2: "curve's file", 3: "mesh's file"}
@@ -571,27 +576,24 @@ def _tiles(points: Array, network: nn.Module) -> Iterator[Tensor]:
         yield torch.as_tensor(points[start : start + TILE], dtype=torch.float32, device=device)
 
 
+@takes(
+    PointsOptions,
+    without=("patience",),
+    lr=None,
+    steps=STEPS,
+    floor_every=FLOOR_EVERY,
+    cooldown=COOLDOWN,
+    network="softplus",
+)
 def fit_sdf(
     points: ArrayLike | str | Path,
     normals: ArrayLike | str | None = "auto",
     *,
-    sigma: float | None = None,
-    sample: int | None = None,
-    network: nn.Module | str = "softplus",
-    network_options: dict[str, Any] | None = None,
     weights: Weights | None = None,
-    optimizer: str = "snr_soap",
-    lr: float | None = None,
-    steps: int | None = None,
-    batch_size: int | None = None,
-    floor_every: int = FLOOR_EVERY,
-    cooldown: float = COOLDOWN,
-    gate: str | Gate | Mapping[str, Any] | None = None,
-    seed: int = 0,
-    device: str | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
+    **options: Any,
 ) -> SDFFit:
     """Fit a signed distance to noisy points on a surface, without memorizing their errors.
 
@@ -599,102 +601,114 @@ def fit_sdf(
     not move the network. The first Ctrl-C ends the fit with a whole result; with ``out``,
     ``resume=True`` continues it, with the bits of an uninterrupted one.
 
+    sigma that is not given is estimated (:func:`estimate_sigma_points`). A step takes all of up to
+    2,048 points, and 512 of more. What a gate does not say is as in
+    :data:`sciml_snr.gate.BESIDE_EXACT` where all points are in every step, and else as in
+    :data:`BATCH_GATES`: among others open in the first 500 steps (``warmup_steps``), so that in a
+    shorter fit nothing is gated.
+
     Args:
         points: (n, 3), or (n, 2) for a curve in the plane, or a file: :func:`read_cloud`.
         normals: (n, d), pointing outward, or ``"auto"``: the file's, or else estimated
             (:func:`estimate_normals`; faces tell which side is outside). ``None``: no normal term,
             which does for shapes like a sphere and mostly not for others.
-        sigma: standard deviation of the points' error along the normal, in their units; by
-            default estimated (:func:`estimate_sigma_points`).
-        sample: points to take from the faces of a mesh file, instead of its vertices.
-        network: "softplus" or another of :data:`sciml_snr.inr.NETWORKS`, or a ``torch.nn.Module``
-            from (n, d) to (n, 1), which is copied.
-        network_options: keyword arguments of a built-in network.
+        {options}
         weights: of the terms of the loss.
-        optimizer, floor_every, cooldown, seed, device: as for :class:`sciml_snr.inr.FitOptions`.
-        batch_size: points in a step; by default all of up to 2,048, and 512 of more (give n for
-            all of them).
-        gate: a name, a :class:`sciml_snr.Gate` or fields of one. What it does not say is as in
-            :data:`sciml_snr.gate.BESIDE_EXACT` where all points are in every step, and else as in
-            :data:`BATCH_GATES`: among others open in the first 500 steps (``warmup_steps``), so
-            that in a shorter fit nothing is gated.
-        lr, steps: as for FitOptions; by default :data:`LEARNING_RATES` and :data:`STEPS`.
         out: folder for ``config.json``, ``metrics.csv``, ``checkpoint.pt``, ``summary.json``,
             ``figure.png`` and ``fit.npz`` (:meth:`SDFFit.load`).
-        resume: continue the fit in ``out`` with its own settings. Only ``steps`` may be others;
-            what is as by default does not count as given.
+        resume: continue the fit in ``out`` with its own settings. Only ``steps`` may be others.
         progress: draw a progress bar.
 
     Raises:
         ValueError: points or an option cannot be used; the message says why.
         FileNotFoundError: there is no such file, or nothing to resume.
         FileExistsError: ``out`` holds a run, and ``resume`` is False.
+        OSError: ``out`` cannot be written to, or another process runs there.
 
     Example:
         >>> fit = fit_sdf("scan.ply")
         >>> fit.mesh(resolution=256).export("clean.ply")
     """
-    folder = open_folder(out, resume)
-    cloud = read_cloud(points, _given(normals), sample=sample, seed=seed)
-    asked: dict[str, Any] = dict(
-        optimizer=optimizer,
-        lr=lr,
-        batch_size=batch_size,
-        floor_every=floor_every,
-        cooldown=cooldown,
-        gate=overrides(gate) or {},
-        seed=seed,
-        device=device,
-    )
-    if resume:
-        assert folder is not None
-        config = run_config(folder)
-        if config["points"] != _fingerprint(cloud):
-            raise ValueError(
-                f"The run in {folder} is of other points, or normals, or of another sample or seed."
-            )
-        asked["sigma"] = sigma
-        asked["weights"] = None if weights is None else asdict(weights)
-        asked["normals"] = False if normals is None else None
-        own = {**config, "sigma": config["sigma"][0]}
-        check_asked(folder, own, fit_sdf, network, network_options, asked, steps)
-        choice, told, weights, options = _from_config(config, network, folder)
-        options = options if steps is None else replace(options, steps=steps)
-        with_normals = config["normals"]
-    else:
-        choice = _choose(network, network_options)
-        told = estimate_sigma_points(cloud.points) if sigma is None else _checked_sigma(sigma)
-        weights = weights or Weights()
-        if not isinstance(weights, Weights):
-            raise ValueError(f"weights must be a sciml_snr.inr.Weights, got {weights!r}.")
-        with_normals = normals is not None and weights.normal > 0
-        asked |= default_training(cloud.points.shape, optimizer, batch_size)
-        asked["gate"] = completed_gate(asked["gate"], gate)
-        asked["lr"] = LEARNING_RATES.get(choice.name, 1e-4) if lr is None else lr
-        options = FitOptions(steps=STEPS if steps is None else steps, **asked)
-    model = choice.build(cloud.points.shape[1], 1, options.seed)
-    used = replace(cloud, normals=_normals(cloud) if with_normals else None)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        PointsOptions(**options)  # refuses what is out of range
+    folder = open_folder(out, KIND, resume)
+    given_network = options.pop("network", None)
+    network_options, sigma = options.pop("network_options", None), options.pop("sigma", None)
+    seed = options.get("seed", 0)
+    cloud = read_cloud(points, _given(normals), sample=options.pop("sample", None), seed=seed)
+    state = None
+    with contextlib.ExitStack() as stack:
+        if resume:
+            assert folder is not None
+            stack.enter_context(folder.locked())
+            config, state = read_checkpoint(folder)
+            where = folder.path / CHECKPOINT
+            check_keys(config, _CONFIG, where)
+            if config["points"] != _fingerprint(cloud):
+                raise ValueError(
+                    f"The run in {out} is of other points, or normals, or of another sample or "
+                    "seed."
+                )
+            steps = options.pop("steps", None)
+            asked = {
+                **options,
+                "sigma": sigma,
+                "weights": None if weights is None else asdict(weights),
+                "normals": False if normals is None else None,
+            }
+            own = {**config, "sigma": config["sigma"][0]}
+            check_asked(folder.path, own, given_network, network_options, asked)
+            choice, told, weights, training_options = _from_config(config, given_network, where)
+            check_steps(folder, state, steps)
+            if steps is not None:
+                training_options = replace(training_options, steps=steps)
+            with_normals = config["normals"]
+        else:
+            choice = _choose(given_network or "softplus", network_options)
+            told = estimate_sigma_points(cloud.points) if sigma is None else _checked_sigma(sigma)
+            weights = weights or Weights()
+            if not isinstance(weights, Weights):
+                raise ValueError(f"weights must be a sciml_snr.inr.Weights, got {weights!r}.")
+            with_normals = normals is not None and weights.normal > 0
+            default: dict[str, Any] = {
+                "lr": LEARNING_RATES.get(choice.name, 1e-4),
+                "steps": STEPS,
+                "floor_every": FLOOR_EVERY,
+                "cooldown": COOLDOWN,
+            }
+            name, batch = options.get("optimizer", "snr_soap"), options.get("batch_size")
+            by_points = default_training(cloud.points.shape, name, batch)
+            by_points["gate"] = completed_gate(by_points["gate"], options.pop("gate", None))
+            training_options = FitOptions(**default | options | by_points)
+        model = choice.build(cloud.points.shape[1], 1, training_options.seed)
+        used = replace(cloud, normals=_normals(cloud) if with_normals else None)
         config = {
-            **_config(choice, told, weights, options),
+            **_config(choice, told, weights, training_options),
             "points": _fingerprint(cloud),
             "normals": with_normals,
         }
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    objective = _objective(used, told, weights, options)
-    training = train(
-        model, objective, options, folder=folder, resume=resume, progress=progress, label="fit"
-    )
-    fit = SDFFit(used, choice, model, told, weights, options, training)
-    if folder is not None:
-        fit.save(folder / "fit.npz")
-        (folder / "summary.json").write_text(json.dumps(summary(fit), indent=2) + "\n")
-        try:
-            figure = fit.figure()
-        except ValueError:  # no surface (yet): nothing to draw, and nothing lost
-            return fit
-        figure.savefig(folder / "figure.png", dpi=130)
+        if folder is not None and not resume:
+            stack.enter_context(folder.locked())
+            folder.begin(config)
+        training = fitted(
+            model,
+            _objective(used, told, weights, training_options),
+            training_options,
+            folder=folder,
+            config=config,
+            state=state,
+            progress=progress,
+        )
+        fit = SDFFit(used, choice, model, told, weights, training_options, training)
+        if folder is not None:
+            folder.write_json(CONFIG, folder.described(config))
+            fit.save(folder.path / "fit.npz")
+            folder.write_json(SUMMARY, summary(fit))
+            try:
+                figure = fit.figure()
+            except ValueError:  # no surface (yet): nothing to draw, and nothing lost
+                return fit
+            folder.write_figure("figure.png", figure)
     return fit
 
 
@@ -713,7 +727,7 @@ def summary(fit: SDFFit) -> dict[str, Any]:
         "normals": fit.cloud.normals is not None,
         "sigma": float(fit.sigma),
         "sigma_method": getattr(fit.sigma, "method", "given"),
-        **{k: v if math.isfinite(v) else None for k, v in last.items()},
+        **last,
     }
 
 
@@ -776,11 +790,13 @@ def _fingerprint(cloud: Cloud) -> str:
     return found.hexdigest()[:16]
 
 
+_CONFIG = ("network", "network_options", "sigma", "weights", "options", "points", "normals")
+
+
 def _config(
     choice: NetworkChoice, sigma: float, weights: Weights, options: FitOptions
 ) -> dict[str, Any]:
     return {
-        "kind": KIND,
         "network": choice.name,
         "network_options": choice.options,
         "sigma": sigma_to_json(sigma),
@@ -796,5 +812,5 @@ def _from_config(
         saved_choice(config, network, where),
         sigma_from_json(config["sigma"]),
         Weights(**config["weights"]),
-        FitOptions(**config["options"]),
+        FitOptions.from_json(config["options"], where),
     )

@@ -15,16 +15,16 @@ from torch import nn
 from sciml_snr import Gate, NoisyLoss, NoisyTerm
 from sciml_snr.inr import fit
 from sciml_snr.inr.fit import (
-    OPTIMIZERS,
-    FitOptions,
     Training,
     build_optimizer,
     check_kept,
+    fitted,
     standardized,
     total_loss,
     train,
 )
 from sciml_snr.inr.networks import Siren
+from sciml_snr.runs.options import FIT_OPTIMIZERS, FitOptions
 from tests.cases import assert_plain, assert_same_bits
 
 SIGMA = 0.3
@@ -69,7 +69,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def assert_same_end(one: Path, other: Path) -> None:
-    states = [torch.load(f / "checkpoint.pt", weights_only=True) for f in (one, other)]
+    states = [torch.load(f / "checkpoint.pt", weights_only=True)["state"] for f in (one, other)]
     for state in states:
         state.pop("seconds"), state.pop("numpy_rng")  # nothing draws from numpy
         state["optimizer"] = state["optimizer"]["state"]
@@ -82,7 +82,7 @@ def assert_same_end(one: Path, other: Path) -> None:
     assert timeless[0] == timeless[1]
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", FIT_OPTIMIZERS)
 @pytest.mark.parametrize("batch", [None, 32])
 def test_interrupted_and_resumed_fit_has_the_same_bits(tmp_path, optimizer, batch) -> None:
     options = FitOptions(optimizer, lr=1e-3, steps=47, floor_every=3, cooldown=0.8)
@@ -155,7 +155,7 @@ def test_a_fit_is_repeated_with_its_learning_rates(tmp_path) -> None:
     options = FitOptions("snr_adam", lr=1e-3, steps=40, cooldown=0.9)
     interrupted, repeated = net(), net()
     training = train(interrupted, Curve(interrupt_at=25), options, progress=False)
-    assert train(repeated, Curve(), options, progress=False, like=training).step == 25
+    assert fitted(repeated, Curve(), options, progress=False, like=training).step == 25
     assert_same_bits(interrupted.state_dict(), repeated.state_dict())
 
     train(net(), Curve(), options, folder=tmp_path, progress=False)
@@ -163,7 +163,7 @@ def test_a_fit_is_repeated_with_its_learning_rates(tmp_path) -> None:
     resumed, repeated = net(), net()
     training = train(resumed, Curve(), longer, folder=tmp_path, resume=True, progress=False)
     assert training.budgets == [[0, 40], [40, 60]]
-    train(repeated, Curve(), longer, progress=False, like=training)
+    fitted(repeated, Curve(), longer, progress=False, like=training)
     assert_same_bits(resumed.state_dict(), repeated.state_dict())
     with pytest.raises(ValueError, match="has taken 60 steps already: 50 is too few"):
         train(
@@ -257,7 +257,7 @@ def test_the_callers_chance_is_left_alone() -> None:
 def test_gated_fits_do_not_memorize_what_adam_does() -> None:
     """Full batch, six times as many steps as Adam needs: its error climbs towards sigma^2."""
     error = {}
-    for optimizer in OPTIMIZERS:
+    for optimizer in FIT_OPTIMIZERS:
         training = train(
             net(),
             Curve(n=64, batch=None),
@@ -291,7 +291,7 @@ def test_checkpoints_are_written_on_the_way(tmp_path, monkeypatch) -> None:
 
     class Watched(Curve):
         def metrics(self, network):
-            state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+            state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["state"]
             assert_plain({k: v for k, v in state.items() if k not in ("network", "optimizer")})
             seen.append(state["step"])
             return {}
@@ -300,7 +300,7 @@ def test_checkpoints_are_written_on_the_way(tmp_path, monkeypatch) -> None:
     assert seen == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", FIT_OPTIMIZERS)
 @pytest.mark.parametrize("killed_in", [1, 5])
 def test_a_killed_fit_resumes_from_its_last_checkpoint(tmp_path, optimizer, killed_in) -> None:
     """There is one before the first step, when the floor is still empty."""
@@ -317,18 +317,18 @@ def test_a_killed_fit_resumes_from_its_last_checkpoint(tmp_path, optimizer, kill
         train(net(), Killed(), options, folder=tmp_path / "parts", progress=False)
     train(net(), Curve(), options, folder=tmp_path / "parts", resume=True, progress=False)
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
-    state = torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)
+    state = torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)["state"]
     assert state["step"] == 9
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path) -> None:
     train(net(), Curve(), FitOptions(steps=2), folder=tmp_path, progress=False)
     (tmp_path / "checkpoint.pt").write_text("xx")
-    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is not a file of sciml-snr"):
         train(net(), Curve(), FitOptions(steps=2), folder=tmp_path, resume=True, progress=False)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", FIT_OPTIMIZERS)
 def test_progress_tells_what_the_gate_does(optimizer, monkeypatch) -> None:
     shown = []
     told = fit._status
@@ -374,7 +374,7 @@ def test_a_second_interrupt_is_not_caught(tmp_path) -> None:
         signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", FIT_OPTIMIZERS)
 def test_divergence_is_an_error(optimizer) -> None:
     with pytest.raises(FloatingPointError, match=r"[Ll]ower the learning rate"):
         train(net(), Curve(), FitOptions(optimizer, lr=1e25, steps=30), progress=False)

@@ -420,7 +420,7 @@ def test_run_folder_interrupted_and_resumed(tmp_path, monkeypatch) -> None:
     settings = dict(network_options=SMALL, progress=False, batch_size=50, seed=4)
     whole = fit_image(image, steps=30, out=tmp_path / "whole", **settings)
     assert {p.name for p in (tmp_path / "whole").iterdir()} == {
-        *("config.json", "metrics.csv", "checkpoint.pt"),
+        *(".lock", "config.json", "metrics.csv", "checkpoint.pt"),
         *("fit.npz", "summary.json", "figure.png"),
     }
     summary = json.loads((tmp_path / "whole" / "summary.json").read_text())

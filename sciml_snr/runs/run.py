@@ -1,21 +1,20 @@
 """Run a problem: train, measure, keep everything in a folder, stop cleanly, resume.
 
-A run folder holds ``config.json``, ``metrics.csv`` (one row per evaluation), ``checkpoint.pt``,
-``prediction.npz``, ``summary.json`` and ``figure.png``; after :func:`memorization` also
-``memorization.csv``, ``.json`` and ``.png``.
+A run folder (:mod:`sciml_snr.runs.folder`) holds ``config.json``, ``metrics.csv`` (one row per
+evaluation), ``checkpoint.pt``, ``prediction.npz``, ``summary.json`` and ``figure.png``; after
+:func:`memorization` also ``memorization.csv``, ``.json`` and ``.png``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import functools
+import hashlib
 import io
-import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +29,13 @@ from rich.progress import Progress
 
 from sciml_snr import problems
 
-from ._runs import (
-    append_row,
-    as_json,
-    check_device,
-    check_resumed,
-    defaults_of,
-    first_interrupt,
-    rewrite_rows,
-    rng_state,
-    save_atomically,
-    set_rng_state,
-)
-from .deepxde import MemorizationMonitor, ProgressBar, SNR_options, set_SNR_options
-from .measure.twins import Twins, share_from_misfit
-from .snr_adam import SNRAdam
-
-OPTIMIZERS = ("adam", "adamw", "rmsprop", "sgd", "snr_adam", "snr_soap")
-"""Optimizers by DeepXDE's names. L-BFGS is not among them: it counts iterations differently."""
+from ..deepxde import MemorizationMonitor, ProgressBar, SNR_options, set_SNR_options
+from ..measure.twins import Twins, share_from_misfit
+from ..snr_adam import SNRAdam
+from .config import as_json, check_keys, check_same
+from .folder import SUMMARY, RunFolder, lock, read_arrays, read_json, readable, rewrite_rows
+from .loop import first_interrupt, rng_state, set_rng_state
+from .options import DEFAULT_OPTIMIZER, ProblemConfig
 
 ADAMW_WEIGHT_DECAY = 0.01
 """torch.optim.AdamW's default; DeepXDE wants it stated."""
@@ -55,63 +43,22 @@ ADAMW_WEIGHT_DECAY = 0.01
 EVALUATIONS = 200
 """Errors are measured this many times in a run."""
 
+PREDICTION = "prediction.npz"
 
-@dataclass(frozen=True)
-class RunConfig:
-    """What defines a run; two runs with the same one on one machine end with the same bits.
 
-    ``lr``, ``iterations``, ``noise`` and ``points`` default to the problem's own; ``data`` is a CSV
-    file with the user's measurements; ``snr_options`` go to :func:`sciml_snr.set_SNR_options`.
+def check_snr_options(options: Mapping[str, Any]) -> None:
+    """Refuse options that :func:`sciml_snr.set_SNR_options` would.
+
+    Raises:
+        ValueError: says which and what is possible.
     """
-
-    problem: str
-    optimizer: str = "snr_adam"
-    lr: float | None = None
-    iterations: int | None = None
-    noise: float | None = None
-    points: int | None = None
-    seed: int = 0
-    data: str | None = None
-    device: str | None = None
-    snr_options: dict[str, Any] = field(default_factory=dict)
-
-    def resolved(self) -> RunConfig:
-        """The same with the problem's defaults filled in and everything checked.
-
-        Raises:
-            ValueError: a value is out of range; the message says which and what is possible.
-        """
-        cls = problems.get(self.problem)
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(
-                f"There is no optimizer {self.optimizer!r}. Choose one of: {', '.join(OPTIMIZERS)}."
-            )
-        lr = cls.lr if self.lr is None else self.lr
-        iterations = cls.iterations if self.iterations is None else self.iterations
-        if not 0 < lr < float("inf"):
-            raise ValueError(f"lr must be a positive number, got {lr}.")
-        if iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {iterations}.")
-        if unknown := self.snr_options.keys() - SNR_options.keys():
-            raise ValueError(
-                f"There is no SNR option {', '.join(map(repr, sorted(unknown)))}. Choose from: "
-                f"{', '.join(SNR_options)}."
-            )
-        with _snr_options(self.snr_options):
-            pass  # refuses values out of range
-        if self.device is not None:
-            check_device(self.device)
-        data = None if self.data is None else _absolute(self.data)
-        return replace(self, lr=lr, iterations=iterations, data=data)
-
-    def build(self) -> problems.Problem:
-        """The problem with its measurements.
-
-        Raises:
-            ValueError, FileNotFoundError: the measurements cannot be used; the message says why.
-        """
-        cls = problems.get(self.problem)
-        return cls(points=self.points, noise=self.noise, seed=self.seed, observations=self.data)
+    if unknown := [name for name in options if name not in SNR_options]:
+        raise ValueError(
+            f"There is no SNR option {', '.join(map(repr, unknown))}. Choose from: "
+            f"{', '.join(SNR_options)}."
+        )
+    with _snr_options(options):
+        pass
 
 
 @dataclass
@@ -139,7 +86,7 @@ class Summary:
 
 
 def solve(
-    config: RunConfig,
+    config: ProblemConfig,
     out: str | Path | None = None,
     *,
     resume: bool = False,
@@ -162,58 +109,84 @@ def solve(
             those of the run to be resumed.
         FileExistsError: ``out`` already holds a run and ``resume`` is False.
     """
-    from . import figures  # matplotlib only where pictures are drawn
-
-    folder = None if out is None else Path(out)
+    folder = None if out is None else RunFolder(out, "problem")
+    state = None
     if resume:
-        if folder is None or not (folder / "checkpoint.pt").exists():
-            raise FileNotFoundError(f"There is no run to resume in {out}: no checkpoint.pt there.")
-        saved = json.loads((folder / "config.json").read_text())
-        asked = asdict(config)
-        iterations = asked.pop("iterations")
-        if config.data is not None:
-            asked["data"] = _absolute(config.data)
-        check_resumed(folder, asked, defaults_of(RunConfig), saved)
-        if iterations is not None:  # a longer (or shorter) budget may be asked for
-            saved["iterations"] = iterations
-        config = RunConfig(**saved)
-    elif folder is not None and (folder / "config.json").exists():
-        raise FileExistsError(
-            f"{folder} already holds a run: resume it (--resume), or choose another folder (--out)."
-        )
+        if folder is None:
+            raise FileNotFoundError("There is no run to resume: no folder is given.")
+        config, state = _resumed(folder, config)
+    elif folder is not None:
+        folder.check_free()
     config = config.resolved()
     with _device(config.device):
         problem = config.build()
+    if folder is None:
+        return _trained(config, problem, None, None, progress)
+    with folder.locked():
+        if resume:  # what was read before the lock may be old
+            config, state = _resumed(folder, config)
+        else:
+            folder.begin(asdict(config))
+        return _trained(config, problem, folder, state, progress)
+
+
+def _resumed(folder: RunFolder, asked: ProblemConfig) -> tuple[ProblemConfig, dict[str, Any]]:
+    """The run's own config with the iterations that are asked for, and its state."""
+    found, state = folder.load()
+    own = ProblemConfig.from_json(found, folder.path / "checkpoint.pt")
+    check_keys(state, _STATE, folder.path / "checkpoint.pt")
+    wishes = asdict(asked)
+    iterations = wishes.pop("iterations")
+    if asked.data is not None:
+        wishes["data"] = str(Path(asked.data).resolve())
+    wishes["snr_options"] = asked.snr_options or None
+    check_same(folder.path, wishes, found)
+    return own if iterations is None else replace(own, iterations=iterations), state
+
+
+def _trained(
+    config: ProblemConfig,
+    problem: problems.Problem,
+    folder: RunFolder | None,
+    state: dict[str, Any] | None,
+    progress: bool,
+) -> Summary:
+    """Train from the state, or from the start, and write what the folder is to hold."""
+    from .. import figures  # matplotlib only where pictures are drawn
+
+    with _device(config.device):
         model = compile_model(config, problem)
         recorder = Recorder(config, problem, folder)
-        if resume:
-            recorder.load(model)
+        if state is not None:
+            assert folder is not None
+            if state["measurements"] != fingerprint(problem):
+                raise ValueError(
+                    f"The run in {folder.path} is of other measurements than "
+                    f"{config.data or 'the problem makes today'}: they have changed since."
+                )
+            with readable(folder.path / "checkpoint.pt"):
+                recorder.load(model, state)
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
             recorder.save(model)  # whatever happens, the run can be resumed
+            folder.write_json("config.json", folder.described(asdict(config)))
         recorder.train(model, progress)
         summary = recorder.summary()
         if folder is not None:
             recorder.save(model)
-            save_prediction(folder / "prediction.npz", problem, model)
-            (folder / "summary.json").write_text(json.dumps(asdict(summary), indent=2) + "\n")
-            figures.run_figure(folder)
+            folder.write_arrays(PREDICTION, prediction(problem, model))
+            folder.write_json(SUMMARY, asdict(summary))
+            figures.run_figure(folder.path)
     return summary
 
 
-def _absolute(path: str) -> str:
-    return str(Path(path).resolve())
-
-
-def compile_model(config: RunConfig, problem: problems.Problem) -> dde.Model:
+def compile_model(config: ProblemConfig, problem: problems.Problem) -> dde.Model:
     """A seeded model of the problem, compiled as the (resolved) config says."""
-    dde.config.set_random_seed(config.seed)
+    dde.config.set_random_seed(config.seed or 0)
     network = problem.network()
     if config.optimizer == "adamw":
         network.regularizer = ["l2", ADAMW_WEIGHT_DECAY]
     model = problem.model(network)
-    with _snr_options(config.snr_options):
+    with _snr_options(config.snr_options or {}):
         model.compile(
             config.optimizer,
             lr=config.lr,
@@ -230,7 +203,7 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
     checkpoint_seconds = 30.0
 
     def __init__(
-        self, config: RunConfig, problem: problems.Problem, folder: Path | None = None
+        self, config: ProblemConfig, problem: problems.Problem, folder: RunFolder | None = None
     ) -> None:
         super().__init__()
         assert config.iterations is not None
@@ -307,7 +280,7 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
             row |= {"mean_q": stats.mean_q, "open_fraction": stats.open_fraction}
         self.rows.append(row)
         if self.folder:
-            append_row(self.folder / "metrics.csv", row)
+            self.folder.append_row(row)
         if self._bar is not None:
             guess = row.get("memorized_estimate")
             text = "" if guess is None else f", memorized ~ {100 * guess:.0f} %"
@@ -319,8 +292,8 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
         best = min(self.rows, key=lambda row: row["relative_l2"])
         reference = self.problem.truth()
         return Summary(
-            optimizer=self.config.optimizer,
-            seed=self.config.seed,
+            optimizer=self.config.optimizer or DEFAULT_OPTIMIZER,
+            seed=self.config.seed or 0,
             lr=float(self.config.lr or 0),
             iterations=self.iteration,
             final_error=last["relative_l2"],
@@ -346,18 +319,18 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
             "network": model.net.state_dict(),
             "optimizer": model.opt.state_dict(),
             "unknowns": {name: v.detach() for name, v in self.problem.unknowns.items()},
+            "measurements": fingerprint(self.problem),
             # An evaluation that only the interruption caused is not part of the run.
             "extra_row": self.interrupted and bool(self.iteration % self.every),
             **rng_state(),
         }
-        save_atomically(state, self.folder / "checkpoint.pt")
+        self.folder.save(asdict(self.config), state)
 
-    def load(self, model: dde.Model) -> None:
-        """Continue from the checkpoint in the folder."""
+    def load(self, model: dde.Model, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint's state."""
         assert self.folder is not None
-        state = torch.load(self.folder / "checkpoint.pt", weights_only=True, map_location="cpu")
         self.iteration, self.seconds = state["iteration"], state["seconds"]
-        self.rows = state["rows"]
+        self.rows = list(state["rows"])
         model.net.load_state_dict(state["network"])
         model.opt.load_state_dict(state["optimizer"])
         with torch.no_grad():
@@ -366,7 +339,24 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
         set_rng_state(state)
         if state["extra_row"]:
             self.rows.pop()
-        rewrite_rows(self.folder / "metrics.csv", self.rows)
+        self.folder.rewrite_rows(self.rows)
+
+
+_STATE = (
+    *("iteration", "seconds", "rows", "network", "optimizer", "unknowns", "extra_row"),
+    *("measurements", "torch_rng", "cuda_rng", "numpy_rng"),
+)
+"""Keys of a checkpoint's state."""
+
+
+def fingerprint(problem: problems.Problem) -> str:
+    """Equal for equal measurements."""
+    observed = problem.observations
+    found = hashlib.sha256()
+    for array in (observed.points, observed.values, observed.sigma):
+        if array is not None:
+            found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()[:16]
 
 
 def memorization(folder: str | Path, *, probes: int = 1, progress: bool = True) -> Twins:
@@ -389,15 +379,16 @@ def memorization(folder: str | Path, *, probes: int = 1, progress: bool = True) 
         FileNotFoundError: there is no finished run.
         ValueError: the measurements' error is unknown.
     """
-    from . import figures
+    from .. import figures
 
-    folder = Path(folder)
-    if not (folder / "summary.json").exists():
-        raise FileNotFoundError(f"There is no finished run in {folder}: no summary.json there.")
-    config = RunConfig(**json.loads((folder / "config.json").read_text()))
-    iterations = json.loads((folder / "summary.json").read_text())["iterations"]
+    run = RunFolder(folder, "problem")
+    if not (run.path / SUMMARY).exists():
+        raise FileNotFoundError(f"There is no finished run in {run.path}: no {SUMMARY} there.")
+    config = ProblemConfig.from_json(run.settings(), run.path / "config.json")
+    iterations = read_summary(run.path).iterations
+    read_arrays(run.path / PREDICTION)  # the figure needs it: refused before the work
     config = replace(config, iterations=iterations).resolved()
-    with _device(config.device):
+    with run.locked(), _device(config.device):
         problem = config.build()
         sigma = problem.sigma()
         if sigma is None or not np.any(sigma > 0):
@@ -408,24 +399,34 @@ def memorization(folder: str | Path, *, probes: int = 1, progress: bool = True) 
         model = compile_model(config, problem)
         monitor = MemorizationMonitor(period=_every(iterations), probes=probes, clean=clean)
         Recorder(config, problem).train(model, progress, monitor)
-    rows = [row._asdict() for row in monitor.twins.rows]
-    rewrite_rows(folder / "memorization.csv", rows)
-    last, best = monitor.twins.rows[-1], monitor.twins.best()
-    low, high = last.interval()
-    found = {
-        "probes": probes,
-        "final": last._asdict() | {"interval": [low, high]},
-        "lowest_risk": best._asdict(),
-    }
-    # Not a number is no JSON: the truth may be unknown.
-    text = json.dumps(found, indent=2).replace("NaN", "null")
-    (folder / "memorization.json").write_text(text + "\n")
-    figures.memorization_of_run(folder, monitor.twins.rows)
+        run.rewrite_rows([row._asdict() for row in monitor.twins.rows], "memorization.csv")
+        last, best = monitor.twins.rows[-1], monitor.twins.best()
+        low, high = last.interval()
+        found = {
+            "probes": probes,
+            "final": last._asdict() | {"interval": [low, high]},
+            "lowest_risk": best._asdict(),
+        }
+        run.write_json("memorization.json", found)
+        figures.memorization_of_run(run.path, monitor.twins.rows)
     return monitor.twins
 
 
-def save_prediction(path: Path, problem: problems.Problem, model: dde.Model) -> None:
-    """The fit and the reference on the evaluation grid, and the measurements, as npz.
+def read_summary(folder: Path) -> Summary:
+    """The ``summary.json`` of a run.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged.
+    """
+    path = folder / SUMMARY
+    found = read_json(path)
+    check_keys(found, [field.name for field in fields(Summary)], path)
+    return Summary(**found)
+
+
+def prediction(problem: problems.Problem, model: dde.Model) -> dict[str, Any]:
+    """The fit and the reference on the evaluation grid, and the measurements: ``prediction.npz``.
 
     Arrays: ``points`` (n, d), ``fit`` and ``reference`` (n, m), ``observed_points`` (k, d),
     ``observed_values`` (k, m), ``observed_fit`` (k, m), and where known ``observed_sigma`` (k, 1)
@@ -447,11 +448,11 @@ def save_prediction(path: Path, problem: problems.Problem, model: dde.Model) -> 
         arrays["observed_sigma"] = sigma
     if observed.clean is not None:
         arrays["observed_clean"] = observed.clean
-    np.savez(path, **arrays)
+    return arrays
 
 
 def compare(
-    configs: Sequence[RunConfig], out: str | Path, *, jobs: int = 1, progress: bool = True
+    configs: Sequence[ProblemConfig], out: str | Path, *, jobs: int = 1, progress: bool = True
 ) -> list[Summary]:
     """Run several configs, each in a folder of its own under ``out``; finished ones are kept.
 
@@ -468,7 +469,7 @@ def compare(
     """
     from joblib import Parallel, delayed
 
-    from . import figures
+    from .. import figures
 
     configs = [config.resolved() for config in configs]
     for config in {(c.problem, c.data, c.noise, c.points): c for c in configs}.values():
@@ -476,22 +477,22 @@ def compare(
     folders = [Path(out) / run_name(config) for config in configs]
     if len(set(folders)) < len(folders):
         raise ValueError("Two of the runs have the same problem, optimizer and seed.")
+    for config, folder in zip(configs, folders, strict=True):
+        _finished(config, folder)  # refuse a folder of another run before any work
     work = (
         delayed(_run_one)(config, folder) for config, folder in zip(configs, folders, strict=True)
     )
-    done = Parallel(n_jobs=min(jobs, len(configs)), return_as="generator")(work)
-    with _progress_of(folders, configs) if progress else contextlib.nullcontext():
-        summaries = list(done)
-    with open(Path(out) / "comparison.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(asdict(summaries[0])))
-        writer.writeheader()
-        writer.writerows(asdict(summary) for summary in summaries)
-    figures.comparison_figure(Path(out), folders)
+    with RunFolder(out, "comparison").locked():
+        done = Parallel(n_jobs=min(jobs, len(configs)), return_as="generator")(work)
+        with _progress_of(folders, configs) if progress else contextlib.nullcontext():
+            summaries = list(done)
+        rewrite_rows(Path(out) / "comparison.csv", [asdict(summary) for summary in summaries])
+        figures.comparison_figure(Path(out), folders)
     return summaries
 
 
 @contextlib.contextmanager
-def _progress_of(folders: Sequence[Path], configs: Sequence[RunConfig]) -> Iterator[None]:
+def _progress_of(folders: Sequence[Path], configs: Sequence[ProblemConfig]) -> Iterator[None]:
     """A bar over runs in other processes, from the rows they have written."""
     total = sum(1 + -(-(c.iterations or 0) // _every(c.iterations or 0)) for c in configs)
     stop = threading.Event()
@@ -516,27 +517,38 @@ def _progress_of(folders: Sequence[Path], configs: Sequence[RunConfig]) -> Itera
             bar.update(task, completed=rows())
 
 
-def run_name(config: RunConfig) -> str:
+def run_name(config: ProblemConfig) -> str:
     """Folder name of a run."""
-    return f"{config.problem}-{config.optimizer}-seed{config.seed}"
+    return f"{config.problem}-{config.optimizer or DEFAULT_OPTIMIZER}-seed{config.seed or 0}"
 
 
-def _run_one(config: RunConfig, folder: Path) -> Summary:
+def _finished(config: ProblemConfig, folder: Path) -> Summary | None:
+    """The summary of a finished run of a comparison; None where there is work left.
+
+    Raises:
+        FileExistsError: the folder holds a run with other settings.
+        ValueError: a file in it is damaged.
+    """
+    run = RunFolder(folder, "problem")
+    if not run.holds_run:
+        run.check_free()
+        return None
+    if run.load()[0] != as_json(asdict(config)):
+        raise FileExistsError(f"{folder} holds a run with other settings: choose another folder.")
+    if not all((folder / name).exists() for name in (SUMMARY, PREDICTION, "metrics.csv")):
+        return None
+    read_arrays(folder / PREDICTION)
+    summary = read_summary(folder)
+    return None if summary.interrupted else summary
+
+
+def _run_one(config: ProblemConfig, folder: Path) -> Summary:
     """One run of a comparison in a worker process; taken from its folder where it is finished."""
     torch.set_num_threads(1)
-    finished = folder / "summary.json"
-    started = folder / "checkpoint.pt"
-    if started.exists() and json.loads((folder / "config.json").read_text()) != as_json(
-        asdict(config)
-    ):
-        raise FileExistsError(f"{folder} holds a run with other settings: choose another folder.")
-    if finished.exists():
-        summary = Summary(**json.loads(finished.read_text()))
-        if not summary.interrupted:
-            return summary
-    if not started.exists():  # killed while it was being set up
-        (folder / "config.json").unlink(missing_ok=True)
-    summary = solve(config, folder, resume=started.exists(), progress=False)
+    summary = _finished(config, folder)
+    if summary is None:
+        resume = RunFolder(folder, "problem").holds_run
+        summary = solve(config, folder, resume=resume, progress=False)
     if summary.interrupted:
         raise KeyboardInterrupt
     return summary
@@ -548,7 +560,7 @@ def _every(iterations: int) -> int:
 
 
 @contextlib.contextmanager
-def _snr_options(options: dict[str, Any]) -> Iterator[None]:
+def _snr_options(options: Mapping[str, Any]) -> Iterator[None]:
     """The user's own DeepXDE-wide options are back in place afterwards."""
     previous = dict(SNR_options)
     try:
