@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from sciml_snr.deepxde import NoisyPointSetBC
 from sciml_snr.measure.twins import memorized_share
+from sciml_snr.text_files import read_number, read_table
 
 Array = NDArray[np.floating[Any]]
 Predict = Callable[[Array], Array]
@@ -344,12 +344,7 @@ class Problem(ABC):
         """
         measured = self.measured if measured is None else measured
         needed = (*self.coordinates, *measured)
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-        numbered = [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
-        numbered = [(i, line) for i, line in numbered if not line.lstrip().startswith("#")]
-        reader = csv.DictReader((line for _, line in numbered), skipinitialspace=True)
-        header = [name.strip() for name in reader.fieldnames or []]
-        reader.fieldnames = header
+        header, parsed = read_table(path)
         missing = [name for name in needed if name not in header]
         if missing:
             raise ValueError(
@@ -358,10 +353,13 @@ class Problem(ABC):
                 f"{', '.join(header) or 'none'}."
             )
         columns = (*needed, "sigma") if "sigma" in header else needed
-        # A quoted field may span lines; rows of plain numbers, which we need, do not.
+        places = [header.index(name) for name in columns]
         rows = [
-            [self._number(path, line, name, row[name]) for name in columns]
-            for (line, _), row in zip(numbered[1:], reader, strict=False)
+            [
+                self._number(path, line, name, fields[i])
+                for name, i in zip(columns, places, strict=True)
+            ]
+            for line, fields in parsed
         ]
         if not rows:
             raise ValueError(f"{path}: there are no rows of measurements below the header.")
@@ -370,12 +368,9 @@ class Problem(ABC):
         sigma = table[:, d + k :] if "sigma" in header else None
         return Observations(table[:, :d], table[:, d : d + k], sigma)
 
-    def _number(self, path: str | Path, line: int, name: str, text: str | None) -> float:
+    def _number(self, path: str | Path, line: int, name: str, text: str) -> float:
         where = f"{path}, line {line}, column {name!r}"
-        try:
-            value = float(text or "")
-        except ValueError:
-            raise ValueError(f"{where}: {text!r} is not a number.") from None
+        value = read_number(text, where)
         if not math.isfinite(value):
             raise ValueError(f"{where}: {text!r} is not finite; remove the row or fill it in.")
         if name in self.domain:

@@ -45,6 +45,7 @@ else:
 
 from ..problems import PROBLEMS, Problem
 from ..runs.options import PROBLEM_OPTIMIZERS, ProblemConfig
+from ..text_files import read_text
 from .rivals import RIVALS, check_packaged
 from .rows import Row, by_key, key_of, number
 from .smoothing import check_one_output, remade
@@ -189,11 +190,9 @@ def read_plan(path: str | Path) -> Plan:
         ValueError: something in it is wrong; the message names file, table and key.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"There is no file {path}.")
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+        table = tomllib.loads(read_text(path))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not TOML: {error}") from None
     top = _Table(path, "", table)
     top.allow("seeds", "tuning_seeds", "lrs", "iterations", "width", "problems", "methods")
@@ -263,6 +262,10 @@ class _Table:
         found = self.values.get("options", {})
         if not isinstance(found, dict):
             raise self.wrong("options", f"must be a table, got {found!r}.")
+        for key, value in found.items():
+            if not _is_plain(value):
+                what = "must be a number, a text, true, false, or a list or table of those"
+                raise self.wrong(f"options.{key}", f"{what}, got {value}.")
         return found
 
     def whole(self, key: str, top: _Table, default: int) -> int:
@@ -293,6 +296,15 @@ class _Table:
         if len(set(found)) < len(found):
             raise owner.wrong(key, f"has a number twice: {found}.")
         return found
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON can hold it: TOML's dates and times it cannot."""
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    return isinstance(value, (bool, int, float, str))
 
 
 def _is_whole(value: Any) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import importlib
+import io
 import json
 import math
 import os
@@ -26,7 +27,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ..runs.folder import append_row
+from ..runs.folder import append_row, cut_torn_row, lock
+from ..text_files import read_text
 
 BACKENDS = ("loky", "ray", "dask")
 """joblib's: processes on this machine, or a cluster (they need the extra ``cluster``)."""
@@ -58,17 +60,21 @@ def append_missing(
 
     Raises:
         ValueError: there is no such backend, or it is not installed; the file is of other columns.
+        OSError: another process appends to the file, or it cannot be written.
     """
     check_file(path, keys)
-    todo = missing(path, configs, keys)
-    if not todo:
+    configs = list(configs)
+    if not missing(path, configs, keys):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _parallel(backend, jobs), _progress() as bar:
-        task = bar.add_task(path.stem, total=len(todo))
-        for row in _run(run, todo, backend):
-            append_row(path, row)
-            bar.advance(task)
+    with lock(path.with_name(f".{path.name}.lock"), str(path)):
+        cut_torn_row(path)
+        todo = missing(path, configs, keys)
+        with _parallel(backend, jobs), _progress() as bar:
+            task = bar.add_task(path.stem, total=len(todo))
+            for row in _run(run, todo, backend):
+                append_row(path, row)
+                bar.advance(task)
 
 
 def missing(path: Path, configs: Iterable[Any], keys: Sequence[str]) -> list[Any]:
@@ -85,8 +91,9 @@ def check_file(path: Path, keys: Sequence[str]) -> None:
     """
     if not path.exists():
         return
-    with path.open(newline="") as file:
-        header = next(csv.reader(file), [])
+    header = next(csv.reader(read_text(path).splitlines()), [])
+    if not header:
+        return
     if absent := [key for key in keys if key not in header]:
         raise ValueError(
             f"{path} exists and has no column {', '.join(map(repr, absent))}: it holds other "
@@ -95,11 +102,24 @@ def check_file(path: Path, keys: Sequence[str]) -> None:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a results file, or none where there is no file yet."""
+    """The rows of a results file, or none where there is no file yet; a last one without its end,
+    which a killed process leaves, is none.
+
+    Raises:
+        ValueError: a row has another number of fields than the header; names its line.
+    """
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    text = read_text(path)
+    whole = text[: text.rfind("\n") + 1]
+    rows = list(csv.DictReader(io.StringIO(whole, newline="")))
+    for i, row in enumerate(rows, 1):
+        if None in row or None in row.values():
+            raise ValueError(
+                f"{path}: row {i} below the header has another number of fields: remove it, and it "
+                "is made anew."
+            )
+    return rows
 
 
 def by_key(rows: Iterable[Row], keys: Sequence[str]) -> dict[tuple[str, ...], Row]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..runs.config import Config, kinds
+from ..runs.config import Config, help_of, kinds
 
 _TYPES = {"path": Path, "numbers": list[float], "whole": int, "pairs": list[str]}
 
@@ -67,7 +67,7 @@ def _parameter(config: type[Config], field: Field[Any]) -> inspect.Parameter:
     hint = typing.get_type_hints(config)[field.name]
     kind = _TYPES[about["command"]] if about["command"] else kinds(hint)[0]
     name = about["flag"] or field.name.replace("_", "-")
-    option = typer.Option(f"--{name}", help=about["help"], show_default=False)
+    option = typer.Option(f"--{name}", help=help_of(config, field.name), show_default=False)
     return inspect.Parameter(
         field.name,
         inspect.Parameter.KEYWORD_ONLY,

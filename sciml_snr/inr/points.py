@@ -20,6 +20,7 @@ from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
 
 from ..sigma import SigmaEstimate
+from ..text_files import read_text
 
 Array = NDArray[np.float64]
 
@@ -147,11 +148,16 @@ def _read_numpy(path: Path) -> tuple[Array, Array | None]:
 
 
 def _read_columns(path: Path) -> tuple[Array, Array | None]:
-    text = path.read_text()
+    text = read_text(path)
     if not text.strip():
         raise _Unusable(f"{path} is empty.")
     lines = text.strip().splitlines()
     last = next((line for line in reversed(lines) if not line.startswith("#")), "")
+    if "," in last and ";" in last:
+        raise _Unusable(
+            f"{path} has commas and semicolons: write numbers with points (0.5), and one of the "
+            "two between them."
+        )
     separator = next((s for s in (",", ";") if s in last), None)
     first, second = (line.replace(separator or " ", " ").split() for line in [*lines, ""][:2])
     numeric = len(second) > 1 and all(map(_is_number, second))
