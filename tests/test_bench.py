@@ -31,6 +31,7 @@ from sciml_snr.bench.stopping import HeldOut, check_sigma_known, conditions_of, 
 from sciml_snr.bench.training import Course
 from sciml_snr.cli import app
 from sciml_snr.gate import BESIDE_EXACT, STREAM
+from sciml_snr.runs.folder import lock
 from sciml_snr.runs.options import ProblemConfig
 from sciml_snr.runs.run import compile_model
 
@@ -251,6 +252,34 @@ def test_only_what_is_missing_is_run_and_an_interruption_leaves_whole_rows(tmp_p
     append_missing(path, [*jobs, job(seed=9, lr=0.5)], KEYS, lambda one: run(one, -1), jobs=1)
     assert seen == [0, 1, 2, 3, 4, 9]
     assert len(path.read_text().splitlines()) == 7
+
+
+def test_a_torn_last_row_is_made_anew(tmp_path) -> None:
+    """As a killed process or a full disk leaves it."""
+    path = tmp_path / "rows.csv"
+
+    def run(one: Job) -> dict:
+        return {name: getattr(one, name) for name in KEYS} | {"final_error": 0.5}
+
+    jobs = [job(seed=seed) for seed in range(3)]
+    append_missing(path, jobs, KEYS, run, jobs=1)
+    whole = path.read_bytes()
+    for cut in (3, len(whole.splitlines()[-1]) - 1):
+        path.write_bytes(whole[:-cut])
+        assert len(read(path)) == 2 and missing(path, jobs, KEYS) == jobs[2:]
+        append_missing(path, jobs, KEYS, run, jobs=1)
+        assert path.read_bytes() == whole
+    path.write_bytes(whole + b"1,2\n")
+    with pytest.raises(ValueError, match=r"rows\.csv: row 4 below the header has another number"):
+        append_missing(path, jobs, KEYS, run, jobs=1)
+
+
+def test_a_results_file_in_use_is_refused(tmp_path) -> None:
+    path = tmp_path / "rows.csv"
+    with lock(tmp_path / ".rows.csv.lock", str(path)):  # noqa: SIM117
+        with pytest.raises(BlockingIOError, match=r"rows\.csv is in use by process"):
+            append_missing(path, [job()], KEYS, run_job, jobs=1)
+    assert not path.exists()
 
 
 def test_a_file_of_something_else_is_refused(tmp_path) -> None:

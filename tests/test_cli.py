@@ -128,14 +128,68 @@ def test_compare() -> None:
         (["solve", "convection", "--snr-option", "gate"], "name=value"),
         (["compare", "convection", "--optimizers", "adam,foo"], "There is no optimizer 'foo'"),
         (["compare", "convection", "--data", "bad.csv"], "line 3, column 'u'"),
+        (["compare", "convection", "--optimizers", "adam,sgd", "--snr-option", "z=1"], "not for"),
+        (["solve", "convection", "--optimizer", "adam", "--snr-option", "z=1"], "adam has no z"),
+        (["solve", "convection", "--snr-option", "differentiable=True"], "no SNR option"),
+        (["solve", "convection", "--snr-option", "gate={[]:1}"], "Invalid gate"),
+        (["solve", "convection", "--points", "100000000000"], "GB of memory"),
+        (["solve", "convection", "--device", "meta"], "device 'meta' cannot be used"),
+        (["solve", "convection", "--lr", "nan"], "lr must be"),
+        (["solve", "convection", "--iterations", "0"], "iterations must be"),
+        (["solve", "convection", "--seed", "-1"], "seed must be"),
+        (["solve", "convection", "--data", "latin.csv"], "latin.csv is no text in UTF-8"),
+        (["solve", "convection", "--data", "semicolons.csv"], "semicolons"),
+        (["bench", "dates.toml", "--out", "rows.csv"], "options.noise must be a number"),
+        (["bench", "latin.csv", "--out", "rows.csv"], "latin.csv is no text in UTF-8"),
+        (["memorization", "absent"], "no finished run"),
     ],
 )
 def test_errors_are_plain(arguments: list[str], message: str) -> None:
     Path("bad.csv").write_text("x,t,u\n1,0,1\n1,0,nan\n")
-    output = " ".join(call(*arguments, code=1).split())
-    assert message in output
-    assert "Traceback" not in output
+    Path("latin.csv").write_text("x,t,u\n# größe\n", encoding="latin-1")
+    Path("semicolons.csv").write_text("x;t;u\n1;0;0,5\n")
+    text = "seeds=[0]\nlrs=[1]\n[methods.adam]\n[problems.heat]\noptions={noise=1979-05-27}\n"
+    Path("dates.toml").write_text(text)
+    output = call(*arguments, code=1)
+    assert message in " ".join(output.split())
+    assert output.startswith("Error: ") and len(output.splitlines()) == 1
+    assert "Traceback" not in output and "unexpected" not in output
     assert not Path("runs").exists()
+
+
+def test_an_unforeseen_error_is_one_line_and_its_traceback_can_be_had(monkeypatch) -> None:
+    def broken(*_, **__):
+        raise KeyError("deep inside\nand long")
+
+    monkeypatch.setattr("sciml_snr.runs.run.solve", broken)
+    output = call("solve", "convection", code=1)
+    assert output.startswith("Error: KeyError: 'deep inside") and len(output.splitlines()) == 1
+    assert "SCIML_SNR_TRACEBACK=1 shows where" in output
+    monkeypatch.setenv("SCIML_SNR_TRACEBACK", "1")
+    result = CliRunner().invoke(app, ["solve", "convection"])
+    assert isinstance(result.exception, KeyError)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--optimizer", "adam"], "has optimizer = 'snr_adam' and not 'adam'"),
+        (["--seed", "0", "--lr", "0.5"], "has lr = "),
+        (["--snr-option", "z=1"], "has snr_options = "),
+    ],
+)
+def test_what_is_given_is_compared_with_the_run_that_is_resumed(arguments, message) -> None:
+    """Also where it equals the default."""
+    call("solve", "convection", "--iterations", "2", "--out", "run")
+    before = {p.name: p.read_bytes() for p in Path("run").iterdir()}
+    output = call("solve", "convection", "--out", "run", "--resume", *arguments, code=1)
+    assert message in " ".join(output.split())
+    assert before == {p.name: p.read_bytes() for p in Path("run").iterdir()}
+    soap = ["--out", "soap", "--optimizer", "snr_soap", "--iterations", "2"]
+    call("solve", "convection", *soap)
+    asked = ["solve", "convection", "--out", "soap", "--resume", "--optimizer", "snr_adam"]
+    assert "has optimizer = 'snr_soap'" in " ".join(call(*asked, code=1).split())
+    call("solve", "convection", "--out", "soap", "--resume", "--seed", "0")
 
 
 def test_a_diverging_run_is_no_traceback() -> None:

@@ -659,7 +659,7 @@ def test_read_without_sigma_takes_the_given_noise(tmp_path) -> None:
         ("x,t,u\n1,0,1\n\n1,0,nan\n", "line 4, column 'u'.*not finite"),
         ("x,t,u\n1,0,inf\n", "line 2, column 'u'.*not finite"),
         ("x,t,u\n1,zero,1\n", "line 2, column 't': 'zero' is not a number"),
-        ("x,t,u\n1,0\n", "line 2, column 'u': None is not a number"),
+        ("x,t,u\n1,0\n", "line 2: there are 2 fields, and the header has 3"),
         ("#c\nx,t,u\n7,0,1\n", r"line 3, column 'x': 7 is outside the domain \[0, 6.28"),
         ("x,t,u\n1,1.5,1\n", "line 2, column 't': 1.5 is outside"),
         ("x,t,u,sigma\n1,0,1,0\n", "line 2, column 'sigma'.*positive"),

@@ -1,6 +1,7 @@
 """Runs: what they leave behind, interruption, resumption, comparison."""
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -325,3 +326,67 @@ def test_compare_finishes_an_interrupted_run(tmp_path, monkeypatch, interrupt_af
     monkeypatch.undo()
     (summary,) = compare([config], tmp_path, progress=False)
     assert (summary.iterations, summary.interrupted) == (20, False)
+
+
+def test_compare_names_a_damaged_file_before_any_work(tmp_path) -> None:
+    config = ProblemConfig("convection", "adam", iterations=3)
+    (summary,) = compare([config], tmp_path, progress=False)
+    prediction = tmp_path / "convection-adam-seed0" / "prediction.npz"
+    whole = prediction.read_bytes()
+    prediction.write_bytes(whole[:-100])
+    other = replace(config, optimizer="sgd")
+    with pytest.raises(ValueError, match=r"prediction\.npz is"):
+        compare([other, config], tmp_path, progress=False)
+    assert not (tmp_path / "convection-sgd-seed0").exists()
+    prediction.unlink()  # made anew, without training again
+    (again,) = compare([config], tmp_path, progress=False)
+    assert again == replace(summary, seconds=again.seconds)
+    with np.load(prediction) as fields:
+        assert fields["fit"].shape == fields["reference"].shape
+
+
+def test_measurements_that_have_changed_are_refused(tmp_path) -> None:
+    data = tmp_path / "own.csv"
+    data.write_text("x,t,u\n1,0,1\n2,0.5,0.3\n")
+    config = ProblemConfig("convection", iterations=2, data=str(data))
+    solve(config, tmp_path / "run", progress=False)
+    data.write_text("x,t,u\n1,0,1\n2,0.5,0.4\n")
+    with pytest.raises(ValueError, match=r"other measurements than .*own\.csv"):
+        solve(replace(config, iterations=4), tmp_path / "run", resume=True, progress=False)
+
+
+def test_a_run_without_a_checkpoint_starts_over(tmp_path) -> None:
+    """Killed in its first moments, or stopped by a full disk."""
+    folder = RunFolder(tmp_path / "run", "problem")
+    with folder.locked():
+        folder.begin({"lr": 1})
+    assert solve(CONVECTION, tmp_path / "run", progress=False).iterations == 60
+
+
+def test_a_folder_in_use_is_refused(tmp_path) -> None:
+    with RunFolder(tmp_path, "problem").locked():
+        with pytest.raises(BlockingIOError, match="in use by process"):
+            solve(CONVECTION, tmp_path, progress=False)
+        with pytest.raises(BlockingIOError, match="in use by process"):
+            compare([CONVECTION], tmp_path, progress=False)
+
+
+def test_a_full_disk_at_a_checkpoint(tmp_path, monkeypatch) -> None:
+    """The run ends with a clear line, and goes on from the checkpoint before."""
+    monkeypatch.setattr(Recorder, "checkpoint_seconds", 0.0)
+    write, left = os.fsync, [8]
+
+    def fsync(descriptor: int) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(OSError, match=r"Cannot write .*No space left on device.*is kept"):
+            solve(CONVECTION, tmp_path / "parts", progress=False)
+    assert 0 < checkpoint(tmp_path / "parts")["iteration"] < 60
+    solve(CONVECTION, tmp_path / "parts", resume=True, progress=False)
+    solve(CONVECTION, tmp_path / "whole", progress=False)
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
