@@ -33,7 +33,7 @@ from ..deepxde import MemorizationMonitor, ProgressBar, SNR_options, set_SNR_opt
 from ..measure.twins import Twins, share_from_misfit
 from ..snr_adam import SNRAdam
 from .config import as_json, check_keys, check_same
-from .folder import SUMMARY, RunFolder, lock, read_arrays, read_json, readable, rewrite_rows
+from .folder import SUMMARY, RunFolder, read_arrays, read_json, readable, rewrite_rows
 from .loop import first_interrupt, rng_state, set_rng_state
 from .options import DEFAULT_OPTIMIZER, ProblemConfig
 
