@@ -115,6 +115,49 @@ def check_keys(found: Mapping[str, Any], needed: Iterable[str], where: str | Pat
         )
 
 
+def is_whole(value: Any) -> bool:
+    """Whether it is a count: an integer >= 0."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number, which may be infinite or NaN."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def rows_with(*names: str) -> Callable[[Any], bool]:
+    """A test for rows of a log: dictionaries of numbers that have these names, and others."""
+
+    def are_rows(value: Any) -> bool:
+        return isinstance(value, list) and all(
+            isinstance(row, dict)
+            and row.keys() >= set(names)
+            and all(isinstance(key, str) and is_number(entry) for key, entry in row.items())
+            for row in value
+        )
+
+    return are_rows
+
+
+def check_kinds(
+    found: Mapping[str, Any], needed: Mapping[str, Callable[[Any], bool]], where: str | Path
+) -> None:
+    """Refuse a mapping that has not exactly these keys, with values that pass these tests.
+
+    Raises:
+        ValueError: names the first that is wrong.
+    """
+    check_keys(found, needed, where)
+    for name, test in needed.items():
+        if not test(found[name]):
+            raise ValueError(f"{where} is damaged: its {name} is {shortened(found[name])}.")
+
+
+def anything(_: Any) -> bool:
+    """A test that all pass: the loader of the value has tests of its own."""
+    return True
+
+
 def kinds(hint: Any) -> tuple[Any, ...]:
     """The types that a field of this annotation can be of, without None."""
     is_union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union

@@ -146,11 +146,13 @@ class RunFolder:
             data = unsealed(path)
             with readable(path):
                 whole = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+                if not isinstance(whole, dict):
+                    raise ValueError("it holds no run")
                 config, state = json.loads(whole["config"]), dict(whole["state"])
+            self._check_kind(config, path)
             found = self.config()
         except ValueError as error:
             raise ValueError(f"{error} Put back the file, or remove {self.path}.") from None
-        self._check_kind(config, path)
         if _without_budget(found) != _without_budget(config):
             raise ValueError(
                 f"{self.path / CONFIG} is not that of {CHECKPOINT}: put back what was changed "
@@ -174,8 +176,8 @@ class RunFolder:
         """``config.json`` without what the folder says of itself; raises as :meth:`config`."""
         return _plain(self.config())
 
-    def _check_kind(self, found: Mapping[str, Any], path: Path) -> None:
-        if not {"format", "kind"} <= found.keys():
+    def _check_kind(self, found: Any, path: Path) -> None:
+        if not isinstance(found, dict) or not {"format", "kind"} <= found.keys():
             raise ValueError(f"{path} is not of a run of sciml-snr.")
         if found["format"] != FORMAT:
             raise ValueError(
@@ -355,8 +357,8 @@ def unsealed(path: Path) -> bytes:
         FileNotFoundError: there is no such file.
         ValueError: it is another, or not as it was written.
     """
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder.")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a file.")
     with guarded(path, f"read {path}"):
         data = path.read_bytes()
     if data[-_SEALED:-64] != _DIGEST:
@@ -426,12 +428,33 @@ def readable(path: Path) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, KeyError):
-            reason = f"it has no {error}"
-        if isinstance(error, zipfile.BadZipFile):
-            reason = "it is no archive"
-        raise ValueError(f"{path} is damaged ({reason}).") from None
+        raise ValueError(f"{path} is damaged ({_reason(error)}).") from None
+
+
+@contextlib.contextmanager
+def blamed(path: Path) -> Iterator[None]:
+    """For work that depends on a file alone: an error that no message was written for becomes one
+    that names the file.
+
+    A right checksum says that the file is as it was written, not that it was written by us.
+
+    Raises:
+        ValueError: the file holds something else than it should.
+    """
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError, MemoryError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ValueError(f"{path} is damaged ({_reason(error)}).") from None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it has no {error}"
+    if isinstance(error, zipfile.BadZipFile):
+        return "it is no archive"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -98,7 +98,7 @@ class ProblemConfig(Config):
             lr=cls.lr if self.lr is None else self.lr,
             iterations=cls.iterations if self.iterations is None else self.iterations,
             seed=self.seed or 0,
-            data=None if self.data is None else str(Path(self.data).resolve()),
+            data=None if self.data is None else os.path.realpath(self.data),
             snr_options=options,
         )
 
