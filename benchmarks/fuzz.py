@@ -87,7 +87,7 @@ class World:
         return self.runner.invoke(app, list(arguments))
 
     def put(self, files: Mapping[str, bytes | str]) -> None:
-        """Replace files: by bytes, a link ("-> target"), a "folder" or a "pipe"; or "remove" them."""
+        """Replace files: by bytes, a link ("-> target"), a "folder", a "pipe"; or "remove" them."""
         for name, value in files.items():
             self._write(self.here / name, value)
 
@@ -465,6 +465,8 @@ def arguments(rng: random.Random) -> tuple[str, ...]:
             if not option.multiple:
                 found = [pair for pair in found if pair[0] != flag]
             found.append((flag, value_of(rng, flag)))
+            if flag == "--compare" and "--steps" not in dict(found):
+                found.append(("--steps", "2"))  # of the second fit; the first has taken as many
         elif what < 0.8:
             at = rng.randrange(len(places)) if places else 0
             pool = NAMES if command in ("solve", "compare") else PATHS

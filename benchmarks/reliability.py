@@ -2,11 +2,11 @@
 
     python -m benchmarks.reliability [CASES]
 
-writes benchmarks/results/reliability.csv: a row per class of trials. A trial is a run in a process of
-its own that is stopped somewhere; then the command is repeated, with ``--resume`` where there is a
-checkpoint. It is stuck if that fails, and lost if it ends otherwise than a run that nothing stopped:
-every bit of the networks counts, and every row but for its seconds. CASES (10,000) are those of
-:mod:`benchmarks.fuzz`.
+writes benchmarks/results/reliability.csv: a row per class of trials. A trial is a run in a process
+of its own that is stopped somewhere; then the command is repeated, with ``--resume`` where there is
+a checkpoint. It is stuck if that fails, and lost if it ends otherwise than a run that nothing
+stopped: every bit of the networks counts, and every row but for its seconds. CASES (10,000) are
+those of :mod:`benchmarks.fuzz`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from benchmarks import fuzz, text
 from benchmarks.harness import RESULTS, read
 from sciml_snr.inr import fit, fit_image, fit_sdf
 from sciml_snr.runs import run
-from sciml_snr.runs.folder import CHECKPOINT, METRICS, RunFolder, unsealed
+from sciml_snr.runs.folder import CHECKPOINT, METRICS, unsealed
 from sciml_snr.runs.options import ProblemConfig
 
 PATH = RESULTS / "reliability.csv"
@@ -320,12 +320,11 @@ class Campaign:
         for at in range(1, self.events + 1):
             folder = self.fresh()
             told = self.begin(folder, full_here, at).ended()
-            if not told.startswith("OSError: Cannot ") or "No space left" not in told:
-                if told:  # what only cleans up may go wrong
-                    row.tracebacks += 1
-                    print(f"message: {row.kind}, event {at}: {told}", flush=True)
+            plain = told.startswith("OSError: Cannot ") and "No space left" in told
+            if told and not plain:  # what only cleans up may go wrong silently
+                row.tracebacks += 1
+                print(f"message: {row.kind}, event {at}: {told}", flush=True)
             for file in folder.rglob(CHECKPOINT):
-                RunFolder(file.parent, "sdf" if self.name == "fit-sdf" else "x")
                 unsealed(file)
             self.finish(row, folder)
 

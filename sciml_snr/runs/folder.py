@@ -186,8 +186,8 @@ class RunFolder:
             )
         if found.get("kind") != self.kind:
             raise ValueError(
-                f"{self.path} holds a run of another kind ({found.get('kind')}), and not of this "
-                f"one ({self.kind}): choose another folder ({self.anew})."
+                f"{path} is of a run of another kind ({found['kind']}), and not of this one "
+                f"({self.kind}): choose another folder ({self.anew})."
             )
 
     def append_row(self, row: Mapping[str, Any]) -> None:
