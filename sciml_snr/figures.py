@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import ArrayLike
 from .measure.channel import Channel
 from .measure.twins import Memorization
 from .runs.folder import read_arrays, read_json, readable, write_atomically
+from .text_files import read_number, read_table
 
 COLORS = ["#1b6ca8", "#d1495b", "#2a9d8f", "#e09f3e", "#7b5ea7"]
 _NOISY: dict[str, Any] = dict(marker=".", linestyle="none", color="0.65", markersize=4, zorder=1)
@@ -34,7 +34,7 @@ def run_figure(folder: str | Path) -> Path:
         The figure's path, ``folder/figure.png``.
     """
     folder = Path(folder)
-    fields, rows = _load(folder)
+    fields, rows = read_run(folder)
     outputs = [str(name) for name in fields["outputs"]]
     is_curve = fields["points"].shape[1] == 1
     panels = len(outputs) if is_curve else 3
@@ -72,9 +72,9 @@ def comparison_figure(out: str | Path, folders: Sequence[Path]) -> Path:
     left, right = figure.subplots(1, 2)
     shown = []
     for (name, members), color in zip(runs.items(), _colors(len(runs)), strict=True):
-        fields, _ = _load(members[0])
+        fields, _ = read_run(members[0])
         shown.append((fields, name, color))
-        error_band(right, [_load(folder)[1] for folder in members], name, color)
+        error_band(right, [read_run(folder)[1] for folder in members], name, color)
     if shown[0][0]["points"].shape[1] == 1:
         fields = shown[0][0]
         left.plot(fields["observed_points"][:, 0], fields["observed_values"][:, 0], **_NOISY)
@@ -204,7 +204,7 @@ def memorization_of_run(folder: str | Path, rows: Sequence[Memorization]) -> Pat
         The figure's path, ``folder/memorization.png``.
     """
     folder = Path(folder)
-    fields, _ = _load(folder)
+    fields, _ = read_run(folder)
     known = "observed_clean" in fields
     figure = Figure(figsize=(4.4 * (2 + known), 3.6), layout="constrained")
     axes: Any = figure.subplots(1, 2 + known)
@@ -403,11 +403,42 @@ def _optimizer(folder: Path) -> str:
     return str(read_json(folder / "config.json")["optimizer"])
 
 
-def _load(folder: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    fields, path = read_arrays(folder / "prediction.npz"), folder / "metrics.csv"
-    with readable(path), open(path, newline="", encoding="utf-8") as file:
-        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """What the figures of a problem's run show: its ``prediction.npz`` and ``metrics.csv``.
+
+    Raises:
+        FileNotFoundError: one is missing.
+        ValueError: one is damaged, or holds something else.
+    """
+    path = folder / "prediction.npz"
+    fields = read_arrays(path)
+    with readable(path):
+        _check_prediction(fields)
+    path = folder / "metrics.csv"
+    with readable(path):
+        header, lines = read_table(path)
+        rows = [
+            {name: read_number(text, name) for name, text in zip(header, line, strict=True) if text}
+            for _, line in lines
+        ]
+        if not rows or not all({"iteration", "relative_l2"} <= row.keys() for row in rows):
+            raise ValueError("it has no rows with iteration and relative_l2")
     return fields, rows
+
+
+def _check_prediction(fields: dict[str, Any]) -> None:
+    """Refuse arrays that are not those of :func:`sciml_snr.runs.run.prediction`."""
+    names, outputs = fields["coordinates"], fields["outputs"]
+    n, d, m = len(fields["points"]), names.size, outputs.size
+    k, measured = fields["observed_values"].shape
+    shapes = {"points": (n, d), "fit": (n, m), "reference": (n, m), "observed_points": (k, d)}
+    shapes |= {"observed_fit": (k, measured), "observed_clean": (k, measured)}
+    for name, shape in shapes.items():
+        array = fields["observed_values"] if name not in fields else fields[name]
+        if array.shape != shape or array.dtype.kind not in "fiu" or 0 in shape:
+            raise ValueError(f"{name} is {array.dtype} {array.shape}")
+    if names.shape != (d,) or outputs.shape != (m,) or names.dtype.kind != "U":
+        raise ValueError("coordinates and outputs are no names")
 
 
 def _save(figure: Figure, path: Path) -> Path:

@@ -99,7 +99,7 @@ class Gate:
         for name, value in vars(self).items():
             if isinstance(value, np.generic):
                 object.__setattr__(self, name, value.item())
-        if self.form not in FORMS:
+        if not isinstance(self.form, str) or self.form not in FORMS:
             known = ", ".join(map(repr, FORMS))
             raise ValueError(f"Invalid gate: {self.form!r}; it must be one of {known}.")
         for name in ("z", "alpha", "lambd"):

@@ -24,6 +24,8 @@ def read_text(path: str | Path) -> str:
         raise FileNotFoundError(f"There is no file {path}.")
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder.")
+    if not path.is_file():
+        raise ValueError(f"{path} is no file, but a pipe or a device: give a file.")
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -129,7 +129,10 @@ def by_key(rows: Iterable[Row], keys: Sequence[str]) -> dict[tuple[str, ...], Ro
 
 def number(text: str) -> float:
     """A number of a results file; infinite where there is none or it is not finite."""
-    value = float(text or "nan")
+    try:
+        value = float(text or "nan")
+    except ValueError:
+        raise ValueError(f"A results file has {text!r} where a number is to be.") from None
     return value if math.isfinite(value) else math.inf
 
 

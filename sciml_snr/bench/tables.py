@@ -19,6 +19,9 @@ from typing import Any
 from .plan import KEYS, Job
 from .rows import Row, by_key, key_of, number
 
+COLUMNS = ("final_error", "best_error", "error_at_equal_evaluations", "cpu_seconds")
+"""Of a results file, beside its keys: what comparisons need."""
+
 NEAR = 1.05
 """Within 5 % of the best."""
 

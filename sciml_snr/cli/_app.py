@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,12 +42,19 @@ class PlainErrors(TyperGroup):
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Errors in one line, with exit code 1; SIGTERM (a scheduler's) acts as Ctrl-C."""
+    """Errors in one line, with exit code 1; SIGTERM (a scheduler's) acts as Ctrl-C.
+
+    Warnings are a line, too, and what libraries log is not shown.
+    """
     in_main = threading.current_thread() is threading.main_thread()
     if in_main:
         before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    if not logging.getLogger().handlers:
+        logging.getLogger().addHandler(logging.NullHandler())
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = _warned
+            yield
     except KeyboardInterrupt:
         to_stderr("Interrupted. `compare` and `bench` go on when repeated, others with --resume.")
         raise typer.Exit(130) from None
@@ -59,6 +68,10 @@ def plain_errors() -> Iterator[None]:
     finally:
         if in_main:
             signal.signal(signal.SIGTERM, before)
+
+
+def _warned(message: Warning | str, *_: Any, **__: Any) -> None:
+    to_stderr(f"Note: {' '.join(str(message).split())}")
 
 
 def in_one_line(error: Exception) -> str:

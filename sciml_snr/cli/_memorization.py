@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..runs.folder import blamed
 from ._app import app, console
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def memorization(
         Path, typer.Argument(help="Folder of a finished `solve`, `fit-image` or `fit-sdf` run.")
     ],
     probes: Annotated[
-        int, typer.Option(min=1, help="Number of twins; more make the error smaller.")
+        int, typer.Option(min=1, max=1000, help="Number of twins; more make the error smaller.")
     ] = 1,
 ) -> None:
     """Measure how much of the noise a run has memorized, without knowing the truth.
@@ -54,6 +55,7 @@ def _of_fit(path: Path, probes: int) -> Memorization:
     from ..inr import ImageFit, SDFFit
     from ..inr.archive import kind_of_fit
 
-    if kind_of_fit(path) == "image":
-        return ImageFit.load(path).memorization(probes=probes)
-    return SDFFit.load(path).memorization(probes=probes)
+    kind = ImageFit if kind_of_fit(path) == "image" else SDFFit
+    fit = kind.load(path)
+    with blamed(path):
+        return fit.memorization(probes=probes)

@@ -145,6 +145,8 @@ def saved_choice(
     Raises:
         ValueError: it was the user's own and is not given.
     """
+    if not isinstance(about["network"], str) or not isinstance(about["network_options"], dict):
+        raise ValueError(f"{where} is damaged: it names no network with options.")
     if about["network"] != "own":
         return NetworkChoice(about["network"], about["network_options"])
     if not isinstance(network, nn.Module):
@@ -189,10 +191,12 @@ def _read_fit(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         fields = read_arrays(path)
         about = json.loads(str(fields.pop("about")))
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, RecursionError) as error:
         raise ValueError(f"{path} is not a saved fit: {error}") from None
-    if about.get("format") != FORMAT:
-        raise ValueError(f"{path} is a saved fit of another version: {about.get('format')!r}.")
+    if not isinstance(about, dict) or not {"format", "kind"} <= about.keys():
+        raise ValueError(f"{path} is not a saved fit: it does not say what it is.")
+    if about["format"] != FORMAT:
+        raise ValueError(f"{path} is a saved fit of another version: {about['format']!r}.")
     return about, fields
 
 

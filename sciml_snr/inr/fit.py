@@ -7,9 +7,10 @@ cleanly.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,8 +24,15 @@ from ..gate import Gate, overrides
 from ..measure.risk import PopulationRisk
 from ..measure.twins import share_from_misfit
 from ..noise import NoisyLoss
-from ..runs.config import check_keys, check_same
-from ..runs.folder import CHECKPOINT, CONFIG, RunFolder, readable
+from ..runs.config import (
+    anything,
+    check_kinds,
+    check_same,
+    is_number,
+    is_whole,
+    rows_with,
+)
+from ..runs.folder import CHECKPOINT, CONFIG, RunFolder, blamed, readable
 from ..runs.loop import first_interrupt, rng_state, seeded, set_rng_state
 from ..runs.options import FitOptions
 from ..snr_adam import SNRAdam
@@ -94,10 +102,39 @@ class Training:
     """[first step, budget] of every part of the fit: more than one where it was resumed with other
     ``steps``. Empty: the options' own throughout."""
 
+    @classmethod
+    def from_json(cls, found: Any, where: str | Path) -> Training:
+        """Read what ``dataclasses.asdict`` made.
+
+        Raises:
+            ValueError: it is something else; names ``where``.
+        """
+        if not isinstance(found, dict):
+            raise ValueError(f"{where} is damaged: {found!r} is no training.")
+        check_kinds(found, _TRAINING, where)
+        return cls(**found)
+
     @property
     def kept_row(self) -> dict[str, float]:
         """The row of the log that is nearest to the network's weights."""
         return min(self.history, key=lambda row: abs(row["step"] - self.kept_step))
+
+
+def _are_budgets(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(map(is_whole, pair)) and pair[1] > 0
+        for pair in value
+    )
+
+
+_TRAINING: dict[str, Callable[[Any], bool]] = {
+    "step": is_whole,
+    "kept_step": is_whole,
+    "seconds": is_number,
+    "history": rows_with("step", "seconds", "loss", "misfit", "memorized"),
+    "interrupted": lambda value: isinstance(value, bool),
+    "budgets": _are_budgets,
+}
 
 
 def check_kept(training: Training) -> None:
@@ -229,7 +266,7 @@ def fitted(
             loop.training.budgets = like.budgets
         if state is not None:
             loop.load(state)
-        if folder is not None:
+        if folder is not None and state is None:
             loop.save()  # whatever happens, the fit can be resumed
         loop.run(progress, label, options.steps if like is None else like.kept_step)
     return loop.training
@@ -281,6 +318,8 @@ class _Loop:
         self.risk: PopulationRisk | None = None
         self.kept: dict[str, Tensor] = {}
         """Weights of the lowest estimated risk."""
+        self.loaded: Path | None = None
+        """The checkpoint that the next step is the first to depend on."""
         if options.patience is not None:
             self.risk = PopulationRisk(self.optimizer, seed=options.seed)
             self._keep()
@@ -297,7 +336,10 @@ class _Loop:
             task = bar.add_task(label, total=steps, completed=training.step, status="")
             while training.step < steps and not training.interrupted and not self._is_past():
                 due = training.step == 0 or (training.step + 1) % every == 0
-                row = self._step(log=due or training.step + 1 == steps)
+                log = due or training.step + 1 == steps
+                with blamed(self.loaded) if self.loaded else contextlib.nullcontext():
+                    row = self._step(log)
+                self._begin_log()
                 training.seconds = before + time.perf_counter() - started
                 if row:
                     self._log(row)
@@ -306,11 +348,19 @@ class _Loop:
                 if self.folder and time.perf_counter() - saved > CHECKPOINT_SECONDS:
                     self.save()
                     saved = time.perf_counter()
+        self._begin_log()
         if self.folder:
             self.save()
         if self.risk is not None:
             self.network.load_state_dict(self.kept)
         self.network.eval()
+
+    def _begin_log(self) -> None:
+        """After the first step of a resumed fit, nothing of it can be wrong any more: cut off the
+        rows that were logged after its checkpoint."""
+        if self.loaded is not None and self.folder is not None:
+            self.folder.rewrite_rows(self.training.history)
+        self.loaded = None
 
     def _is_past(self) -> bool:
         """Whether the estimated risk has not fallen for long enough."""
@@ -402,7 +452,8 @@ class _Loop:
         self.training = Training(
             step, state["kept_step"], state["seconds"], list(state["history"]), budgets=budgets
         )
-        with readable(Path(CHECKPOINT) if self.folder is None else self.folder.path / CHECKPOINT):
+        self.loaded = Path(CHECKPOINT) if self.folder is None else self.folder.path / CHECKPOINT
+        with readable(self.loaded):
             self.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
             if self.risk is not None:
@@ -410,15 +461,15 @@ class _Loop:
                 self.kept = {k: v.to(self.options.torch_device) for k, v in state["kept"].items()}
             self.rng.set_state(state["rng"])
             set_rng_state(state)
-        if self.folder is not None:
-            self.folder.rewrite_rows(self.training.history)
 
 
-_STATE = (
-    *("step", "seconds", "history", "network", "optimizer", "rng", "risk", "kept", "kept_step"),
-    *("budgets", "torch_rng", "cuda_rng", "numpy_rng"),
-)
-"""Keys of a checkpoint's state."""
+_STATE: dict[str, Callable[[Any], bool]] = {
+    **{name: test for name, test in _TRAINING.items() if name != "interrupted"},
+    "budgets": lambda value: _are_budgets(value) and len(value) > 0,
+    **dict.fromkeys(("network", "optimizer", "rng", "risk", "kept"), anything),
+    **dict.fromkeys(("torch_rng", "cuda_rng", "numpy_rng"), anything),
+}
+"""Of a checkpoint's state: what tests a value."""
 
 
 def read_checkpoint(folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -429,7 +480,7 @@ def read_checkpoint(folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any]]:
         ValueError: its checkpoint is damaged.
     """
     config, state = folder.load()
-    check_keys(state, _STATE, folder.path / CHECKPOINT)
+    check_kinds(state, _STATE, folder.path / CHECKPOINT)
     return config, state
 
 

@@ -26,7 +26,7 @@ from ..noise import NoisyLoss
 from ..runs.config import check_keys, takes
 from ..runs.folder import CHECKPOINT, CONFIG, SUMMARY, readable
 from ..runs.options import FitOptions, ImageOptions
-from ..terms import NoisyTerm
+from ..terms import NoisyTerm, check_squares
 from .archive import (
     NetworkChoice,
     check_asked,
@@ -99,6 +99,7 @@ class PixelObjective:
         self.values = torch.as_tensor(standard, dtype=torch.float32, device=device)
         deviation = np.asarray(sigma) / picture.scale
         self.sigma = torch.as_tensor(deviation, dtype=torch.float32, device=device)
+        check_squares(self.sigma, torch.float32)
         self.noise = NoisyLoss(self.sigma)
         known = np.flatnonzero(~picture.missing)
         self.known = torch.as_tensor(known, device=device)
@@ -393,8 +394,10 @@ class ImageFit:
             )
             sigma = tuple(map(sigma_from_json, about["sigma"]))
             options = FitOptions(**{**about["options"], "device": None})
-            training = Training(**about["training"])
-        choice = saved_choice(about, network, path)
+            training = Training.from_json(about["training"], path)
+            choice = saved_choice(about, network, path)
+            if picture.values.shape[1] != len(sigma):
+                raise ValueError(f"sigma has {len(sigma)} entries")
         fresh = choice.build(len(picture.shape), len(sigma), options.seed)
         restore_network(fresh, fields)
         fresh.to(options.torch_device).eval()
@@ -522,13 +525,14 @@ def fit_image(
             check_keys(config, _CONFIG, where)
             if config["image"] != picture.fingerprint():
                 raise ValueError(f"The run in {out} is of another image, or with another mask.")
-            told = tuple(map(sigma_from_json, config["sigma"]))
+            with readable(where):
+                told = tuple(map(sigma_from_json, config["sigma"]))
+            choice = saved_choice(config, given_network, where)
+            training_options = FitOptions.from_json(config["options"], where)
             own = {**config, "sigma": list(map(float, told))}
             steps = options.pop("steps", None)
             asked = {**options, "sigma": given}
             check_asked(folder.path, own, given_network, network_options, asked)
-            choice = saved_choice(config, given_network, folder.path)
-            training_options = FitOptions.from_json(config["options"], where)
             check_steps(folder, state, steps)
             if steps is not None:
                 training_options = replace(training_options, steps=steps)
@@ -541,11 +545,11 @@ def fit_image(
             training_options = FitOptions(**default | options)
         model = choice.build(inputs, outputs, training_options.seed)
         config = _config(picture, choice, told, training_options)
+        known = picture.values[~picture.missing.reshape(-1)]
+        objective = _objective(picture, known, told, training_options, clean)
         if folder is not None and not resume:
             stack.enter_context(folder.locked())
             folder.begin(config)
-        known = picture.values[~picture.missing.reshape(-1)]
-        objective = _objective(picture, known, told, training_options, clean)
         training = fitted(
             model,
             objective,

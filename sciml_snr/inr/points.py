@@ -107,6 +107,8 @@ def read_cloud(
 
 def _numbers(name: str, values: ArrayLike) -> Array:
     try:
+        if np.iscomplexobj(values):
+            raise TypeError
         return np.array(values, dtype=float)
     except (TypeError, ValueError):
         raise ValueError(f"{name} is not an array of numbers.") from None

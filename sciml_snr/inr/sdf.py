@@ -50,7 +50,7 @@ from ..noise import NoisyLoss
 from ..runs.config import check_keys, takes
 from ..runs.folder import CHECKPOINT, CONFIG, SUMMARY, check_can_write, readable
 from ..runs.options import FitOptions, PointsOptions
-from ..terms import NoisyTerm
+from ..terms import NoisyTerm, as_sigma_tensor, check_squares
 from .archive import (
     NetworkChoice,
     check_asked,
@@ -168,6 +168,7 @@ class SurfaceObjective:
         self.normals = None if normals is None or weights.normal == 0 else tensor(normals)
         self.labels = tensor(labels)[:, None]
         self.sigma = sigma
+        check_squares(as_sigma_tensor(sigma), torch.float32)
         self.noise = NoisyLoss(sigma)
         self.weights = weights
         self.batch_size = batch_size
@@ -485,8 +486,8 @@ class SDFFit:
         with readable(Path(path)):
             about["options"]["device"] = None  # this machine may not have the one of the fit
             cloud = Cloud(fields["points"], fields.get("normals"))
-            training = Training(**about["training"])
-        choice, sigma, weights, options = _from_config(about, network, path)
+            training = Training.from_json(about["training"], path)
+            choice, sigma, weights, options = _from_config(about, network, path)
         fresh = choice.build(cloud.points.shape[1], 1, options.seed)
         restore_network(fresh, fields)
         fresh.to(options.torch_device).eval()
@@ -656,9 +657,9 @@ def fit_sdf(
                 "weights": None if weights is None else asdict(weights),
                 "normals": False if normals is None else None,
             }
-            own = {**config, "sigma": config["sigma"][0]}
-            check_asked(folder.path, own, given_network, network_options, asked)
             choice, told, weights, training_options = _from_config(config, given_network, where)
+            own = {**config, "sigma": float(told)}
+            check_asked(folder.path, own, given_network, network_options, asked)
             check_steps(folder, state, steps)
             if steps is not None:
                 training_options = replace(training_options, steps=steps)
@@ -687,12 +688,13 @@ def fit_sdf(
             "points": _fingerprint(cloud),
             "normals": with_normals,
         }
+        objective = _objective(used, told, weights, training_options)
         if folder is not None and not resume:
             stack.enter_context(folder.locked())
             folder.begin(config)
         training = fitted(
             model,
-            _objective(used, told, weights, training_options),
+            objective,
             training_options,
             folder=folder,
             config=config,
@@ -808,9 +810,11 @@ def _config(
 def _from_config(
     config: dict[str, Any], network: nn.Module | str | None, where: str | Path
 ) -> tuple[NetworkChoice, float, Weights, FitOptions]:
+    with readable(Path(where)):
+        sigma, weights = sigma_from_json(config["sigma"]), Weights(**config["weights"])
     return (
         saved_choice(config, network, where),
-        sigma_from_json(config["sigma"]),
-        Weights(**config["weights"]),
+        sigma,
+        weights,
         FitOptions.from_json(config["options"], where),
     )

@@ -11,9 +11,10 @@ import contextlib
 import functools
 import hashlib
 import io
+import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,25 @@ from sciml_snr import problems
 from ..deepxde import MemorizationMonitor, ProgressBar, SNR_options, set_SNR_options
 from ..measure.twins import Twins, share_from_misfit
 from ..snr_adam import SNRAdam
-from .config import as_json, check_keys, check_same
-from .folder import SUMMARY, RunFolder, lock, read_arrays, read_json, readable, rewrite_rows
+from .config import (
+    anything,
+    as_json,
+    check_keys,
+    check_kinds,
+    check_same,
+    is_number,
+    is_whole,
+    rows_with,
+)
+from .folder import (
+    CHECKPOINT,
+    SUMMARY,
+    RunFolder,
+    blamed,
+    read_json,
+    readable,
+    rewrite_rows,
+)
 from .loop import first_interrupt, rng_state, set_rng_state
 from .options import DEFAULT_OPTIMIZER, ProblemConfig
 
@@ -134,11 +152,11 @@ def _resumed(folder: RunFolder, asked: ProblemConfig) -> tuple[ProblemConfig, di
     """The run's own config with the iterations that are asked for, and its state."""
     found, state = folder.load()
     own = ProblemConfig.from_json(found, folder.path / "checkpoint.pt")
-    check_keys(state, _STATE, folder.path / "checkpoint.pt")
+    check_kinds(state, _STATE, folder.path / "checkpoint.pt")
     wishes = asdict(asked)
     iterations = wishes.pop("iterations")
     if asked.data is not None:
-        wishes["data"] = str(Path(asked.data).resolve())
+        wishes["data"] = os.path.realpath(asked.data)
     wishes["snr_options"] = asked.snr_options or None
     check_same(folder.path, wishes, found)
     return own if iterations is None else replace(own, iterations=iterations), state
@@ -166,13 +184,13 @@ def _trained(
                 )
             with readable(folder.path / "checkpoint.pt"):
                 recorder.load(model, state)
-        if folder is not None:
+        if folder is not None and state is None:
             recorder.save(model)  # whatever happens, the run can be resumed
-            folder.write_json("config.json", folder.described(asdict(config)))
         recorder.train(model, progress)
         summary = recorder.summary()
         if folder is not None:
             recorder.save(model)
+            folder.write_json("config.json", folder.described(asdict(config)))
             folder.write_arrays(PREDICTION, prediction(problem, model))
             folder.write_json(SUMMARY, asdict(summary))
             figures.run_figure(folder.path)
@@ -216,12 +234,15 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
         self.seconds = 0.0
         self.rows: list[dict[str, float]] = []
         self.interrupted = False
+        self.loaded: Path | None = None
+        """The checkpoint that the next iteration is the first to depend on."""
         self._bar: ProgressBar | None = None
 
     def train(self, model: dde.Model, progress: bool, *others: dde.callbacks.Callback) -> None:
         """Train what is left of the budget, with further callbacks if there are."""
         left = self.budget - self.iteration
         if left < 1:
+            self._begin_log()
             return
         callbacks: list[Any] = [self, *others]
         if progress:
@@ -229,7 +250,7 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
             self._bar = ProgressBar(self.budget, label, start=self.iteration)
             callbacks.insert(0, self._bar)
         try:
-            with first_interrupt(self._interrupt):
+            with first_interrupt(self._interrupt), self._blaming():
                 model.train(
                     iterations=left, display_every=self.budget + 1, callbacks=callbacks, verbose=0
                 )
@@ -240,6 +261,25 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
     def _interrupt(self) -> None:
         self.interrupted = True
 
+    @contextlib.contextmanager
+    def _blaming(self) -> Iterator[None]:
+        """Of an error before the first iteration of a resumed run has ended, blame its file."""
+        loaded = self.loaded
+        try:
+            yield
+        except Exception as error:
+            if loaded is not None and self.loaded is not None:
+                with blamed(loaded):
+                    raise error
+            raise
+
+    def _begin_log(self) -> None:
+        """After the first iteration of a resumed run, nothing of it can be wrong any more: cut off
+        the rows that were written after its checkpoint."""
+        if self.loaded is not None and self.folder is not None:
+            self.folder.rewrite_rows(self.rows)
+        self.loaded = None
+
     def on_train_begin(self) -> None:
         self._started = self._saved = time.perf_counter()
         self._before = self.seconds
@@ -247,6 +287,7 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
             self._measure()
 
     def on_epoch_end(self) -> None:
+        self._begin_log()
         self.iteration += 1
         self.seconds = self._before + time.perf_counter() - self._started
         if self.iteration % self.every == 0 or self.iteration == self.budget or self.interrupted:
@@ -279,7 +320,7 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
             stats = model.opt.gate_stats()
             row |= {"mean_q": stats.mean_q, "open_fraction": stats.open_fraction}
         self.rows.append(row)
-        if self.folder:
+        if self.folder and self.loaded is None:
             self.folder.append_row(row)
         if self._bar is not None:
             guess = row.get("memorized_estimate")
@@ -339,14 +380,20 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
         set_rng_state(state)
         if state["extra_row"]:
             self.rows.pop()
-        self.folder.rewrite_rows(self.rows)
+        if self.rows:
+            self.summary()  # has all that it needs
+        self.loaded = self.folder.path / CHECKPOINT
 
 
-_STATE = (
-    *("iteration", "seconds", "rows", "network", "optimizer", "unknowns", "extra_row"),
-    *("measurements", "torch_rng", "cuda_rng", "numpy_rng"),
-)
-"""Keys of a checkpoint's state."""
+_STATE: dict[str, Callable[[Any], bool]] = {
+    "iteration": is_whole,
+    "seconds": is_number,
+    "rows": rows_with("iteration", "seconds", "loss", "relative_l2"),
+    "extra_row": lambda value: isinstance(value, bool),
+    **dict.fromkeys(("network", "optimizer", "unknowns", "measurements"), anything),
+    **dict.fromkeys(("torch_rng", "cuda_rng", "numpy_rng"), anything),
+}
+"""Of a checkpoint's state: what tests a value."""
 
 
 def fingerprint(problem: problems.Problem) -> str:
@@ -386,7 +433,7 @@ def memorization(folder: str | Path, *, probes: int = 1, progress: bool = True) 
         raise FileNotFoundError(f"There is no finished run in {run.path}: no {SUMMARY} there.")
     config = ProblemConfig.from_json(run.settings(), run.path / "config.json")
     iterations = read_summary(run.path).iterations
-    read_arrays(run.path / PREDICTION)  # the figure needs it: refused before the work
+    figures.read_run(run.path)  # the figure needs it: refused before the work
     config = replace(config, iterations=iterations).resolved()
     with run.locked(), _device(config.device):
         problem = config.build()
@@ -422,7 +469,22 @@ def read_summary(folder: Path) -> Summary:
     path = folder / SUMMARY
     found = read_json(path)
     check_keys(found, [field.name for field in fields(Summary)], path)
+    for field in fields(Summary):
+        if not _fits(found[field.name], str(field.type)):
+            raise ValueError(f"{path} is damaged: its {field.name} is {found[field.name]!r}.")
     return Summary(**found)
+
+
+def _fits(value: Any, hint: str) -> bool:
+    """Whether a summary's value is of its type; what is not finite is null in the file."""
+    if hint == "dict[str, float]":
+        return isinstance(value, dict) and all(map(is_number, value.values()))
+    tests: dict[str, Callable[[Any], bool]] = {
+        "int": is_whole,
+        "str": lambda x: isinstance(x, str),
+        "bool": lambda x: isinstance(x, bool),
+    }
+    return tests.get(hint, lambda x: x is None or is_number(x))(value)
 
 
 def prediction(problem: problems.Problem, model: dde.Model) -> dict[str, Any]:
@@ -529,6 +591,8 @@ def _finished(config: ProblemConfig, folder: Path) -> Summary | None:
         FileExistsError: the folder holds a run with other settings.
         ValueError: a file in it is damaged.
     """
+    from .. import figures
+
     run = RunFolder(folder, "problem")
     if not run.holds_run:
         run.check_free()
@@ -537,7 +601,7 @@ def _finished(config: ProblemConfig, folder: Path) -> Summary | None:
         raise FileExistsError(f"{folder} holds a run with other settings: choose another folder.")
     if not all((folder / name).exists() for name in (SUMMARY, PREDICTION, "metrics.csv")):
         return None
-    read_arrays(folder / PREDICTION)
+    figures.read_run(folder)
     summary = read_summary(folder)
     return None if summary.interrupted else summary
 

@@ -1,0 +1,263 @@
+"""Every option of every kind of run: of problems, and of fits to images and points."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from ..gate import overrides
+from .config import Config, option
+from .loop import check_device, check_memory
+
+if TYPE_CHECKING:
+    from sciml_snr.problems import Problem
+
+PROBLEM_OPTIMIZERS = ("adam", "adamw", "rmsprop", "sgd", "snr_adam", "snr_soap")
+"""Optimizers by DeepXDE's names. L-BFGS is not among them: it counts iterations differently."""
+
+DEFAULT_OPTIMIZER = "snr_adam"
+"""Of problems."""
+
+FIT_OPTIMIZERS = ("snr_soap", "snr_adam", "adam")
+
+POINT_BYTES = 10_000
+"""Memory that training takes per measured point, in a network of a usual size."""
+
+MAX_SEED = 2**32 - 1
+_DEVICE = "cpu, cuda, ... [default: a GPU where there is one]."
+_BUDGET = 10**9
+
+
+@dataclass(frozen=True)
+class ProblemConfig(Config):
+    """What defines a run of a problem; two runs with the same one on one machine end with the same
+    bits. What is None is as by default: the problem's own, of own data what the file says."""
+
+    problem: str = option("", "A problem's name: see `sciml-snr problems`.", command="none")
+    optimizer: str | None = option(
+        None,
+        f"{', '.join(PROBLEM_OPTIMIZERS)} [default: snr_adam].",
+    )
+    lr: float | None = option(None, "Learning rate [default: the problem's].", above=0)
+    iterations: int | None = option(None, "Budget [default: the problem's].", least=1, most=_BUDGET)
+    noise: float | None = option(
+        None,
+        "Standard deviation of the measurements' error, in logs for lynx_hare [default: the "
+        "problem's; of own data the sigma column].",
+    )
+    points: int | None = option(None, "Number of synthetic measurements [default: the problem's].")
+    seed: int | None = option(
+        None, "Seed of data, network and training [default: 0].", least=0, most=MAX_SEED
+    )
+    data: str | None = option(
+        None,
+        "CSV of your own measurements: coordinates, outputs, optionally sigma.",
+        command="path",
+    )
+    device: str | None = option(None, "cpu, cuda, ... [default: DeepXDE's choice].")
+    snr_options: dict[str, Any] | None = option(
+        None,
+        "Option of set_SNR_options, e.g. gate=hard or lambd=4; repeatable.",
+        flag="snr-option",
+        command="pairs",
+    )
+
+    def resolved(self) -> ProblemConfig:
+        """The same with the problem's defaults filled in and everything checked.
+
+        Raises:
+            ValueError: a value is out of range; the message says which and what is possible.
+        """
+        from sciml_snr import problems
+
+        from .run import check_snr_options
+
+        cls = problems.get(self.problem)
+        optimizer = self.optimizer or DEFAULT_OPTIMIZER
+        if optimizer not in PROBLEM_OPTIMIZERS:  # benchmarks know others
+            raise ValueError(
+                f"There is no optimizer {optimizer!r}. Choose one of: "
+                f"{', '.join(PROBLEM_OPTIMIZERS)}."
+            )
+        options = self.snr_options or {}
+        if options and not optimizer.startswith("snr_"):
+            raise ValueError(
+                f"snr_options are for snr_adam and snr_soap: {optimizer} has no "
+                f"{', '.join(map(str, options))}."
+            )
+        check_snr_options(options)
+        if self.device is not None:
+            check_device(self.device)
+        return dataclasses.replace(
+            self,
+            optimizer=optimizer,
+            lr=cls.lr if self.lr is None else self.lr,
+            iterations=cls.iterations if self.iterations is None else self.iterations,
+            seed=self.seed or 0,
+            data=None if self.data is None else os.path.realpath(self.data),
+            snr_options=options,
+        )
+
+    def build(self) -> Problem:
+        """The problem with its measurements.
+
+        Raises:
+            ValueError, FileNotFoundError: the measurements cannot be used; the message says why.
+        """
+        from sciml_snr import problems
+
+        cls = problems.get(self.problem)
+        if self.points is not None:
+            check_memory(POINT_BYTES * float(self.points), f"points = {self.points}")
+        seed = self.seed or 0
+        return cls(points=self.points, noise=self.noise, seed=seed, observations=self.data)
+
+
+@dataclass(frozen=True)
+class FitOptions(Config):
+    """How a network is fitted to data that carry an error."""
+
+    optimizer: str = option(
+        "snr_soap",
+        "snr_soap, snr_adam, or adam (for comparison: it memorizes) [default: snr_soap].",
+        among=FIT_OPTIMIZERS,
+    )
+    lr: float = option(1e-4, "Learning rate [default: by network and data].", above=0)
+    steps: int = option(2000, "Budget [default: by the data].", least=1, most=_BUDGET)
+    cooldown: float = option(
+        0.0,
+        "Share of the steps, the last, in which the learning rate falls to 0 along a straight "
+        "line (A. Haegele et al., arXiv:2405.18392) [default: 0; of shapes 0.3].",
+        least=0,
+        most=1,
+    )
+    batch_size: int | None = option(
+        None, "Data in a step [default: all, of many a part].", least=1, most=_BUDGET
+    )
+    floor_every: int = option(
+        10, "Renew the label floor every so many steps [default: 10].", least=1, most=_BUDGET
+    )
+    gate: Any = option(
+        None,
+        "Field of sciml_snr.Gate, e.g. form=hard or z=2.5; repeatable.",
+        flag="gate-option",
+        command="pairs",
+    )
+    seed: int = option(
+        0, "Seed of network, batches and floor [default: 0].", least=0, most=MAX_SEED
+    )
+    device: str | None = option(None, _DEVICE)
+    patience: int | None = option(
+        None,
+        "Stop when the estimated risk has not fallen for so many steps, and go back to its "
+        "lowest; for snr_adam and adam, and images.",
+        least=1,
+        most=_BUDGET,
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            ValueError: names the option and what is possible.
+        """
+        super().__post_init__()
+        if self.gate and self.optimizer == "adam":
+            raise ValueError("gate options are for snr_soap and snr_adam: adam has no gate.")
+        if self.patience is not None and self.optimizer == "snr_soap":
+            raise ValueError(
+                "patience needs an estimate of the risk, which there is not for snr_soap: choose "
+                "snr_adam or adam."
+            )
+        object.__setattr__(self, "gate", overrides(self.gate) or {})  # refuses what is wrong
+        if self.device is not None:
+            check_device(self.device)
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device of the fit."""
+        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def lr_at(self, step: int, steps: int | None = None) -> float:
+        """Learning rate of a step, counted from 0, of ``steps`` (by default the options' own). A
+        fit that is resumed with more steps takes the full rate up again."""
+        steps = self.steps if steps is None else steps
+        left = max(0, steps - step) / steps
+        return self.lr if left >= self.cooldown else self.lr * left / self.cooldown
+
+
+@dataclass(frozen=True)
+class ImageOptions(FitOptions):
+    """What can be asked of :func:`sciml_snr.inr.fit_image`."""
+
+    HELP: ClassVar[dict[str, str]] = {
+        "lr": "Learning rate [default: 1e-3 for fourier and wire, 3e-4 for others; snr_soap on "
+        "more than 8192 pixels: twice that; adam: a third].",
+        "steps": "Budget [default: 6 times the root of the pixels, 300 at least].",
+        "batch_size": "Pixels in a step [default: all, of larger images 4096].",
+        "cooldown": "Share of the steps, the last, in which the learning rate falls to 0 "
+        "[default: 0].",
+    }
+
+    sigma: Any = option(
+        None,
+        "Standard deviation of the noise in units of the image (8 bit: of 255), one or one per "
+        "channel; an estimate counts texture as noise [default: estimated].",
+        command="numbers",
+    )
+    mask: Any = option(
+        None, "An image (or array) that is not black where pixels are missing.", command="path"
+    )
+    channel_axis: Any = option(
+        "auto",
+        "Which axis counts channels, e.g. -1 or 0; in Python None where none does [default: the "
+        "last one, if it is of four at most].",
+        command="whole",
+    )
+    network: Any = option(
+        None,
+        "siren (the default), fourier, wire or softplus; in Python also a torch.nn.Module, which "
+        "is copied.",
+    )
+    network_options: dict[str, Any] | None = option(
+        None,
+        "E.g. hidden_features=256 or first_omega_0=40; repeatable.",
+        flag="network-option",
+        command="pairs",
+    )
+
+
+@dataclass(frozen=True)
+class PointsOptions(FitOptions):
+    """What can be asked of :func:`sciml_snr.inr.fit_sdf`."""
+
+    HELP: ClassVar[dict[str, str]] = {
+        "lr": "Learning rate [default: the network's].",
+        "steps": "Budget [default: 2000].",
+        "batch_size": "Points in a step [default: all of up to 2048, 512 of more].",
+        "cooldown": "Share of the steps, the last, in which the learning rate falls to 0 "
+        "[default: 0.3].",
+        "floor_every": "Renew the label floor every so many steps [default: 5].",
+    }
+
+    sigma: float | None = option(
+        None,
+        "Standard deviation of the points' error along the normal, in their units [default: "
+        "estimated].",
+        least=0,
+    )
+    sample: int | None = option(
+        None, "Points to take from the faces of a mesh, instead of its vertices."
+    )
+    network: Any = option(
+        None,
+        "softplus (the default), siren, fourier or wire; in Python also a torch.nn.Module, which "
+        "is copied.",
+    )
+    network_options: dict[str, Any] | None = option(
+        None, "E.g. hidden_features=128; repeatable.", flag="network-option", command="pairs"
+    )
