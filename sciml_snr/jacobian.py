@@ -106,14 +106,14 @@ class ClosureRows(Residuals):
             values, _ = self._made()
         return values.detach().double()
 
+    @torch.enable_grad()
     def system(self) -> System:
         """The rows and their Jacobian.
 
         Raises:
             RuntimeError: no row depends on the parameters.
         """
-        with torch.enable_grad():
-            values, noisy = self._made()
+        values, noisy = self._made()
         if not values.requires_grad:
             raise RuntimeError(
                 "No row depends on the parameters: make the rows from the network in the function "

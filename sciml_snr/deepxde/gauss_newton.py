@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from deepxde import config
 from deepxde.data import PDE, DataSet, Function
+from deepxde.data.data import Data
 from torch import Tensor
 from torch.func import functional_call, vmap
 
@@ -74,8 +75,9 @@ def check(model: Any, losses: Any) -> None:
     """
     data, net = model.data, model.net
     reason = ""
-    own = getattr(type(data), "losses", None)
-    if own not in (PDE.losses, DataSet.losses, Function.losses):
+    kind = type(data)
+    is_known = getattr(kind, "losses", None) in (PDE.losses, DataSet.losses, Function.losses)
+    if not is_known or kind.losses_train is not Data.losses_train:
         reason = f"the residuals of a {type(data).__name__} do not belong to single points"
     elif any(isinstance(module, _RANDOM_OR_MIXING) for module in net.modules()):
         reason = (
@@ -265,10 +267,10 @@ class ModelRows(Residuals):
         pairs = zip(found, scales, strict=True)
         return torch.cat([(term.double().flatten() * s.flatten()) for term, s in pairs])
 
+    @torch.enable_grad()
     def system(self) -> System:
         """The rows and their Jacobian."""
-        with torch.enable_grad():
-            made = [self._with_copies(part) for part in self._parts]
+        made = [self._with_copies(part) for part in self._parts]
         terms = [term for found, _ in made for term in found]
         scales, noisy = self._scales([term.shape for term in terms])
         rows, blocks, place = [], [], 0
