@@ -54,6 +54,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no gate": {"z": 0.0},
     "z 1": {"z": 1.0},
     "z 2": {"z": 2.0},
+    "z 2.5": {"z": 2.5},
+    "z 3": {"z": 3.0},
     "gate alone": {"follow": False},
     "cold": {"warm_up": 0},
     "float64": {"dtype": "float64"},

@@ -118,7 +118,7 @@ def features():
 
 def own_activations():
     found = in_square([data_in_square()])
-    found.net = dde.nn.FNN([2, 8, 8, 1], ["sin", "tanh", "linear"], "He uniform")
+    found.net = dde.nn.FNN([2, 8, 8, 1], ["sin", "tanh", "tanh"], "He uniform")
     return found
 
 
