@@ -81,6 +81,7 @@ class SNRGaussNewton(Optimizer):
         *,
         z: float = 1.5,
         follow: bool = True,
+        form: str = "stein",
         damping: float = 1.0,
         max_trials: int = 12,
         patience: int = 5,
@@ -94,6 +95,7 @@ class SNRGaussNewton(Optimizer):
             lr=lr,
             z=z,
             follow=follow,
+            form=form,
             damping=damping,
             max_trials=max_trials,
             patience=patience,
@@ -185,7 +187,7 @@ class SNRGaussNewton(Optimizer):
         memory, group = self._memory, self.param_groups[0]
         system = residuals.system()
         _check_size(len(system.rows), system.jacobian.shape[1])
-        tangent = Tangent(system, group["z"], group["follow"])
+        tangent = Tangent(system, group["z"], group["follow"], group["form"])
         before = float(system.rows.square().sum())
         after, moved, mu = before, 0.0, memory["damping"]
         kept = [p.clone() for p in self._params()]

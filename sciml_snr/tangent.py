@@ -32,6 +32,21 @@ from torch import Tensor
 from .jacobian import System
 
 
+def _falling(data: Tensor, floor: Tensor) -> Tensor:
+    """The falling sequence nearest to 1 - floor / data, weighted by data; cut at 0."""
+    blocks: list[tuple[float, float, int]] = []
+    for d, f in zip(data.tolist(), floor.tolist(), strict=True):
+        count = 1
+        # Blocks' values must fall: a later one that is larger joins the one before.
+        while blocks and f * blocks[-1][0] <= blocks[-1][1] * d:
+            before = blocks.pop()
+            d, f, count = d + before[0], f + before[1], count + before[2]
+        blocks.append((d, f, count))
+    values = [max(0.0, 1 - f / d) if d > 0 else 0.0 for d, f, _ in blocks]
+    counts = torch.tensor([count for _, _, count in blocks])
+    return torch.tensor(values, dtype=torch.float64).repeat_interleave(counts)
+
+
 class Tangent:
     """The kernel of a system of rows, decomposed in float64.
 
@@ -44,7 +59,9 @@ class Tangent:
         FloatingPointError: a row or a derivative is not finite.
     """
 
-    def __init__(self, system: System, z: float, follow: bool) -> None:
+    def __init__(
+        self, system: System, z: float, follow: bool, form: str = "stein", follow_z: float | None = None
+    ) -> None:
         rows, self.noisy, self._jacobian = system
         kernel = (self._jacobian @ self._jacobian.T).double()
         if not (rows.isfinite().all() and kernel.isfinite().all()):
@@ -62,7 +79,9 @@ class Tangent:
         self.coefficients = self._exact + self._data
         count = self.noisy.sum()
         self.misfit = float((rows.square() * self.noisy).sum() / count) if count else 1.0
-        self.gate = self._gate(z)
+        self.gate = self._pooled(z, form) if form in ("monotone", "both") else self._gate(z)
+        if form.startswith("prior"):
+            self.gate *= self.values / (self.values + float(form[5:]) * self.noise)
         self._follow = follow and z > 0
 
     def _gate(self, z: float) -> Tensor:
@@ -71,6 +90,26 @@ class Tangent:
         ratio = floor / self.coefficients.square().clamp_min(1e-300)
         gate: Tensor = (1 - ratio).clamp_min(0)
         return gate
+
+    def _pooled(self, z: float, form: str) -> Tensor:
+        """A gate that falls with the eigenvalue."""
+        data, noise = self._data.square().flip(0), self.noise.flip(0)
+        floor = z**2 * noise / max(self.misfit, 1.0)
+        if form == "monotone" or form == "both":
+            pooled = _falling(data, floor)
+        else:
+            size = float(form.removeprefix("block"))
+            block = (noise.cumsum(0) / size).long()
+            count = int(block.max()) + 1
+            sums = torch.zeros(2, count, dtype=torch.float64)
+            sums[0].index_add_(0, block, data)
+            sums[1].index_add_(0, block, floor)
+            pooled = (1 - sums[1] / sums[0].clamp_min(1e-300)).clamp_min(0)[block]
+        gate = pooled.flip(0)
+        if form == "both":
+            gate = torch.maximum(gate, self._gate(2.5))
+        # Directions of exact rows stay open.
+        return gate * self.noise.sqrt() + (1 - self.noise.sqrt()) * self._gate(z) if form != "x" else gate
 
     def step(self, damping: float) -> tuple[Tensor, float]:
         """The step of all parameters, (P,), and the factor a (0 where nothing follows)."""
