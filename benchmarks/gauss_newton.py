@@ -49,36 +49,34 @@ class Run:
     seed: int
 
 
+PLAIN = {"gate": "stein", "z": 1.5, "exact_weight": 1.0}
+"""The gate of each direction by itself, and exact rows as they weigh in the loss."""
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
+    "plain": PLAIN,
+    "plain, z 2.5": {**PLAIN, "z": 2.5},
+    "plain, no gate": {**PLAIN, "z": 0.0},
+    "plain, gate alone": {**PLAIN, "follow": False},
+    "plain, monotone 1": {**PLAIN, "gate": "monotone", "z": 1.0},
+    "plain, monotone 1.25": {**PLAIN, "gate": "monotone", "z": 1.25},
+    "exact 10 from the start": {**PLAIN, "exact_weight": 10.0, "ramp_steps": 0},
+    "exact 100 from the start": {**PLAIN, "exact_weight": 100.0, "ramp_steps": 0},
+    "exact 30 from the start, monotone 1": {
+        "z": 1.0,
+        "exact_weight": 30.0,
+        "ramp_steps": 0,
+    },
+    "stein 1.5": {"gate": "stein", "z": 1.5},
+    "monotone 1": {"z": 1.0},
     "no gate": {"z": 0.0},
-    "z 1": {"z": 1.0},
-    "z 2": {"z": 2.0},
-    "z 2.5": {"z": 2.5},
-    "z 3": {"z": 3.0},
-    "monotone 1": {"form": "monotone", "z": 1.0},
-    "monotone 1.25": {"form": "monotone", "z": 1.25},
-    "block 8, 1.25": {"form": "block8", "z": 1.25},
-    "prior 1": {"form": "prior1"},
-    "prior 10": {"form": "prior10"},
-    "prior 100": {"form": "prior100"},
-    "exact 10": {"exact": 10.0},
-    "exact 100": {"exact": 100.0},
-    "exact 10, monotone": {"exact": 10.0, "form": "monotone", "z": 1.25},
-    "exact 100, monotone": {"exact": 100.0, "form": "monotone", "z": 1.0},
-    "exact 30, monotone": {"exact": 30.0, "form": "monotone", "z": 1.0},
-    "exact 10, z 1": {"exact": 10.0, "z": 1.0},
-    "exact 100, z 1": {"exact": 100.0, "z": 1.0},
-    "ramp 100": {"exact": 100.0, "ramp": 30},
-    "ramp 100, monotone": {"exact": 100.0, "ramp": 30, "form": "monotone", "z": 1.0},
-    "ramp 100, no gate": {"exact": 100.0, "ramp": 30, "z": 0.0},
-    "ramp 30, fast": {"exact": 30.0, "ramp": 15},
-    "both": {"form": "both", "z": 1.0},
     "gate alone": {"follow": False},
     "cold": {"warm_up": 0},
     "float64": {"dtype": "float64"},
     "rows 300": {"equation_rows": 300},
     "rows 1200": {"equation_rows": 1200},
+    "three times the seconds": {"limit": 3.0},
+    "five times the seconds": {"limit": 5.0},
 }
 """Options of the optimizer, and of the run: steps of first order, rows of equations, dtype."""
 
@@ -101,8 +99,6 @@ def fit(run: Run) -> dict[str, Any]:
     torch.set_num_threads(1)
     options = dict(VARIANTS[run.variant])
     warm_up = options.pop("warm_up", WARM_UP_STEPS)
-    room.EXACT_WEIGHT = options.pop("exact", 1.0)
-    room.RAMP = options.pop("ramp", 0)
     room.EQUATION_ROWS = options.pop("equation_rows", EQUATION_ROWS)
     limit = options.pop("limit", LIMIT)
     dde.config.set_default_float(options.pop("dtype", "float32"))

@@ -21,6 +21,8 @@ from .tangent import Tangent
 DONE = "done: no direction stands out of the noise"
 """Why an optimizer has stopped."""
 
+GATES = ("monotone", "stein")
+
 LOWEST, HIGHEST = 1e-9, 1e12
 """Of the damping."""
 
@@ -57,7 +59,12 @@ class SNRGaussNewton(Optimizer):
             groups of them, as for any optimizer.
         lr: None; or a ceiling on a step's length, in the Euclidean norm of all parameters.
         z: threshold of the gate, in standard deviations of the noise; 0: no gate.
+        gate: ``"monotone"``: it pools neighbouring directions, and falls with their eigenvalue; or
+            ``"stein"``: each direction by itself.
         follow: whether what is closed follows the exact rows.
+        exact_weight: beside noisy rows, exact ones count so many times as much in the end: what is
+            known exactly need not give way to noise.
+        ramp_steps: steps in which this weight rises from 1, by equal factors.
         damping: Levenberg-Marquardt's mu at the start; it falls to a third with every success, and
             rises to fourfold with every failure.
         max_trials: tries of a step, each with more damping, before it is given up.
@@ -79,29 +86,33 @@ class SNRGaussNewton(Optimizer):
         net: nn.Module | Iterable[Any],
         lr: float | None = None,
         *,
-        z: float = 1.5,
+        z: float = 1.25,
+        gate: str = "monotone",
         follow: bool = True,
-        form: str = "stein",
+        exact_weight: float = 100.0,
+        ramp_steps: int = 30,
         damping: float = 1.0,
         max_trials: int = 12,
         patience: int = 5,
         tolerance: float = 1e-3,
         probes: int = 8,
     ) -> None:
-        _check(lr, z, damping, max_trials, patience, tolerance, probes)
-        self._net = net if isinstance(net, nn.Module) else None
-        self._stats: GaussNewtonStats | None = None
-        defaults = dict(
+        defaults: dict[str, Any] = dict(
             lr=lr,
             z=z,
+            gate=gate,
             follow=follow,
-            form=form,
+            exact_weight=exact_weight,
+            ramp_steps=ramp_steps,
             damping=damping,
             max_trials=max_trials,
             patience=patience,
             tolerance=tolerance,
             probes=probes,
         )
+        _check(defaults)
+        self._net = net if isinstance(net, nn.Module) else None
+        self._stats: GaussNewtonStats | None = None
         params = net.named_parameters() if isinstance(net, nn.Module) else net
         super().__init__(params, defaults)
         for p in self._params():
@@ -174,7 +185,7 @@ class SNRGaussNewton(Optimizer):
                 given the network, where the optimizer was; called several times.
 
         Returns:
-            The sum of squares of all rows, after the step.
+            The sum of squares of all rows after the step, with the exact rows' weight in it.
 
         Raises:
             TypeError: it is no function, or does not give rows.
@@ -187,15 +198,17 @@ class SNRGaussNewton(Optimizer):
         memory, group = self._memory, self.param_groups[0]
         system = residuals.system()
         _check_size(len(system.rows), system.jacobian.shape[1])
-        tangent = Tangent(system, group["z"], group["follow"], group["form"])
-        before = float(system.rows.square().sum())
-        after, moved, mu = before, 0.0, memory["damping"]
+        weights = self._weights(system.noisy)
+        system = system.weighted(weights)
+        tangent = Tangent(system, group["z"], group["gate"], group["follow"])
+        before = after = float(system.rows.square().sum())
         kept = [p.clone() for p in self._params()]
+        moved, mu = 0.0, memory["damping"]
         for _ in range(group["max_trials"]):
             step, back = tangent.step(mu)
             scale = self._shortened(step, group["lr"])
             self._move(scale * step)
-            after = float(residuals.rows().square().sum())
+            after = float((weights * residuals.rows()).square().sum())
             if after < before:
                 moved = _moved(tangent, scale * step)
                 self._remember(residuals, tangent, mu, back, scale)
@@ -203,16 +216,23 @@ class SNRGaussNewton(Optimizer):
                 break
             for p, own in zip(self._params(), kept, strict=True):
                 p.copy_(own)
-            mu = min(4 * mu, HIGHEST)
-        else:
-            after = before
+            mu, after = min(4 * mu, HIGHEST), before
         memory["damping"] = mu
         memory["steps"] += 1
-        memory["still"] = memory["still"] + 1 if moved < group["tolerance"] else 0
+        is_over = memory["steps"] > group["ramp_steps"] or bool((weights == 1).all())
+        memory["still"] = memory["still"] + 1 if is_over and moved < group["tolerance"] else 0
         noise = float(tangent.noise.sum())
         opened = float((tangent.gate * tangent.noise).sum() / noise) if noise else 1.0
         self._stats = GaussNewtonStats(len(system.rows), opened, tangent.misfit, mu, moved)
         return after
+
+    def _weights(self, noisy: Tensor) -> Tensor:
+        """What every row is multiplied by in this step, (N,)."""
+        group, ones = self.param_groups[0], torch.ones_like(noisy)
+        if not noisy.any():
+            return ones
+        share = min(self.steps / group["ramp_steps"], 1.0) if group["ramp_steps"] else 1.0
+        return torch.where(noisy > 0, ones, math.sqrt(group["exact_weight"] ** share))
 
     def _residuals(self, closure: Callable[..., Any] | Residuals) -> Residuals:
         if isinstance(closure, Residuals):
@@ -271,7 +291,11 @@ class SNRGaussNewton(Optimizer):
             lines.append("gate: none")
         else:
             follows = ", what is closed follows the exact rows" if group["follow"] else ""
-            lines.append(f"gate: stein, z = {group['z']:g}{follows}")
+            lines.append(f"gate: {group['gate']}, z = {group['z']:g}{follows}")
+        lines.append(
+            f"exact rows beside noisy ones: {group['exact_weight']:g} times their weight, after "
+            f"{group['ramp_steps']} steps"
+        )
         if self.steps:
             lines.append(f"steps: {self.steps}, damping {self._memory['damping']:.2g}")
         if not math.isnan(self.memorized):
@@ -294,25 +318,23 @@ def _signs(rows: int, probes: int) -> Tensor:
     return torch.randint(0, 2, (rows, probes), generator=generator).double().mul_(2).sub_(1)
 
 
-def _check(
-    lr: Any, z: Any, damping: Any, max_trials: Any, patience: Any, tolerance: Any, probes: Any
-) -> None:
+def _check(options: dict[str, Any]) -> None:
+    """Refuse options out of range, by name."""
+    lr = options["lr"]
     if lr is not None and not (isinstance(lr, (int, float)) and lr > 0):
         raise ValueError(
             f"lr must be None or a positive number, the longest step there may be; got {lr!r}."
         )
-    for name, value in {"damping": damping, "tolerance": tolerance}.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be a positive number, got {value!r}.")
-    if not 0 <= z < math.inf:
-        raise ValueError(f"z must be a number >= 0, got {z!r}.")
-    for name, value, least in (
-        ("max_trials", max_trials, 1),
-        ("patience", patience, 1),
-        ("probes", probes, 0),
-    ):
-        if not (isinstance(value, int) and value >= least):
-            raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}.")
+    if options["gate"] not in GATES:
+        raise ValueError(f"gate must be one of {', '.join(GATES)}; got {options['gate']!r}.")
+    for name in ("damping", "tolerance", "exact_weight"):
+        if not 0 < options[name] < math.inf:
+            raise ValueError(f"{name} must be a positive number, got {options[name]!r}.")
+    if not 0 <= options["z"] < math.inf:
+        raise ValueError(f"z must be a number >= 0, got {options['z']!r}.")
+    for name, least in {"max_trials": 1, "patience": 1, "probes": 0, "ramp_steps": 0}.items():
+        if not (isinstance(options[name], int) and options[name] >= least):
+            raise ValueError(f"{name} must be a whole number >= {least}, got {options[name]!r}.")
 
 
 def _check_size(rows: int, parameters: int) -> None:

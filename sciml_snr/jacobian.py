@@ -60,6 +60,11 @@ class System(NamedTuple):
     jacobian: Tensor
     """(N, P), the network's dtype: derivatives of the rows by all parameters."""
 
+    def weighted(self, weights: Tensor) -> System:
+        """With each row, and its derivatives, times a number."""
+        columns = weights.to(self.jacobian)[:, None]
+        return System(self.rows * weights, self.noisy, self.jacobian * columns)
+
 
 class Residuals(ABC):
     """Rows that can be evaluated at the parameters as they are."""

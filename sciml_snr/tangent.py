@@ -8,14 +8,25 @@ With the Jacobian J of the residual rows r (N; noisy rows in units of their sigm
     \Delta w = -J^T U \, \frac{c}{\lambda + \mu}, \qquad c = U^T r
 
 Under the noise alone :math:`c_k` has the variance :math:`v_k = \sum_{i\,\mathrm{noisy}} U_{ik}^2`.
-The gate is the positive-part shrinkage factor of James and Stein (1961), with a threshold z:
+The gate ``"stein"`` is the positive-part shrinkage factor of James and Stein (1961), with a
+threshold z:
 
 .. math::
     q_k = \max\left(0,\, 1 - \frac{z^2 v_k}{R\, c_k^2}\right), \qquad
     R = \max\left(1,\, \mathrm{mean}_{i\,\mathrm{noisy}}\, r_i^2\right)
 
 Directions that only exact rows span have :math:`v_k = 0` and stay open. Residuals beyond their
-noise (the misfit R > 1) lower the bar. What is closed follows the exact rows along the level set of
+noise (the misfit R > 1) lower the bar.
+
+The gate ``"monotone"`` pools neighbours. What a network learns easily has large eigenvalues, noise
+is everywhere alike; so the gate is to fall with the eigenvalue. Among falling sequences it is the
+one next to :math:`1 - z^2 v_k / (R (c^d_k)^2)` in the squares weighted by :math:`(c^d_k)^2`, where
+:math:`c^d` are the noisy rows' coefficients: in every block of pooled directions it is James and
+Stein's factor of the block, and with z = 1 and R = 1 it has the lowest unbiased estimate of the
+risk (R. Beran and L. Duembgen, Ann. Statist. 26 (1998) 1826). A direction's gate is
+:math:`\sqrt{v_k}` times this and :math:`1 - \sqrt{v_k}` times its own factor.
+
+What is closed follows the exact rows along the level set of
 the noisy ones: with :math:`c = c^x + c^d` (exact and noisy rows), it moves by
 :math:`(1 - q)(c^x - a\, c^d)`, where *a* keeps the noisy rows' sum of squares, to first order.
 
@@ -32,36 +43,20 @@ from torch import Tensor
 from .jacobian import System
 
 
-def _falling(data: Tensor, floor: Tensor) -> Tensor:
-    """The falling sequence nearest to 1 - floor / data, weighted by data; cut at 0."""
-    blocks: list[tuple[float, float, int]] = []
-    for d, f in zip(data.tolist(), floor.tolist(), strict=True):
-        count = 1
-        # Blocks' values must fall: a later one that is larger joins the one before.
-        while blocks and f * blocks[-1][0] <= blocks[-1][1] * d:
-            before = blocks.pop()
-            d, f, count = d + before[0], f + before[1], count + before[2]
-        blocks.append((d, f, count))
-    values = [max(0.0, 1 - f / d) if d > 0 else 0.0 for d, f, _ in blocks]
-    counts = torch.tensor([count for _, _, count in blocks])
-    return torch.tensor(values, dtype=torch.float64).repeat_interleave(counts)
-
-
 class Tangent:
     """The kernel of a system of rows, decomposed in float64.
 
     Args:
         system: rows and Jacobian; products with the Jacobian are made in its dtype.
         z: threshold of the gate, in standard deviations; 0: all is open.
+        gate: ``"monotone"`` or ``"stein"``.
         follow: whether what is closed follows the exact rows.
 
     Raises:
         FloatingPointError: a row or a derivative is not finite.
     """
 
-    def __init__(
-        self, system: System, z: float, follow: bool, form: str = "stein", follow_z: float | None = None
-    ) -> None:
+    def __init__(self, system: System, z: float, gate: str, follow: bool) -> None:
         rows, self.noisy, self._jacobian = system
         kernel = (self._jacobian @ self._jacobian.T).double()
         if not (rows.isfinite().all() and kernel.isfinite().all()):
@@ -79,37 +74,23 @@ class Tangent:
         self.coefficients = self._exact + self._data
         count = self.noisy.sum()
         self.misfit = float((rows.square() * self.noisy).sum() / count) if count else 1.0
-        self.gate = self._pooled(z, form) if form in ("monotone", "both") else self._gate(z)
-        if form.startswith("prior"):
-            self.gate *= self.values / (self.values + float(form[5:]) * self.noise)
+        self.gate = self._own(z)
+        """(N,) q, in the eigenvalues' order."""
+        if gate == "monotone":
+            share = self.noise.sqrt()
+            self.gate = share * self._pooled(z) + (1 - share) * self.gate
         self._follow = follow and z > 0
 
-    def _gate(self, z: float) -> Tensor:
-        """q, (N,)."""
+    def _own(self, z: float) -> Tensor:
+        """The factor of each direction alone, (N,)."""
         floor = z**2 * self.noise / max(self.misfit, 1.0)
         ratio = floor / self.coefficients.square().clamp_min(1e-300)
-        gate: Tensor = (1 - ratio).clamp_min(0)
-        return gate
+        return (1 - ratio).clamp_min(0)  # type: ignore[no-any-return]
 
-    def _pooled(self, z: float, form: str) -> Tensor:
-        """A gate that falls with the eigenvalue."""
-        data, noise = self._data.square().flip(0), self.noise.flip(0)
-        floor = z**2 * noise / max(self.misfit, 1.0)
-        if form == "monotone" or form == "both":
-            pooled = _falling(data, floor)
-        else:
-            size = float(form.removeprefix("block"))
-            block = (noise.cumsum(0) / size).long()
-            count = int(block.max()) + 1
-            sums = torch.zeros(2, count, dtype=torch.float64)
-            sums[0].index_add_(0, block, data)
-            sums[1].index_add_(0, block, floor)
-            pooled = (1 - sums[1] / sums[0].clamp_min(1e-300)).clamp_min(0)[block]
-        gate = pooled.flip(0)
-        if form == "both":
-            gate = torch.maximum(gate, self._gate(2.5))
-        # Directions of exact rows stay open.
-        return gate * self.noise.sqrt() + (1 - self.noise.sqrt()) * self._gate(z) if form != "x" else gate
+    def _pooled(self, z: float) -> Tensor:
+        """Factors that fall with the eigenvalue, (N,)."""
+        floor = z**2 * self.noise / max(self.misfit, 1.0)
+        return _falling(self._data.square().flip(0), floor.flip(0)).flip(0)
 
     def step(self, damping: float) -> tuple[Tensor, float]:
         """The step of all parameters, (P,), and the factor a (0 where nothing follows)."""
@@ -169,3 +150,21 @@ class Tangent:
 
     def _transposed(self, rows: Tensor) -> Tensor:
         return (self._jacobian.T @ rows.to(self._jacobian)).double()
+
+
+def _falling(data: Tensor, floor: Tensor) -> Tensor:
+    """The falling sequence nearest to 1 - floor / data, weighted by data; cut at 0.
+
+    By pooling adjacent violators: M. Ayer et al., Ann. Math. Statist. 26 (1955) 641.
+    """
+    blocks: list[tuple[float, float, int]] = []
+    for d, f in zip(data.tolist(), floor.tolist(), strict=True):
+        count = 1
+        # Blocks' values must fall: a later one that is larger joins the one before.
+        while blocks and f * blocks[-1][0] <= blocks[-1][1] * d:
+            before = blocks.pop()
+            d, f, count = d + before[0], f + before[1], count + before[2]
+        blocks.append((d, f, count))
+    values = [max(0.0, 1 - f / d) if d > 0 else 0.0 for d, f, _ in blocks]
+    counts = torch.tensor([count for _, _, count in blocks])
+    return torch.tensor(values, dtype=torch.float64).repeat_interleave(counts)

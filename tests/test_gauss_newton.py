@@ -1,6 +1,7 @@
 """SNRGaussNewton in plain torch: steps, gate, stop, memorized share, state, errors."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -84,7 +85,7 @@ def test_gate_is_the_shrinkage_factor_in_the_kernels_eigenbasis():
     jacobian = torch.randn(7, 5, generator=rng, dtype=torch.float64)
     values = torch.randn(7, generator=rng, dtype=torch.float64)
     noisy = torch.tensor([1.0, 1, 1, 1, 0, 0, 0], dtype=torch.float64)
-    tangent = Tangent(System(values, noisy, jacobian), z=1.5, follow=False)
+    tangent = Tangent(System(values, noisy, jacobian), z=1.5, gate="stein", follow=False)
     lam, basis = torch.linalg.eigh(jacobian @ jacobian.T)
     misfit = max(1.0, float(values[:4].square().mean()))
     expected = torch.zeros(5, dtype=torch.float64)
@@ -102,12 +103,58 @@ def test_what_follows_keeps_the_noisy_rows_sum_of_squares_to_first_order():
     jacobian = torch.randn(9, 20, generator=rng, dtype=torch.float64)
     values = torch.randn(9, generator=rng, dtype=torch.float64)
     noisy = torch.tensor([1.0] * 5 + [0.0] * 4, dtype=torch.float64)
-    shut = Tangent(System(values, noisy, jacobian), z=1e6, follow=True)
+    shut = Tangent(System(values, noisy, jacobian), z=1e6, gate="stein", follow=True)
     closed = shut.noise > 1e-9  # all of them, here: every direction mixes
     assert (shut.gate[closed] == 0).all()
     change = shut.fitted(shut.step(0.5)[0])
     assert float((values * change)[:5].sum()) == pytest.approx(0, abs=1e-10)
     assert float((values * change)[5:].sum()) < 0
+
+
+def test_monotone_gate_falls_with_the_eigenvalue_and_is_the_nearest_such():
+    """Beside a search over all splits into blocks, for few directions of noisy rows alone."""
+    rng = torch.Generator().manual_seed(2)
+    jacobian = torch.randn(6, 9, generator=rng, dtype=torch.float64)
+    values = 2 * torch.randn(6, generator=rng, dtype=torch.float64)
+    ones = torch.ones(6, dtype=torch.float64)
+    found = Tangent(System(values, ones, jacobian), z=1.0, gate="monotone", follow=False).gate
+    lam, basis = torch.linalg.eigh(jacobian @ jacobian.T)
+    squares = (basis.T @ values).square() * max(1.0, float(values.square().mean()))
+    assert (found.diff() >= -1e-12).all() and lam.diff().min() > 0
+
+    def distance(gate):
+        return float((squares * (gate - (1 - 1 / squares)).square()).sum())
+
+    best = math.inf
+    for cuts in range(2**5):
+        starts = [0, *(i + 1 for i in range(5) if cuts >> i & 1), 6]
+        levels = []
+        for a, b in itertools.pairwise(starts):
+            levels += [max(0.0, 1 - (b - a) / float(squares[a:b].sum()))] * (b - a)
+        if levels == sorted(levels):
+            best = min(best, distance(torch.tensor(levels, dtype=torch.float64)))
+    assert distance(found) == pytest.approx(best)
+
+
+def test_exact_rows_rise_to_their_weight_beside_noisy_ones():
+    """The end is the weighted least squares solution; without noisy rows nothing is weighted."""
+    net, design, rng = linear(weights=4, n=20)
+    y = torch.randn(20, 1, generator=rng, dtype=torch.float64)
+    for noisy, weight in ((True, 100.0), (False, 1.0)):
+        optimizer = SNRGaussNewton(net, z=0.0, exact_weight=100.0, ramp_steps=3)
+        for _ in range(25):
+            optimizer.step(
+                lambda net, noisy=noisy: [
+                    NoisyRows(net(design[:12]) - y[:12], 1.0)
+                    if noisy
+                    else net(design[:12]) - y[:12],
+                    net(design[12:]) - y[12:],
+                ]
+            )
+        scale = torch.ones(20, 1, dtype=torch.float64)
+        scale[12:] = math.sqrt(weight)
+        expected = torch.linalg.lstsq(scale * design, scale * y).solution
+        torch.testing.assert_close(net.weight.detach().T, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_pure_noise_is_left_alone():
@@ -277,7 +324,7 @@ def test_describes_itself():
     optimizer = SNRGaussNewton(net, lr=0.5)
     assert "no step longer than 0.5" in optimizer.describe()
     optimizer.step(lambda net: rows(net, x, y))
-    assert "z = 1.5, what is closed follows the exact rows" in optimizer.describe()
+    assert "monotone, z = 1.25, what is closed follows the exact rows" in optimizer.describe()
     assert "steps: 1" in optimizer.describe() and "memorized" in optimizer.describe()
     assert "gate: none" in SNRGaussNewton(net, z=0).describe()
 
@@ -289,6 +336,9 @@ def test_describes_itself():
         ("lr", "1e-3"),
         ("z", -1.0),
         ("damping", 0.0),
+        ("gate", "soft"),
+        ("exact_weight", 0.0),
+        ("ramp_steps", -1),
         ("max_trials", 0),
         ("patience", 0.5),
         ("tolerance", math.inf),

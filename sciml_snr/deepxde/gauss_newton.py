@@ -41,10 +41,6 @@ WARM_UP_STEPS = 400
 EQUATION_ROWS = 600
 """Rows of equations in a step; where there are more, so many are drawn anew in every step."""
 
-RAMP = 0
-EXACT_WEIGHT = 1.0
-"""Exact terms weigh so many times what they weigh in the loss."""
-
 _SQUARES = ("mean_squared_error", "MSELoss")
 _RANDOM_OR_MIXING = (torch.nn.modules.batchnorm._NormBase, torch.nn.modules.dropout._DropoutNd)
 
@@ -184,7 +180,6 @@ class ModelRows(Residuals):
         self._others = [p for p in trained if p not in named]
         self._order = [named.get(p) for p in trained]
         self._trained = trained
-        self._stiff = 1.0
         self._seen: Any = None
         self._parts: list[_Part] = []
         conditions = conditions_of(model.data)
@@ -212,7 +207,6 @@ class ModelRows(Residuals):
 
     def draw(self, step: int) -> None:
         """Draw the equation's points of this step, where there are too many for all of them."""
-        self._stiff = EXACT_WEIGHT ** (min(step / RAMP, 1.0) if RAMP else 1.0)
         if self._all is None:
             return
         points, aux = self._all.inputs, self._all.aux
@@ -259,7 +253,7 @@ class ModelRows(Residuals):
         scales, noisy = [], []
         for shape, sigma, weight in zip(shapes, sigmas, weights, strict=True):
             size = math.prod(shape)
-            exact = torch.full((), math.sqrt(self._stiff * beside * weight / max(size, 1)), dtype=torch.float64)
+            exact = torch.full((), math.sqrt(beside * weight / max(size, 1)), dtype=torch.float64)
             found = torch.where(sigma > 0, 1 / sigma, exact)
             scales.append(found.expand(shape[0], math.prod(shape[1:])).to(sigma.device))
             noisy.append((sigma > 0).double().expand_as(scales[-1]))
