@@ -29,8 +29,9 @@ from sciml_snr.bench import tables
 from sciml_snr.bench.rows import number
 from sciml_snr.bench.smoothing import remade
 from sciml_snr.bench.training import DIVERGED
-from sciml_snr.deepxde import gauss_newton as room
-from sciml_snr.deepxde.gauss_newton import EQUATION_ROWS, WARM_UP_STEPS
+from sciml_snr.deepxde import jacobian as room
+from sciml_snr.deepxde.gauss_newton import NAME, WARM_UP_STEPS
+from sciml_snr.deepxde.jacobian import EQUATION_ROWS
 from sciml_snr.gauss_newton import SNRGaussNewton
 
 PATH = RESULTS / "gauss_newton.csv"
@@ -171,7 +172,7 @@ def fit(run: Run) -> dict[str, Any]:
 
 def _optimizer(model: Any, problem: Any, options: dict[str, Any]) -> Any:
     if not options:
-        return room.NAME
+        return NAME
     unknowns = list(problem.unknowns.values())
     return SNRGaussNewton([*model.net.parameters(), *unknowns], **options)
 

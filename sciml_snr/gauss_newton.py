@@ -196,8 +196,9 @@ class SNRGaussNewton(Optimizer):
         if self.done:
             return float(residuals.rows().square().sum())
         memory, group = self._memory, self.param_groups[0]
+        if not self.steps:
+            check_size(len(residuals.rows()), sum(p.numel() for p in self._params()))
         system = residuals.system()
-        _check_size(len(system.rows), system.jacobian.shape[1])
         weights = self._weights(system.noisy)
         system = system.weighted(weights)
         tangent = Tangent(system, group["z"], group["gate"], group["follow"])
@@ -314,8 +315,9 @@ def _moved(tangent: Tangent, step: Tensor) -> float:
 
 def _signs(rows: int, probes: int) -> Tensor:
     """Random signs, (rows, probes), the same ones every time."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 2, (rows, probes), generator=generator).double().mul_(2).sub_(1)
+    generator = torch.Generator("cpu").manual_seed(0)
+    signs = torch.randint(0, 2, (rows, probes), generator=generator, device="cpu")
+    return signs.double().mul_(2).sub_(1)
 
 
 def _check(options: dict[str, Any]) -> None:
@@ -337,7 +339,12 @@ def _check(options: dict[str, Any]) -> None:
             raise ValueError(f"{name} must be a whole number >= {least}, got {options[name]!r}.")
 
 
-def _check_size(rows: int, parameters: int) -> None:
+def check_size(rows: int, parameters: int) -> None:
+    """Refuse a step that would take too long.
+
+    Raises:
+        ValueError: says what it would take.
+    """
     if rows > MAX_ROWS:
         gigabytes = 8 * (3 * rows**2 + 2 * rows * parameters) / 1e9
         raise ValueError(

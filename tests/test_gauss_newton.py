@@ -244,7 +244,7 @@ def test_a_step_that_lowers_nothing_is_taken_back_to_the_bit():
 
     def made(net):
         calls.append(1)
-        return [net(torch.ones(3, 2)) - (0.0 if len(calls) == 1 else 1e6)]
+        return [net(torch.ones(3, 2)) - (0.0 if len(calls) < 3 else 1e6)]
 
     kept = [p.detach().clone() for p in net.parameters()]
     optimizer.step(made)

@@ -71,7 +71,9 @@ def _extended(original: Callable[..., Any]) -> Callable[..., Any]:
             if wanted == gauss_newton.NAME:
                 _require_pytorch(wanted)
                 call.arguments["optimizer"] = gauss_newton.build(
-                    _named(list(call.arguments["params"])), call.arguments["learning_rate"]
+                    _named(list(call.arguments["params"])),
+                    call.arguments["learning_rate"],
+                    call.arguments["decay"],
                 )
                 return original(*call.args, **call.kwargs)
             if wanted in OPTIMIZERS:

@@ -15,8 +15,8 @@ from sciml_snr import (
     noisy,
     set_SNR_options,
 )
-from sciml_snr.deepxde import gauss_newton
-from sciml_snr.deepxde.gauss_newton import ModelRows
+from sciml_snr.deepxde import jacobian as room
+from sciml_snr.deepxde.jacobian import ModelRows
 from tests.cases import assert_same_bits, through_a_file
 from tests.deepxde.models import LINE, X, Y, ends, exact, measured, model, supervised
 
@@ -360,7 +360,7 @@ def test_resumes_to_the_bit():
 
 
 def test_where_an_equation_has_many_points_some_are_drawn_in_every_step(monkeypatch):
-    monkeypatch.setattr(gauss_newton, "EQUATION_ROWS", 20)
+    monkeypatch.setattr(room, "EQUATION_ROWS", 20)
     m = compiled(model(measured(0.05), domain=50, boundary=2))
     m.train(3, display_every=100, verbose=0)
     assert m.opt.stats().rows == 20 + 6
@@ -445,6 +445,27 @@ def test_forward_mode_is_refused():
         assert "reverse" in refused(model(measured()))
     finally:
         dde.config.set_default_autodiff("reverse")
+
+
+def test_a_rate_that_is_not_there_does_not_decay():
+    with pytest.raises(ValueError, match="no learning rate that could decay"):
+        compiled(model(measured()), decay=("step", 10, 0.5))
+    m = compiled(model(measured()), lr=0.5, decay=("step", 1, 0.5))
+    m.train(2, display_every=100, verbose=0)
+    assert m.opt.param_groups[0]["lr"] == 0.125
+
+
+def test_too_many_rows_are_refused_at_compile(monkeypatch):
+    monkeypatch.setattr("sciml_snr.gauss_newton.MAX_ROWS", 10)
+    with pytest.raises(ValueError, match="16 residual rows"):
+        compiled(model(measured()))
+
+
+def test_other_points_are_noticed_where_some_are_drawn(monkeypatch):
+    monkeypatch.setattr(room, "EQUATION_ROWS", 5)
+    mean = in_square([data_in_square()], lambda x, u: laplace(x, u) - 30 * u.mean())
+    assert "depend on the other points" in refused(mean)
+    compiled(in_square([data_in_square()]))
 
 
 def test_a_near_name_is_asked_about():
