@@ -194,34 +194,86 @@ def at(row: Any, moment: float) -> dict[str, float]:
     return found[-1] if found and not row["error"] else {"relative_l2": math.inf}
 
 
-def table(variant: str, moment: float = 1.0) -> str:
+def rows_of(variant: str) -> dict[str, list[dict[str, str]]]:
+    """problem -> a variant's rows."""
+    every = [dict(row) for row in read(PATH) if row["variant"] == variant]
+    cases = zoo.plan().cases
+    found = {p: [row for row in every if row["problem"] == p] for p in cases}
+    return {problem: own for problem, own in found.items() if own}
+
+
+def finals(problem: str, seeds: set[str]) -> list[dict[str, str]]:
+    """Tuned Adam's rows of a problem, of these seeds."""
+    return [row for row in rivals("adam")[problem] if row["seed"] in seeds]
+
+
+def ratio(problem: str, own: list[dict[str, str]], moment: float) -> float:
+    """Our median error at a moment over tuned Adam's median final error, on the same seeds."""
+    theirs = finals(problem, {row["seed"] for row in own})
+    ours = median(at(row, moment)["relative_l2"] for row in own)
+    return ours / median(number(row["final_error"]) for row in theirs)
+
+
+def table(variant: str = "default", moment: float = 1.0) -> str:
     """Problem by problem: ours at a moment, Adam's final error, and the geometric mean."""
-    adam, lines, ratios = rivals("adam"), [], []
-    for problem in zoo.plan().cases:
-        own = [r for r in read(PATH) if (r["variant"], r["problem"]) == (variant, problem)]
-        if not own:
-            continue
-        seeds = {row["seed"] for row in own}
-        theirs = [row for row in adam[problem] if row["seed"] in seeds]
+    lines, ratios = [], []
+    for problem, own in rows_of(variant).items():
+        theirs = finals(problem, {row["seed"] for row in own})
         ours = [at(row, moment) for row in own]
-        errors = [one["relative_l2"] for one in ours]
-        finals = [number(row["final_error"]) for row in theirs]
-        ratios.append(median(errors) / median(finals))
-        cells = [problem, str(len(own)), text.spread(errors), text.spread(finals)]
+        ratios.append(ratio(problem, own, moment))
         unknowns = []
         for key in (key for key in ours[0] if key.endswith(ENDING)):
             name = key.removesuffix(ENDING)
             rival = median(json.loads(row["unknown_errors"])[name] for row in theirs)
             mine = median(one.get(key, math.inf) for one in ours)
             unknowns.append(f"{name} {100 * mine:.1f} % ({100 * rival:.1f} %)")
-        seconds = median(float(row["adam_seconds"]) for row in own)
         steps = median(int(one.get("step", 0)) for one in ours)
-        cells += [f"{ratios[-1]:.2f}", ", ".join(unknowns), f"{seconds:.1f}", f"{steps:.0f}"]
-        lines.append(cells)
+        spent = median(one.get("time", math.inf) for one in ours)
+        best = median(number(row["best_error"]) for row in theirs)
+        lines.append(
+            [
+                problem,
+                str(len(own)),
+                text.spread([one["relative_l2"] for one in ours]),
+                text.spread([number(row["final_error"]) for row in theirs]),
+                f"{best:.3f}",
+                f"{ratios[-1]:.2f}",
+                ", ".join(unknowns),
+                f"{median(float(row['adam_seconds']) for row in own):.1f}",
+                f"{spent:.2f}",
+                f"{steps:.0f}",
+            ]
+        )
     if ratios:
-        lines.append(["*geometric mean*", "", "", "", f"{tables.geometric_mean(ratios):.3f}"])
-    titles = "problem|seeds|ours|tuned Adam|ratio|coefficients (Adam's)|Adam's CPU seconds|steps"
-    return text.table(titles, [line + [""] * (8 - len(line)) for line in lines])
+        mean = f"{tables.geometric_mean(ratios):.2f}"
+        lines.append(["*geometric mean*", "", "", "", "", mean, "", "", "", ""])
+    titles = "problem|seeds|ours|tuned Adam|its best moment|ours over Adam's|"
+    titles += "coefficients off by (Adam's)|Adam's CPU seconds|ours, of them|steps"
+    return text.table(titles, lines)
+
+
+def variants() -> str:
+    """Every variant on seed 0, and the default on the same problems."""
+
+    def first(variant: str) -> dict[str, float]:
+        return {
+            problem: ratio(problem, [row for row in own if row["seed"] == "0"], 1.0)
+            for problem, own in rows_of(variant).items()
+            if any(row["seed"] == "0" for row in own)
+        }
+
+    default, lines = first("default"), []
+    for variant in VARIANTS:
+        found = first(variant)
+        shared = [problem for problem in found if problem in default]
+        if not shared:
+            continue
+        means = [tables.geometric_mean([own[p] for p in shared]) for own in (found, default)]
+        worst = max(shared, key=lambda problem: found[problem])
+        where = f"{found[worst]:.2f} ({worst})"
+        cells = [f"{mean:.2f}" for mean in means]
+        lines.append([variant, str(len(shared)), *cells, where])
+    return text.table("variant|problems|over Adam's|the default's|worst", lines)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,10 @@ class SNRGaussNewton(Optimizer):
         follow: whether what is closed follows the exact rows.
         exact_weight: beside noisy rows, exact ones count so many times as much in the end: what is
             known exactly need not give way to noise.
-        ramp_steps: steps in which this weight rises from 1, by equal factors.
+        ramp_steps: steps in which this weight rises from 1, by equal factors; 0: it is there from
+            the start. A step counts where the noisy rows' misfit is at most 1 + sqrt(2/n), its
+            standard error; where it is more, the weight goes a step back: data that are not
+            explained are not to be overruled.
         damping: Levenberg-Marquardt's mu at the start; it falls to a third with every success, and
             rises to fourfold with every failure.
         max_trials: tries of a step, each with more damping, before it is given up.
@@ -132,6 +135,7 @@ class SNRGaussNewton(Optimizer):
         if "steps" not in memory:
             group = self.param_groups[0]
             memory |= {"steps": 0, "damping": group["damping"], "still": 0, "memorized": math.nan}
+            memory["ramp"] = 0
         return memory
 
     @property
@@ -220,8 +224,8 @@ class SNRGaussNewton(Optimizer):
             mu, after = min(4 * mu, HIGHEST), before
         memory["damping"] = mu
         memory["steps"] += 1
-        is_over = memory["steps"] > group["ramp_steps"] or bool((weights == 1).all())
-        memory["still"] = memory["still"] + 1 if is_over and moved < group["tolerance"] else 0
+        rises = self._ramp(tangent)
+        memory["still"] = memory["still"] + 1 if moved < group["tolerance"] and not rises else 0
         noise = float(tangent.noise.sum())
         opened = float((tangent.gate * tangent.noise).sum() / noise) if noise else 1.0
         self._stats = GaussNewtonStats(len(system.rows), opened, tangent.misfit, mu, moved)
@@ -232,8 +236,19 @@ class SNRGaussNewton(Optimizer):
         group, ones = self.param_groups[0], torch.ones_like(noisy)
         if not noisy.any():
             return ones
-        share = min(self.steps / group["ramp_steps"], 1.0) if group["ramp_steps"] else 1.0
+        share = self._memory["ramp"] / group["ramp_steps"] if group["ramp_steps"] else 1.0
         return torch.where(noisy > 0, ones, math.sqrt(group["exact_weight"] ** share))
+
+    def _ramp(self, tangent: Tangent) -> bool:
+        """Find the exact rows' weight in the next step; says whether it rises."""
+        memory, group, count = self._memory, self.param_groups[0], float(tangent.noisy.sum())
+        if not 0 < count < len(tangent.noisy):
+            return False
+        explained = tangent.misfit <= 1 + math.sqrt(2 / count)
+        before = memory["ramp"]
+        after = before + 1 if explained else before - 1
+        memory["ramp"] = min(max(after, 0), group["ramp_steps"])
+        return bool(memory["ramp"] > before)
 
     def _residuals(self, closure: Callable[..., Any] | Residuals) -> Residuals:
         if isinstance(closure, Residuals):

@@ -24,7 +24,9 @@ one next to :math:`1 - z^2 v_k / (R (c^d_k)^2)` in the squares weighted by :math
 :math:`c^d` are the noisy rows' coefficients: in every block of pooled directions it is James and
 Stein's factor of the block, and with z = 1 and R = 1 it has the lowest unbiased estimate of the
 risk (R. Beran and L. Duembgen, Ann. Statist. 26 (1998) 1826). A direction's gate is
-:math:`\sqrt{v_k}` times this and :math:`1 - \sqrt{v_k}` times its own factor.
+:math:`\sqrt{v_k}` times this and :math:`1 - \sqrt{v_k}` times its own factor; or, where it is
+larger, its own factor at z = 2.5: what stands out by itself, such as an unknown coefficient, needs
+no neighbours.
 
 What is closed follows the exact rows along the level set of
 the noisy ones: with :math:`c = c^x + c^d` (exact and noisy rows), it moves by
@@ -41,6 +43,9 @@ import torch
 from torch import Tensor
 
 from .jacobian import System
+
+ALONE = 2.5
+"""Standard deviations from which a direction stands out by itself."""
 
 
 class Tangent:
@@ -78,7 +83,8 @@ class Tangent:
         """(N,) q, in the eigenvalues' order."""
         if gate == "monotone":
             share = self.noise.sqrt()
-            self.gate = share * self._pooled(z) + (1 - share) * self.gate
+            pooled = share * self._pooled(z) + (1 - share) * self.gate
+            self.gate = torch.maximum(pooled, self._own(max(ALONE, z))) if z else self.gate
         self._follow = follow and z > 0
 
     def _own(self, z: float) -> Tensor:
