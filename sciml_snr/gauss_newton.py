@@ -173,6 +173,11 @@ class SNRGaussNewton(Optimizer):
             raise RuntimeError("No step has been taken yet: stats() is what the last one found.")
         return self._stats
 
+    @property
+    def has_stats(self) -> bool:
+        """Whether a step has been taken in this process, so that :meth:`stats` knows one."""
+        return self._stats is not None
+
     def degrees_of_freedom(self, rows: int) -> float:
         """Of a fit to so many noisy rows: their number times the memorized share."""
         return rows * self.memorized
