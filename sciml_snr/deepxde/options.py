@@ -29,7 +29,7 @@ def set_SNR_options(
     lambd: float | None = None,
     z: float | None = None,
     floor: str = "auto",
-    floor_every: int = 1,
+    floor_every: int = 10,
     rho: float = 0.99,
     warmup_steps: int | None = None,
     rise_steps: int | None = None,
