@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sciml_snr import (
+    MemorizationMonitor,
     NoisyLoss,
     NoisyPointSetBC,
     ProgressBar,
@@ -401,6 +402,21 @@ def test_progress_bar_shows_what_is_memorized(capsys):
     m = compiled(model(measured(0.1)))
     m.train(3, display_every=1, callbacks=[ProgressBar(3)], verbose=0)
     assert "memorized" in capsys.readouterr().out
+
+
+def test_twins_in_step_leave_the_model_alone_and_agree_on_what_is_memorized():
+    def trained(*callbacks):
+        m = compiled(model(measured(0.3), domain=12))
+        m.train(12, display_every=100, callbacks=list(callbacks), verbose=0)
+        return m
+
+    monitor = MemorizationMonitor(probes=8, period=12)
+    alone, beside = trained(), trained(monitor)
+    assert_same_bits(
+        [p.detach() for p in beside.net.parameters()], [p.detach() for p in alone.net.parameters()]
+    )
+    low, high = monitor.twins.rows[-1].interval()
+    assert low <= alone.opt.memorized <= high
 
 
 def refused(m, **options):
