@@ -68,7 +68,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "three times the seconds": {"limit": 3.0},
     "five times the seconds": {"limit": 5.0},
 }
-"""What can be run: options of the optimizer, and of the run: steps of first order, rows of equations, dtype."""
+"""What can be run: options of the optimizer; steps of first order, rows of equations, dtype."""
 
 
 EARLIER = (
