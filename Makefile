@@ -32,6 +32,7 @@ bench: .venv/.installed-bench
 	$(BIN)/sciml-snr bench benchmarks/goals.toml --out benchmarks/results/goals.csv
 	$(BIN)/sciml-snr bench benchmarks/goals_burgers.toml --out benchmarks/results/goals_burgers.csv
 	$(BIN)/python -m benchmarks.convection
+	$(BIN)/python -m benchmarks.gauss_newton default 5
 	$(BIN)/python -m benchmarks.heat
 	$(BIN)/python -m benchmarks.curves
 	$(BIN)/python -m benchmarks.images

@@ -23,6 +23,9 @@ STEPS = 60
 WARM_UP_STEPS = 400
 """Steps of ``"snr_adam"`` before, from a random network."""
 
+WARM_UP_RATE = 3e-3
+"""Their learning rate, on every problem."""
+
 _SQUARES = ("mean_squared_error", "MSELoss")
 _RANDOM_OR_MIXING = (torch.nn.modules.batchnorm._NormBase, torch.nn.modules.dropout._DropoutNd)
 

@@ -1,4 +1,5 @@
-"""The hyper-parameters of ``"snr_adam"`` and ``"snr_soap"`` in DeepXDE."""
+"""The hyper-parameters of ``"snr_adam"`` and ``"snr_soap"`` in DeepXDE; ``"snr_gn"`` takes z, and
+gate="none"."""
 
 from __future__ import annotations
 

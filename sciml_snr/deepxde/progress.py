@@ -99,6 +99,8 @@ class ProgressBar(Callback):  # type: ignore[misc]
                 share = getattr(self.model.opt, "memorized", math.nan)
                 known = "" if math.isnan(share) else f", memorized {100 * share:.1f} %"
                 self.status(f"loss {sum(losses):.3g}{known}")
+            if reason := getattr(self.model.opt, "reason", ""):
+                self.status(reason)
 
     def on_train_end(self) -> None:
         """Leave the finished bar standing."""

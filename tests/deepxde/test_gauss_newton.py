@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sciml_snr import (
+    MemorizationMonitor,
     NoisyLoss,
     NoisyPointSetBC,
     ProgressBar,
@@ -397,10 +398,28 @@ def test_an_instance_gets_the_unknowns_that_it_lacks():
     assert float(factor.detach()) != 0
 
 
-def test_progress_bar_shows_what_is_memorized(capsys):
-    m = compiled(model(measured(0.1)))
+def test_progress_bar_shows_what_is_memorized_and_why_it_ends(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    m = compiled(model(measured(0.5), domain=4))
     m.train(3, display_every=1, callbacks=[ProgressBar(3)], verbose=0)
     assert "memorized" in capsys.readouterr().out
+    m.train(300, display_every=1000, callbacks=[ProgressBar(300)], verbose=0)
+    assert "no direction stands" in " ".join(capsys.readouterr().out.split())
+
+
+def test_twins_in_step_leave_the_model_alone_and_agree_on_what_is_memorized():
+    def trained(*callbacks):
+        m = compiled(model(measured(0.3), domain=12))
+        m.train(12, display_every=100, callbacks=list(callbacks), verbose=0)
+        return m
+
+    monitor = MemorizationMonitor(probes=8, period=12)
+    alone, beside = trained(), trained(monitor)
+    assert_same_bits(
+        [p.detach() for p in beside.net.parameters()], [p.detach() for p in alone.net.parameters()]
+    )
+    low, high = monitor.twins.rows[-1].interval()
+    assert low <= alone.opt.memorized <= high
 
 
 def refused(m, **options):
