@@ -32,10 +32,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "adam": ("adam", {}),
     "adam, given the split step": ("adam", {}),
     "snr_adam, published rule": ("snr_adam", {"floor": "stream"}),
-    "own coordinates, floor every step": ("snr_adam", OWN),
+    "own coordinates, floor every step": ("snr_adam", {**OWN, "floor_every": 1}),
     "own coordinates, DeepXDE's train step": ("snr_adam", {**OWN, "split_step": False}),
     "own coordinates, floor every 10": ("snr_adam", {**OWN, "floor_every": 10}),
-    "eigenbasis, floor every step": ("snr_adam", {}),
+    "eigenbasis, floor every step": ("snr_adam", {"floor_every": 1}),
     "eigenbasis, DeepXDE's train step": ("snr_adam", {"split_step": False}),
     "eigenbasis, floor every 10": ("snr_adam", {"floor_every": 10}),
 }

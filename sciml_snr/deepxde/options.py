@@ -67,7 +67,9 @@ def set_SNR_options(
         floor (str): What the gradient has to stand out of: "label", the error of the data;
             "stream", the published estimate from step to step; "auto", the first where data know
             their error, else the second.
-        floor_every (int): Refresh the label floor every so many steps.
+        floor_every (int): Draw for the label floor in every so many steps. On the benchmark's
+            twelve problems every tenth step is better than every one, and cheaper
+            (docs/benchmarks.md).
         rho (float): Decay rate of the floor's average.
         warmup_steps (int): Steps before the gate acts.
         rise_steps (int): Steps in which the threshold rises by a third, and on from there like

@@ -550,6 +550,7 @@ def test_without_gate_noisy_conditions_are_adam_bit_for_bit(external, regulariza
 @pytest.mark.parametrize("what", ["conditions", "targets"])
 def test_an_instance_takes_the_noise_of_the_data(name, what):
     """It does as the one that is made for the name."""
+    set_SNR_options(floor_every=1)
     found = []
     for by_name in (True, False):
         if what == "conditions":
@@ -696,6 +697,7 @@ def test_compiled_before_data_that_know_no_error():
 @pytest.mark.parametrize("how", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_copy_of_the_optimizer_keeps_its_state(how, name):
+    set_SNR_options(floor_every=1)
     m = train(model(measured()), name, iterations=3)
     twin = how(m.opt)
     pairs = zip(m.opt.param_groups[0]["params"], twin.param_groups[0]["params"], strict=True)
@@ -925,11 +927,12 @@ def defaults(function):
 
 
 def test_defaults_are_those_of_the_optimizer():
-    """None: what goes with the floor."""
+    """None: what goes with the floor. By name the floor is drawn in every tenth step only."""
     options = defaults(set_SNR_options)
     assert [options.pop(name) for name in OURS] == ["auto", False, True]
     assert {options.pop(name) for name in GATE} == {None}
     own = defaults(SNRAdam.__init__)
+    assert (options.pop("floor_every"), own["floor_every"]) == (10, 1)
     assert options == {name: own[name] for name in options}
 
 

@@ -62,8 +62,8 @@ COORDINATES = {"snr_adam": "own", "snr_soap": "eigen"}
 
 @pytest.fixture(autouse=True)
 def own_coordinates(seeded_and_back_to_defaults):
-    """Floors can be computed by hand in the parameters' own coordinates."""
-    set_SNR_options(coordinates="own")
+    """Floors can be computed by hand in the parameters' own coordinates, of draws in every step."""
+    set_SNR_options(coordinates="own", floor_every=1)
 
 
 class Floors(dde.callbacks.Callback):
@@ -83,7 +83,7 @@ class Floors(dde.callbacks.Callback):
 
 def steps(m, iterations, *asked, callbacks=(), lr=0.0, **options):
     """The floor of every step by itself, at a network that stays, and what is asked for."""
-    set_SNR_options(coordinates="own", rho=0.0)
+    set_SNR_options(floor_every=1, coordinates="own", rho=0.0)
     recorder = Floors(*asked)
     trained(m, lr=lr, iterations=iterations, callbacks=[recorder, *callbacks], **options)
     return recorder.found, recorder.answers
@@ -166,7 +166,7 @@ def test_floor_every():
 
 
 def test_a_larger_error_holds_back_more():
-    set_SNR_options(coordinates="own", discrepancy=False)
+    set_SNR_options(floor_every=1, coordinates="own", discrepancy=False)
     found = [trained(model(measured(s))).opt.gate_stats().mean_q for s in (0.0, 0.1, 1.0, 1e4)]
     assert found == sorted(found, reverse=True)
     assert found[0] > 0.999 and found[-1] < 0.01
@@ -247,7 +247,7 @@ def test_the_gate_goes_with_what_stands_beside(kind, name):
 
 @BY_NAME
 def test_the_noisy_terms_gradient_is_known_beside_exact_terms(name):
-    set_SNR_options(coordinates="own", betas=(0.0, 0.999))
+    set_SNR_options(floor_every=1, coordinates="own", betas=(0.0, 0.999))
     m = model(measured(), ends())
     trained(m, name, lr=0.0, iterations=2, loss_weights=[1.0, 3.0, 1.0])
     params = list(m.net.parameters())
@@ -330,7 +330,7 @@ def test_a_measured_source_and_measured_values(name):
 @pytest.mark.parametrize("sigma", [0.01, 0.3, 1e3])
 def test_what_a_misfit_exceeds_carries_on_as_an_exact_term(name, sigma):
     """Of a noisy equation beside data: its gradient over its misfit counts as noisy."""
-    set_SNR_options(coordinates="own", betas=(0.0, 0.999))
+    set_SNR_options(floor_every=1, coordinates="own", betas=(0.0, 0.999))
     m = model(measured(0.1))
     trained(m, name, lr=0.0, iterations=2, loss=[NoisyLoss(sigma), "MSE"])
     params = list(m.net.parameters())
@@ -512,7 +512,7 @@ def test_batches_of_any_condition(sigma):
     """noisy() alike, of two points."""
     bc = noisy(dde.icbc.PointSetBC(X, Y, batch_size=2), sigma)
     m = model(bc, ends())
-    set_SNR_options(coordinates="own", rho=1 - 1e-6)
+    set_SNR_options(floor_every=1, coordinates="own", rho=1 - 1e-6)
     m.compile("snr_adam", lr=0.0, verbose=0)
     rows = []
 
@@ -543,7 +543,7 @@ def test_points_that_stay_keep_their_errors():
 
 def test_a_batch_that_stays_is_a_batch():
     """Its misfit is a matter of chance: it does not open the gate."""
-    set_SNR_options(coordinates="own", discrepancy=True)
+    set_SNR_options(floor_every=1, coordinates="own", discrepancy=True)
     for batch_size, opens in ((2, False), (None, True)):
         m = measured_only(noisy(dde.icbc.PointSetBC(X, Y + 9, batch_size=batch_size), 0.3))
         trained(m, iterations=3)
@@ -959,10 +959,12 @@ def test_a_restored_run_knows_what_was_drawn_anew(tmp_path, kind):
 @pytest.mark.parametrize("saved", ["label", "stream"])
 def test_a_state_of_the_other_floor_can_be_restored(tmp_path, saved):
     """What is missing starts anew."""
-    set_SNR_options(coordinates="own", floor=saved)
+    set_SNR_options(floor_every=1, coordinates="own", floor=saved)
     m = trained(model(measured()))
     path = m.save(str(tmp_path / "model"))
-    set_SNR_options(coordinates="own", floor="stream" if saved == "label" else "label")
+    set_SNR_options(
+        floor_every=1, coordinates="own", floor="stream" if saved == "label" else "label"
+    )
     restored = model(measured())
     restored.compile("snr_adam", lr=1e-2, verbose=0)
     restored.restore(path)
@@ -1019,7 +1021,7 @@ def test_an_operator_without_columns():
 
 
 def test_gate_options_change_the_gate_that_goes_with_the_loss():
-    set_SNR_options(coordinates="own", z=3.0, rise_steps=7)
+    set_SNR_options(floor_every=1, coordinates="own", z=3.0, rise_steps=7)
     m = trained(model(measured()), iterations=1)
     assert gate(m) == Gate("stein", z=3.0, rise_steps=7)
     m = trained(measured_only(measured()), iterations=1)

@@ -55,7 +55,7 @@ def compiled(m, optimizer="snr_adam", split=True, lr=1e-2, **options):
         if split:
             assert split_step.install(m) == SPLIT
         return m
-    set_SNR_options(coordinates="own", split_step=split)
+    set_SNR_options(coordinates="own", floor_every=1, split_step=split)
     m.compile(optimizer, lr=lr, verbose=0, **options)
     return m
 
