@@ -19,10 +19,11 @@ def test_tables_are_those_of_the_results() -> None:
     assert report.stale() == []
 
 
-def test_the_method_called_default_is_the_default() -> None:
-    _, options = METHODS["SNRSOAP, label floor (default)"]
+def test_the_tables_gate_is_the_default() -> None:
+    assert METHODS["snr_adam, as it comes"] == ("snr_adam", {})
+    _, options = METHODS["SNRSOAP, floor in every step"]
     default = BESIDE_EXACT["eigen"]
-    assert options == {"floor": "label", "gate": default.form, "z": default.z}
+    assert options == {"floor": "label", "floor_every": 1, "gate": default.form, "z": default.z}
 
 
 def test_a_stale_table_is_noticed(tmp_path, monkeypatch) -> None:
@@ -41,13 +42,17 @@ SHORTER = {
     '"scan.ply"': '"scan.ply", steps=3, progress=False',
     "resolution=128": "resolution=16",
     "period=500": "period=10",
+    "iterations=400": "iterations=5",
+    "iterations=100)": "iterations=2)",
     "fit.memorization()": "fit.memorization(progress=False)",
 }
 """What makes the README's examples quick."""
 
 
 @pytest.mark.parametrize(
-    "which", range(len(EXAMPLES)), ids=["deepxde", "torch", "label", "fits", "memorization"]
+    "which",
+    range(len(EXAMPLES)),
+    ids=["deepxde", "torch", "label", "fits", "memorization", "gauss_newton"],
 )
 def test_readme_example_runs(which: int, tmp_path, monkeypatch) -> None:
     """With fewer iterations, and with the network, data and files that it takes for granted."""
