@@ -290,6 +290,12 @@ def test_a_file_of_something_else_is_refused(tmp_path) -> None:
     assert path.read_text() == "problem,lr\npoisson,0.1\n"
 
 
+def test_results_that_no_table_can_be_made_of_are_refused() -> None:
+    with pytest.raises(ValueError, match="has 'x' where a number is to be"):
+        rows.number("x")
+    assert {"final_error", "cpu_seconds"} < set(tables.COLUMNS) < run_job(job()).keys()
+
+
 @pytest.mark.parametrize("backend", ["ray", "dask", "slurm"])
 def test_a_backend_that_is_not_there_is_named(tmp_path, monkeypatch, backend: str) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)

@@ -101,7 +101,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         with lock(self.path / ".lock", str(self.path)):
             for partial in self.path.glob(".*.partial"):  # of a process that was killed
-                partial.unlink(missing_ok=True)
+                _remove(partial)
             yield
 
     def begin(self, config: Mapping[str, Any]) -> None:
@@ -113,7 +113,7 @@ class RunFolder:
         self.check_free()
         for name in FILES:
             if name != CONFIG:
-                (self.path / name).unlink(missing_ok=True)
+                _remove(self.path / name)
         self.write_json(CONFIG, self.described(config))
 
     def described(self, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,6 +243,12 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value
+
+
+def _remove(path: Path) -> None:
+    check_plain(path)
+    with guarded(path, f"remove {path}"):
+        path.unlink(missing_ok=True)
 
 
 def check_plain(path: Path) -> None:
@@ -482,8 +488,7 @@ def rewrite_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """
     rows = list(rows)
     if not rows:
-        check_plain(path)
-        path.unlink(missing_ok=True)
+        _remove(path)
         return
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO(newline="")

@@ -45,6 +45,7 @@ from .config import (
 )
 from .folder import (
     CHECKPOINT,
+    METRICS,
     SUMMARY,
     RunFolder,
     blamed,
@@ -599,7 +600,8 @@ def _finished(config: ProblemConfig, folder: Path) -> Summary | None:
         return None
     if run.load()[0] != as_json(asdict(config)):
         raise FileExistsError(f"{folder} holds a run with other settings: choose another folder.")
-    if not all((folder / name).exists() for name in (SUMMARY, PREDICTION, "metrics.csv")):
+    last = "figure.png"  # written last: without it, the run was killed on its way
+    if not all((folder / name).exists() for name in (SUMMARY, PREDICTION, METRICS, last)):
         return None
     figures.read_run(folder)
     summary = read_summary(folder)
