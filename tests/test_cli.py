@@ -466,3 +466,22 @@ def test_what_libraries_log_is_not_shown_and_a_warning_is_a_line(noisy_png) -> N
 def test_complex_points_are_refused() -> None:
     np.save("scan.npy", np.ones((20, 3)) * 1j)
     assert "not an array of numbers" in call("fit-sdf", "scan.npy", "-o", "mesh.ply", code=1)
+
+
+def test_a_folder_whose_name_is_no_text() -> None:
+    output = call("solve", "convection", "--iterations", "1", "--points", "8", "--out", "a\udcff")
+    assert "a\\udcff/figure.png" in output
+
+
+def test_what_cannot_be_used_is_refused_before_there_is_a_folder(scan_ply) -> None:
+    output = call("solve", "convection", "--noise", "1e23", "--out", "here", code=1)
+    assert "cannot be used in torch.float32" in output
+    Path("mesh.ply").symlink_to("nowhere/mesh.ply")
+    options = ("--steps", "1", "--out-run", "here", *TINY)
+    assert "leads nowhere" in call("fit-sdf", "scan.ply", "-o", "mesh.ply", *options, code=1)
+    np.save("huge.npy", np.random.default_rng(0).normal(size=(30, 3)) * 1e160)
+    assert "rescale" in call("fit-sdf", "huge.npy", "-o", "mesh.stl", *options, code=1)
+    options = (*options, "--network-option", "first_omega_0=(1,)")
+    Path("image.npy").write_bytes(Path("huge.npy").read_bytes())
+    assert "unexpected" not in call("fit-image", "image.npy", "-o", "c.npy", *options, code=1)
+    assert not Path("here").exists()

@@ -333,6 +333,8 @@ def check_can_write(path: Path) -> None:
     """
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"There is no folder {path.parent} to put {path.name} into.")
+    if path.is_symlink() and not path.exists():
+        raise ValueError(f"{path} is a link that leads nowhere: remove it.")
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is not a file that could be overwritten.")
     trial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")

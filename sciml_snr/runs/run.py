@@ -33,6 +33,7 @@ from sciml_snr import problems
 from ..deepxde import MemorizationMonitor, ProgressBar, SNR_options, set_SNR_options
 from ..measure.twins import Twins, share_from_misfit
 from ..snr_adam import SNRAdam
+from ..terms import as_sigma_tensor, check_squares
 from .config import (
     anything,
     as_json,
@@ -139,6 +140,9 @@ def solve(
     config = config.resolved()
     with _device(config.device):
         problem = config.build()
+    sigma = problem.sigma()
+    if sigma is not None and str(config.optimizer).startswith("snr_"):
+        check_squares(as_sigma_tensor(sigma), torch.float32)  # before there is a folder
     if folder is None:
         return _trained(config, problem, None, None, progress)
     with folder.locked():
