@@ -21,6 +21,7 @@ from benchmarks import (
     equal_time,
     fit_images,
     fit_sdf,
+    gauss_newton,
     heat,
     images,
     memorization,
@@ -37,7 +38,7 @@ from benchmarks.paper import report as paper
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("benchmarks", "convection", "images", "memorization", "problems", "research", "surfaces")
-PAGES += ("paper", "reliability")
+PAGES += ("paper", "gauss-newton", "reliability")
 DOCUMENTS = (ROOT / "README.md", *(ROOT / f"docs/{page}.md" for page in PAGES))
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -58,6 +59,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "equal_time_overall": equal_time.overall,
     "equal_time_problems": equal_time.problems,
     "equal_time_costs": equal_time.costs,
+    "gauss_newton_zoo": gauss_newton.table,
+    "gauss_newton_variants": gauss_newton.variants,
     "weights": weights.table,
     "curves": curves.table,
     "replica_floor": replicas.table,

@@ -14,6 +14,8 @@ from ._version import __version__
 from .checks import Floor
 from .exact import exact_label_noise, exact_sampling_noise
 from .gate import Gate
+from .gauss_newton import SNRGaussNewton
+from .jacobian import NoisyRows
 from .noise import NoisyLoss, SampledLoss
 from .snr_adam import GateStats, SNRAdam
 from .snr_soap import SNRSOAP
@@ -57,8 +59,10 @@ __all__ = [
     "Gate",
     "GateStats",
     "NoisyLoss",
+    "NoisyRows",
     "NoisyTerm",
     "SNRAdam",
+    "SNRGaussNewton",
     "SampledLoss",
     "__version__",
     "exact_label_noise",

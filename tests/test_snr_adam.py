@@ -132,7 +132,7 @@ def test_matches_algorithm_1(gate, rule, seam):
 
 def test_defaults_are_the_published_rule_and_adams_constants():
     published = {"gate": None, "rho": 0.99, "alpha": "fresh", "lambd": 1.0}
-    adam = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+    adam = {"lr": 3e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
     params = parameters()
     optimizer = SNRAdam(params)
     assert {key: optimizer.defaults[key] for key in (published | adam)} == published | adam
@@ -1342,6 +1342,6 @@ def test_moments_of_a_parameter():
     assert torch.equal(moments.mean, state["exp_avg"].flatten())
     assert torch.equal(moments.square, state["exp_avg_sq"].flatten())
     assert torch.equal(moments.floor, state["exp_grad_var"].flatten())
-    assert (moments.step, moments.lr, moments.betas) == (3, 1e-3, (0.9, 0.999))
+    assert (moments.step, moments.lr, moments.betas) == (3, 3e-3, (0.9, 0.999))
     assert moments.floor_weight == pytest.approx(1 - 0.99**3)
     assert optimizer.moments(nn.Parameter(torch.ones(1))) is None

@@ -67,6 +67,9 @@ def solve(
     summary = run.solve(config, folder, resume=resume)
     _print_summaries(f"{name}: {folder}", [summary])
     _print_unknowns(summary)
+    if summary.ended_by is not None:
+        reason = summary.ended_by.removeprefix("done: ")
+        console.print(f"Ended after {summary.iterations} iterations: {reason}.")
     if summary.interrupted:
         console.print(f"Interrupted after {summary.iterations} iterations. To go on, repeat with:")
         console.print(f"  --out {folder} --resume", soft_wrap=True)
@@ -92,7 +95,9 @@ def compare(
     names = [text.strip() for text in optimizers.split(",")]
     options = given.pop("snr_options", None)
     if options and not any(optimizer.startswith("snr_") for optimizer in names):
-        raise ValueError(f"--snr-option is for snr_adam and snr_soap, not for {optimizers}.")
+        raise ValueError(
+            f"--snr-option is for snr_adam, snr_soap and snr_gn, not for {optimizers}."
+        )
     configs = [
         ProblemConfig(
             name,
@@ -141,7 +146,7 @@ def _print_summaries(title: str, summaries: list[Summary]) -> None:
     for optimizer, runs in groups.items():
         table.add_row(
             optimizer,
-            f"{runs[0].lr:g}",
+            "-" if runs[0].lr is None else f"{runs[0].lr:g}",
             f"{median(s.final_error for s in runs):.4f}",
             f"{median(s.best_error for s in runs):.4f}",
             f"{median(s.best_iteration for s in runs):.0f}",

@@ -1,4 +1,4 @@
-"""``compile("snr_adam")`` and ``compile("snr_soap")`` in DeepXDE, and their options.
+"""``compile("snr_adam")``, ``"snr_soap"`` and ``"snr_gn"`` in DeepXDE, and their options.
 
 Importing this package patches DeepXDE in two places, both in :func:`register`: ``Model.compile``
 learns of the noise in the model's data, and ``optimizers.get`` of our names.
@@ -16,11 +16,12 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from ..gauss_newton import SNRGaussNewton
 from ..handover import KEY
 from ..noise import NoisyLoss
 from ..snr_adam import SNRAdam
 from ..snr_soap import SNRSOAP
-from . import split_step
+from . import gauss_newton, split_step
 from .conditions import NoisyCondition, conditions_of, is_supervised, measurements_of
 from .model_noise import ModelNoise, remember
 from .options import (
@@ -34,14 +35,17 @@ from .options import (
 from .rows import NoisyRows, NoisyTargets
 
 OPTIMIZERS: dict[str, type[SNRAdam]] = {"snr_adam": SNRAdam, "snr_soap": SNRSOAP}
-"""The names this package adds to DeepXDE."""
+"""The names of first order that this package adds to DeepXDE."""
+
+NAMES = (*OPTIMIZERS, gauss_newton.NAME)
+"""All names that it adds."""
 
 EXTERNAL_BETA2 = 0.99
 """Largest decay rate of the second moment of unknown coefficients beside noisy data."""
 
 
 def register(deepxde: ModuleType) -> None:
-    """Teach DeepXDE the names in :data:`OPTIMIZERS`; doing it twice does nothing."""
+    """Teach DeepXDE the names in :data:`NAMES`; doing it twice does nothing."""
     optimizers = deepxde.optimizers
     if not hasattr(optimizers.get, "_sciml_snr"):
         optimizers.get = _extended(optimizers.get)
@@ -60,8 +64,18 @@ def _extended(original: Callable[..., Any]) -> Callable[..., Any]:
         wanted = call.arguments["optimizer"]
         if isinstance(wanted, SNRAdam):
             _adopt(wanted, list(call.arguments["params"]))
+        elif isinstance(wanted, SNRGaussNewton):
+            gauss_newton.adopt(wanted, list(call.arguments["params"]))
         elif isinstance(wanted, str):
             _check_name(wanted)
+            if wanted == gauss_newton.NAME:
+                _require_pytorch(wanted)
+                call.arguments["optimizer"] = gauss_newton.build(
+                    _named(list(call.arguments["params"])),
+                    call.arguments["learning_rate"],
+                    call.arguments["decay"],
+                )
+                return original(*call.args, **call.kwargs)
             if wanted in OPTIMIZERS:
                 _require_pytorch(wanted)
                 if call.arguments["learning_rate"] is None:
@@ -81,10 +95,10 @@ def _check_name(wanted: str) -> None:
     Raises:
         ValueError: asks whether that was meant.
     """
-    if wanted in OPTIMIZERS:
+    if wanted in NAMES:
         return
     near = difflib.get_close_matches(
-        wanted.lower().replace("-", "_").replace(" ", "_"), OPTIMIZERS, n=1, cutoff=0.8
+        wanted.lower().replace("-", "_").replace(" ", "_"), NAMES, n=1, cutoff=0.8
     )
     if near:
         raise ValueError(f'There is no optimizer {wanted!r}: did you mean "{near[0]}"?')
@@ -101,6 +115,8 @@ def _announced(original: Callable[..., Any]) -> Callable[..., Any]:
     def compile(self: Any, *args: Any, **kwargs: Any) -> Any:
         call = inspect.signature(original).bind(self, *args, **kwargs)
         optimizer = call.arguments.get("optimizer")
+        if isinstance(optimizer, SNRGaussNewton) or optimizer == gauss_newton.NAME:
+            return _compile_gauss_newton(original, self, call)
         is_ours = isinstance(optimizer, SNRAdam) or optimizer in OPTIMIZERS
         is_noisy = _has_noise(self, call.arguments.get("loss"))
         if not is_noisy and not is_ours:
@@ -127,6 +143,24 @@ def _announced(original: Callable[..., Any]) -> Callable[..., Any]:
         return found
 
     return compile
+
+
+def _compile_gauss_newton(original: Callable[..., Any], model: Any, call: Any) -> Any:
+    """``Model.compile`` for rows instead of losses."""
+    _require_pytorch(gauss_newton.NAME)
+    losses = call.arguments.get("loss", "MSE")
+    noise = ModelNoise(model, losses, hands_over=False)
+    gauss_newton.check(model, losses)
+    remember(model, noise if _has_noise(model, losses) else None)
+    _compiling.append((model, noise))
+    try:
+        found = original(*call.args, **call.kwargs)
+    finally:
+        _compiling.pop()
+    split_step.remember_losses(model, losses)
+    split_step.keep_own(model, "the optimizer has a step of its own")
+    gauss_newton.install(model, losses)
+    return found
 
 
 def _choose_step(model: Any, noise: ModelNoise) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from typing import Any
 
@@ -95,7 +96,9 @@ class ProgressBar(Callback):  # type: ignore[misc]
             losses = self.model.train_state.loss_train
             if losses is not self._losses:
                 self._losses = losses
-                self.status(f"loss {sum(losses):.3g}")
+                share = getattr(self.model.opt, "memorized", math.nan)
+                known = "" if math.isnan(share) else f", memorized {100 * share:.1f} %"
+                self.status(f"loss {sum(losses):.3g}{known}")
 
     def on_train_end(self) -> None:
         """Leave the finished bar standing."""

@@ -98,7 +98,7 @@ class _Part:
                 pde=data.pde if self.is_equation else None,
                 bcs=conditions,
                 num_bcs=sizes,
-                train_x=_never_seen(own, conditions),
+                train_x=never_seen(own, conditions),
                 auxiliary_var_fn=data.auxiliary_var_fn,
             )
             self.points = torch.as_tensor(self.stand_in.train_x)
@@ -542,7 +542,7 @@ def _as_it_was(model: Any) -> Iterator[Callable[[], str]]:
 # Values that DeepXDE keeps by the id of the points
 
 
-def _never_seen(rows: Any, conditions: Iterable[Any]) -> Any:
+def never_seen(rows: Any, conditions: Iterable[Any]) -> Any:
     """A copy of an array whose ``id`` says nothing to conditions, neither now nor once it is gone.
 
     DeepXDE's conditions keep their values by the ``id`` of the points, and Python gives the ``id``

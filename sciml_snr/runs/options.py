@@ -16,7 +16,10 @@ from .loop import check_device, check_memory
 if TYPE_CHECKING:
     from sciml_snr.problems import Problem
 
-PROBLEM_OPTIMIZERS = ("adam", "adamw", "rmsprop", "sgd", "snr_adam", "snr_soap")
+GAUSS_NEWTON = "snr_gn"
+"""Has two stages, see :data:`STAGES`, and no learning rate."""
+
+PROBLEM_OPTIMIZERS = ("adam", "adamw", "rmsprop", "sgd", "snr_adam", "snr_soap", GAUSS_NEWTON)
 """Optimizers by DeepXDE's names. L-BFGS is not among them: it counts iterations differently."""
 
 DEFAULT_OPTIMIZER = "snr_adam"
@@ -32,6 +35,18 @@ _DEVICE = "cpu, cuda, ... [default: a GPU where there is one]."
 _BUDGET = 10**9
 
 
+STAGES = (400, 60)
+"""Of ``snr_gn``: iterations of ``snr_adam`` from the random network, at :data:`FIRST_LR`, and
+Gauss-Newton steps, which end by themselves, too."""
+
+FIRST_LR = 3e-3
+
+
+def first_stage(iterations: int) -> int:
+    """Of so many iterations of ``snr_gn``, those of ``snr_adam``: a small budget has fewer."""
+    return min(STAGES[0], max(0, iterations - STAGES[1]))
+
+
 @dataclass(frozen=True)
 class ProblemConfig(Config):
     """What defines a run of a problem; two runs with the same one on one machine end with the same
@@ -42,8 +57,15 @@ class ProblemConfig(Config):
         None,
         f"{', '.join(PROBLEM_OPTIMIZERS)} [default: snr_adam].",
     )
-    lr: float | None = option(None, "Learning rate [default: the problem's].", above=0)
-    iterations: int | None = option(None, "Budget [default: the problem's].", least=1, most=_BUDGET)
+    lr: float | None = option(
+        None,
+        "Learning rate [default: the problem's]. Of snr_gn, which has none, the longest step "
+        "[default: any].",
+        above=0,
+    )
+    iterations: int | None = option(
+        None, "Budget [default: the problem's; of snr_gn its own].", least=1, most=_BUDGET
+    )
     noise: float | None = option(
         None,
         "Standard deviation of the measurements' error, in logs for lynx_hare [default: the "
@@ -86,17 +108,18 @@ class ProblemConfig(Config):
         options = self.snr_options or {}
         if options and not optimizer.startswith("snr_"):
             raise ValueError(
-                f"snr_options are for snr_adam and snr_soap: {optimizer} has no "
+                f"snr_options are for snr_adam, snr_soap and snr_gn: {optimizer} has no "
                 f"{', '.join(map(str, options))}."
             )
         check_snr_options(options)
+        is_second_order = optimizer == GAUSS_NEWTON
         if self.device is not None:
             check_device(self.device)
         return dataclasses.replace(
             self,
             optimizer=optimizer,
-            lr=cls.lr if self.lr is None else self.lr,
-            iterations=cls.iterations if self.iterations is None else self.iterations,
+            lr=cls.lr if self.lr is None and not is_second_order else self.lr,
+            iterations=self.iterations or (sum(STAGES) if is_second_order else cls.iterations),
             seed=self.seed or 0,
             data=None if self.data is None else os.path.realpath(self.data),
             snr_options=options,

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import io
+import math
 import os
 import threading
 import time
@@ -31,6 +32,7 @@ from rich.progress import Progress
 from sciml_snr import problems
 
 from ..deepxde import MemorizationMonitor, ProgressBar, SNR_options, set_SNR_options
+from ..gauss_newton import SNRGaussNewton
 from ..measure.twins import Twins, share_from_misfit
 from ..snr_adam import SNRAdam
 from ..terms import as_sigma_tensor, check_squares
@@ -55,7 +57,14 @@ from .folder import (
     rewrite_rows,
 )
 from .loop import first_interrupt, rng_state, set_rng_state
-from .options import DEFAULT_OPTIMIZER, ProblemConfig
+from .options import (
+    DEFAULT_OPTIMIZER,
+    FIRST_LR,
+    GAUSS_NEWTON,
+    STAGES,
+    ProblemConfig,
+    first_stage,
+)
 
 ADAMW_WEIGHT_DECAY = 0.01
 """torch.optim.AdamW's default; DeepXDE wants it stated."""
@@ -87,7 +96,8 @@ class Summary:
 
     optimizer: str
     seed: int
-    lr: float
+    lr: float | None
+    """None where the optimizer has none."""
     iterations: int
     final_error: float
     best_error: float
@@ -101,8 +111,10 @@ class Summary:
     unknowns: dict[str, float]
     unknowns_reference: dict[str, float]
     memorized_estimate: float | None = None
-    """The same guessed from the misfit, :func:`sciml_snr.share_from_misfit`; None where sigma is
-    unknown. :func:`memorization` measures it."""
+    """The same guessed from the misfit, :func:`sciml_snr.share_from_misfit` (by ``snr_gn`` found
+    along its steps); None where sigma is unknown. :func:`memorization` measures it."""
+    ended_by: str | None = None
+    """Why the run ended before its budget; None where it did not, and where it was interrupted."""
 
 
 def solve(
@@ -203,21 +215,35 @@ def _trained(
 
 
 def compile_model(config: ProblemConfig, problem: problems.Problem) -> dde.Model:
-    """A seeded model of the problem, compiled as the (resolved) config says."""
+    """A seeded model of the problem, compiled as the (resolved) config says for the start."""
     dde.config.set_random_seed(config.seed or 0)
     network = problem.network()
     if config.optimizer == "adamw":
         network.regularizer = ["l2", ADAMW_WEIGHT_DECAY]
     model = problem.model(network)
-    with _snr_options(config.snr_options or {}):
+    if config.optimizer == GAUSS_NEWTON and first_stage(config.iterations or sum(STAGES)):
+        compile_with(model, problem, "snr_adam", FIRST_LR, {})
+    else:
+        compile_with(model, problem, config.optimizer, config.lr, config.snr_options or {})
+    return model
+
+
+def compile_with(
+    model: dde.Model,
+    problem: problems.Problem,
+    optimizer: str | None,
+    lr: float | None,
+    options: Mapping[str, Any],
+) -> None:
+    """Compile the model of a problem."""
+    with _snr_options(options):
         model.compile(
-            config.optimizer,
-            lr=config.lr,
+            optimizer,
+            lr=lr,
             loss_weights=problem.loss_weights(),
             external_trainable_variables=list(problem.unknowns.values()),
             verbose=0,
         )
-    return model
 
 
 class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
@@ -241,6 +267,13 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
         self.interrupted = False
         self.loaded: Path | None = None
         """The checkpoint that the next iteration is the first to depend on."""
+        self.first = 0
+        """Iterations of the first stage, where there are two."""
+        if config.optimizer == GAUSS_NEWTON:
+            self.first = first_stage(config.iterations)
+        self.ended_by: str | None = None
+        self.is_second = False
+        """Whether the model is compiled for the second stage."""
         self._bar: ProgressBar | None = None
 
     def train(self, model: dde.Model, progress: bool, *others: dde.callbacks.Callback) -> None:
@@ -256,12 +289,32 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
             callbacks.insert(0, self._bar)
         try:
             with first_interrupt(self._interrupt), self._blaming():
-                model.train(
-                    iterations=left, display_every=self.budget + 1, callbacks=callbacks, verbose=0
-                )
+                if self.iteration < self.first:
+                    self._train(model, self.first - self.iteration, callbacks)
+                if self.first and not self.is_second and not self.interrupted:
+                    self.begin_second(model)
+                if not self.interrupted and not getattr(model.opt, "done", False):
+                    self._train(model, self.budget - self.iteration, callbacks)
         finally:
             if self._bar is not None:
                 self._bar.stop()
+
+    def _train(self, model: dde.Model, iterations: int, callbacks: list[Any]) -> None:
+        if iterations > 0:
+            if self._bar is not None:
+                self._bar.start = self.iteration
+            model.train(
+                iterations=iterations,
+                display_every=self.budget + 1,
+                callbacks=callbacks,
+                verbose=0,
+            )
+
+    def begin_second(self, model: dde.Model) -> None:
+        """Compile the model for the Gauss-Newton steps that follow the first stage."""
+        config = self.config
+        compile_with(model, self.problem, config.optimizer, config.lr, config.snr_options or {})
+        self.is_second = True
 
     def _interrupt(self) -> None:
         self.interrupted = True
@@ -295,13 +348,15 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
         self._begin_log()
         self.iteration += 1
         self.seconds = self._before + time.perf_counter() - self._started
-        if self.iteration % self.every == 0 or self.iteration == self.budget or self.interrupted:
+        is_last = self.iteration == self.budget or self.model.stop_training
+        if self.iteration % self.every == 0 or is_last or self.interrupted:
             self._measure()
         if self.folder and time.perf_counter() - self._saved > self.checkpoint_seconds:
             self.save(self.model)
             self._saved = time.perf_counter()
         if self.interrupted:
             self.model.stop_training = True
+        self.ended_by = getattr(self.model.opt, "reason", None) or None
 
     def _measure(self) -> None:
         model = self.model
@@ -324,6 +379,11 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
         if isinstance(model.opt, SNRAdam):
             stats = model.opt.gate_stats()
             row |= {"mean_q": stats.mean_q, "open_fraction": stats.open_fraction}
+        elif isinstance(model.opt, SNRGaussNewton):
+            opened = model.opt.stats().open_fraction if model.opt.has_stats else math.nan
+            row |= {"mean_q": opened, "open_fraction": opened}
+            if math.isfinite(model.opt.memorized):
+                row["memorized_estimate"] = model.opt.memorized
         self.rows.append(row)
         if self.folder and self.loaded is None:
             self.folder.append_row(row)
@@ -340,7 +400,7 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
         return Summary(
             optimizer=self.config.optimizer or DEFAULT_OPTIMIZER,
             seed=self.config.seed or 0,
-            lr=float(self.config.lr or 0),
+            lr=self.config.lr,
             iterations=self.iteration,
             final_error=last["relative_l2"],
             best_error=best["relative_l2"],
@@ -353,6 +413,7 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
             unknowns={name: last[name] for name in reference},
             unknowns_reference=reference,
             memorized_estimate=last.get("memorized_estimate"),
+            ended_by=self.ended_by,
         )
 
     def save(self, model: dde.Model) -> None:
@@ -364,6 +425,8 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
             "rows": self.rows,
             "network": model.net.state_dict(),
             "optimizer": model.opt.state_dict(),
+            "first": self.first,
+            "is_second": self.is_second,
             "unknowns": {name: v.detach() for name, v in self.problem.unknowns.items()},
             "measurements": fingerprint(self.problem),
             # An evaluation that only the interruption caused is not part of the run.
@@ -377,6 +440,9 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
         assert self.folder is not None
         self.iteration, self.seconds = state["iteration"], state["seconds"]
         self.rows = list(state["rows"])
+        self.first = state["first"]
+        if state["is_second"]:
+            self.begin_second(model)
         model.net.load_state_dict(state["network"])
         model.opt.load_state_dict(state["optimizer"])
         with torch.no_grad():
@@ -392,6 +458,8 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
 
 _STATE: dict[str, Callable[[Any], bool]] = {
     "iteration": is_whole,
+    "first": is_whole,
+    "is_second": lambda value: isinstance(value, bool),
     "seconds": is_number,
     "rows": rows_with("iteration", "seconds", "loss", "relative_l2"),
     "extra_row": lambda value: isinstance(value, bool),

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import functools
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from sciml_snr import Gate, SNRAdam, set_SNR_options
+from sciml_snr import Gate, SNRAdam, SNRGaussNewton, set_SNR_options
 from sciml_snr.deepxde import SNR_options
 from sciml_snr.runs.folder import RunFolder, write_arrays, write_state
 from sciml_snr.runs.run import ProblemConfig, Recorder, compare, compile_model, memorization, solve
@@ -58,13 +59,13 @@ class StopAt(dde.callbacks.Callback):
 
 @pytest.fixture
 def interrupt_after(monkeypatch):
-    """Make every training send itself a Ctrl-C after so many iterations."""
+    """Make training send itself a Ctrl-C after so many iterations, of all its parts together."""
 
     def install(iterations: int) -> None:
-        train = dde.Model.train
+        train, stop = dde.Model.train, StopAt(iterations)
 
         def interrupted(self, *args, callbacks=(), **kwargs):
-            return train(self, *args, callbacks=[*callbacks, StopAt(iterations)], **kwargs)
+            return train(self, *args, callbacks=[*callbacks, stop], **kwargs)
 
         monkeypatch.setattr(dde.Model, "train", interrupted)
 
@@ -456,3 +457,41 @@ def test_compare_finishes_a_run_that_was_killed_before_its_figure(tmp_path) -> N
     (folder / ".figure.png.1-ab.partial").write_bytes(b"half")
     compare([config], tmp_path, progress=False)
     assert (folder / "figure.png").exists() and not list(folder.glob(".*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("after", "stop"), [(3, 4), (8, 8), (9, 10)], ids=["first stage", "between", "second stage"]
+)
+def test_gauss_newton_has_two_stages_and_resumes_in_each(
+    tmp_path, interrupt_after, monkeypatch, after: int, stop: int
+) -> None:
+    monkeypatch.setattr("sciml_snr.runs.options.STAGES", (8, 5))
+    config = ProblemConfig("lynx_hare", "snr_gn")
+    whole = solve(config, tmp_path / "whole", progress=False)
+    assert (whole.iterations, whole.lr, whole.ended_by) == (13, None, None)
+    saved = json.loads((tmp_path / "whole" / "summary.json").read_text())
+    assert saved["lr"] is None and saved["optimizer"] == "snr_gn"
+    assert isinstance(saved["memorized_estimate"], float) and 0 <= saved["open_fraction"] <= 1
+    with monkeypatch.context():
+        interrupt_after(after)
+        part = solve(config, tmp_path / "parts", progress=False)
+    assert (part.iterations, part.interrupted) == (stop, True)
+    monkeypatch.undo()
+    monkeypatch.setattr("sciml_snr.runs.options.STAGES", (8, 5))
+    solve(config, tmp_path / "parts", resume=True, progress=False)
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_gauss_newton_ends_by_itself_and_says_why(tmp_path, monkeypatch) -> None:
+    """Also where a run that has ended is resumed."""
+    monkeypatch.setattr("sciml_snr.runs.options.STAGES", (3, 40))
+    monkeypatch.setattr(
+        "sciml_snr.deepxde.gauss_newton.SNRGaussNewton",
+        functools.partial(SNRGaussNewton, tolerance=1e9, patience=2, ramp_steps=0),
+    )
+    config = ProblemConfig("lynx_hare", "snr_gn")
+    summary = solve(config, tmp_path, progress=False)
+    assert summary.iterations == 5 and "no direction stands out" in (summary.ended_by or "")
+    assert int(float(rows(tmp_path)[-1]["iteration"])) == 5
+    again = solve(config, tmp_path, resume=True, progress=False)
+    assert (again.iterations, again.final_error) == (5, summary.final_error)

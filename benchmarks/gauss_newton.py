@@ -1,0 +1,287 @@
+"""The zoo by Gauss-Newton steps, untuned, at the CPU seconds of 2,500 iterations of Adam.
+
+    python -m benchmarks.gauss_newton VARIANT [SEEDS] [PROBLEM ...]
+
+appends to benchmarks/results/gauss_newton.csv. Every variant starts with steps of ``snr_adam``
+(``warm_up`` of them, learning rate 3e-3) and goes on with ``snr_gn``. A row has its course: CPU
+seconds of training, in units of what 2,500 iterations of DeepXDE's own Adam take (measured in the
+same process, before), and the errors then. The table compares with the zoo's rows of Adam at the
+best of four rates, chosen on seed 0 by the truth (benchmarks/zoo.toml).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import deepxde as dde
+import torch
+
+from benchmarks import text, zoo
+from benchmarks.equal_time import ENDING, job, rivals
+from benchmarks.harness import RESULTS, append_missing, read
+from sciml_snr.bench import tables
+from sciml_snr.bench.rows import number
+from sciml_snr.bench.smoothing import remade
+from sciml_snr.bench.training import DIVERGED
+from sciml_snr.deepxde import jacobian as room
+from sciml_snr.deepxde.gauss_newton import NAME, WARM_UP_STEPS
+from sciml_snr.deepxde.jacobian import EQUATION_ROWS
+from sciml_snr.gauss_newton import SNRGaussNewton
+
+PATH = RESULTS / "gauss_newton.csv"
+KEYS = ("variant", "problem", "seed")
+WARM_UP_RATE = 3e-3
+LIMIT = 1.0
+"""Adam's CPU seconds, times this, end a run."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run."""
+
+    variant: str
+    problem: str
+    seed: int
+
+
+PLAIN = {"gate": "stein", "z": 1.5, "exact_weight": 1.0}
+"""The gate of each direction by itself, and exact rows as they weigh in the loss."""
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "plain": PLAIN,
+    "plain, z 2.5": {**PLAIN, "z": 2.5},
+    "plain, no gate": {**PLAIN, "z": 0.0},
+    "plain, gate alone": {**PLAIN, "follow": False},
+    "plain, monotone 1": {**PLAIN, "gate": "monotone", "z": 1.0},
+    "plain, monotone 1.25": {**PLAIN, "gate": "monotone", "z": 1.25},
+    "exact 10 from the start": {**PLAIN, "exact_weight": 10.0, "ramp_steps": 0},
+    "exact 100 from the start": {**PLAIN, "exact_weight": 100.0, "ramp_steps": 0},
+    "exact 30 from the start, monotone 1": {
+        "z": 1.0,
+        "exact_weight": 30.0,
+        "ramp_steps": 0,
+    },
+    "stein 1.5": {"gate": "stein", "z": 1.5},
+    "monotone 1": {"z": 1.0},
+    "no gate": {"z": 0.0},
+    "gate alone": {"follow": False},
+    "cold": {"warm_up": 0},
+    "float64": {"dtype": "float64"},
+    "rows 300": {"equation_rows": 300},
+    "rows 1200": {"equation_rows": 1200},
+    "three times the seconds": {"limit": 3.0},
+    "five times the seconds": {"limit": 5.0},
+}
+"""Options of the optimizer, and of the run: steps of first order, rows of equations, dtype."""
+
+
+class Clock:
+    """CPU seconds of training, in units of Adam's."""
+
+    def __init__(self) -> None:
+        self.spent, self._since = 0.0, 0.0
+
+    def start(self) -> None:
+        self._since = time.process_time()
+
+    def stop(self) -> None:
+        self.spent += time.process_time() - self._since
+
+
+def fit(run: Run) -> dict[str, Any]:
+    """Train in this process, on one thread; a run that diverges has an infinite error."""
+    torch.set_num_threads(1)
+    options = dict(VARIANTS[run.variant])
+    warm_up = options.pop("warm_up", WARM_UP_STEPS)
+    room.EQUATION_ROWS = options.pop("equation_rows", EQUATION_ROWS)
+    limit = options.pop("limit", LIMIT)
+    dde.config.set_default_float(options.pop("dtype", "float32"))
+    case = zoo.plan().cases[run.problem]
+
+    def model_of() -> tuple[Any, Any]:
+        problem = job(run.problem, "snr_adam", {}, seed=run.seed).build()
+        dde.config.set_random_seed(run.seed)
+        return problem, problem.model(remade(problem.network(), case.width, dde.nn.FNN))
+
+    def compiled(model: Any, problem: Any, optimizer: Any, lr: float | None) -> None:
+        model.compile(
+            optimizer,
+            lr=lr,
+            loss_weights=problem.loss_weights(),
+            external_trainable_variables=list(problem.unknowns.values()),
+            verbose=0,
+        )
+
+    problem, model = model_of()
+    compiled(model, problem, "adam", 1e-3)
+    adam = case.iterations * _seconds_of_a_step(model)
+    problem, model = model_of()
+    clock, course, error = Clock(), [], ""
+
+    def look(step: int) -> None:
+        found = problem.metrics(lambda points: problem.predict(model, points))
+        kept = {k: float(f"{v:.5g}") for k, v in found.items()}
+        stats = {}
+        if isinstance(model.opt, SNRGaussNewton) and model.opt.steps:
+            stats = {
+                "estimate": model.opt.memorized,
+                **model.opt.stats()._asdict(),
+                "done": float(model.opt.done),
+            }
+            stats = {k: float(f"{v:.4g}") for k, v in stats.items()}
+        course.append({"step": step, "time": round(clock.spent / adam, 4), **kept, **stats})
+
+    class Watch(dde.callbacks.Callback):  # type: ignore[misc]
+        def on_epoch_end(self) -> None:
+            clock.stop()
+            look(model.opt.steps)
+            if clock.spent > limit * adam or not math.isfinite(course[-1]["relative_l2"]):
+                model.stop_training = True
+            clock.start()
+
+    try:
+        if warm_up:
+            compiled(model, problem, "snr_adam", WARM_UP_RATE)
+            clock.start()
+            model.train(warm_up, display_every=10**9, verbose=0)
+            clock.stop()
+            look(0)
+        clock.start()
+        compiled(model, problem, _optimizer(model, problem, options), None)
+        model.train(10**6, display_every=10**9, callbacks=[Watch()], verbose=0)
+    except DIVERGED as reason:
+        error = str(reason).splitlines()[0]
+    last = course[-1]["relative_l2"] if course and not error else math.inf
+    return {
+        **{name: str(getattr(run, name)) for name in KEYS},
+        "adam_seconds": round(adam, 3),
+        "final_error": last,
+        "best_error": min((one["relative_l2"] for one in course), default=math.inf),
+        "steps": course[-1]["step"] if course else 0,
+        "course": json.dumps(course, separators=(",", ":")),
+        "error": error,
+    }
+
+
+def _optimizer(model: Any, problem: Any, options: dict[str, Any]) -> Any:
+    if not options:
+        return NAME
+    unknowns = list(problem.unknowns.values())
+    return SNRGaussNewton([*model.net.parameters(), *unknowns], **options)
+
+
+def _seconds_of_a_step(model: Any, steps: int = 40, rounds: int = 5) -> float:
+    """CPU time of an iteration of the compiled optimizer: the median over rounds."""
+    found = []
+    for _ in range(rounds):
+        started = time.process_time()
+        model.train(steps, display_every=10**9, verbose=0)
+        found.append((time.process_time() - started) / steps)
+    return median(found)
+
+
+def at(row: Any, moment: float) -> dict[str, float]:
+    """A run's figures at the last look up to a moment, in units of Adam's time."""
+    course = json.loads(row["course"])
+    found = [one for one in course if one["time"] <= moment]
+    return found[-1] if found and not row["error"] else {"relative_l2": math.inf}
+
+
+def rows_of(variant: str) -> dict[str, list[dict[str, str]]]:
+    """problem -> a variant's rows."""
+    every = [dict(row) for row in read(PATH) if row["variant"] == variant]
+    cases = zoo.plan().cases
+    found = {p: [row for row in every if row["problem"] == p] for p in cases}
+    return {problem: own for problem, own in found.items() if own}
+
+
+def finals(problem: str, seeds: set[str]) -> list[dict[str, str]]:
+    """Tuned Adam's rows of a problem, of these seeds."""
+    return [row for row in rivals("adam")[problem] if row["seed"] in seeds]
+
+
+def ratio(problem: str, own: list[dict[str, str]], moment: float) -> float:
+    """Our median error at a moment over tuned Adam's median final error, on the same seeds."""
+    theirs = finals(problem, {row["seed"] for row in own})
+    ours = median(at(row, moment)["relative_l2"] for row in own)
+    return ours / median(number(row["final_error"]) for row in theirs)
+
+
+def table(variant: str = "default", moment: float = 1.0) -> str:
+    """Problem by problem: ours at a moment, Adam's final error, and the geometric mean."""
+    lines, ratios = [], []
+    for problem, own in rows_of(variant).items():
+        theirs = finals(problem, {row["seed"] for row in own})
+        ours = [at(row, moment) for row in own]
+        ratios.append(ratio(problem, own, moment))
+        unknowns = []
+        for key in (key for key in ours[0] if key.endswith(ENDING)):
+            name = key.removesuffix(ENDING)
+            rival = median(json.loads(row["unknown_errors"])[name] for row in theirs)
+            mine = median(one.get(key, math.inf) for one in ours)
+            unknowns.append(f"{name} {100 * mine:.1f} % ({100 * rival:.1f} %)")
+        steps = median(int(one.get("step", 0)) for one in ours)
+        spent = median(one.get("time", math.inf) for one in ours)
+        best = median(number(row["best_error"]) for row in theirs)
+        lines.append(
+            [
+                problem,
+                str(len(own)),
+                text.spread([one["relative_l2"] for one in ours]),
+                text.spread([number(row["final_error"]) for row in theirs]),
+                f"{best:.3f}",
+                f"{ratios[-1]:.2f}",
+                ", ".join(unknowns),
+                f"{median(float(row['adam_seconds']) for row in own):.1f}",
+                f"{spent:.2f}",
+                f"{steps:.0f}",
+            ]
+        )
+    if ratios:
+        mean = f"{tables.geometric_mean(ratios):.2f}"
+        lines.append(["*geometric mean*", "", "", "", "", mean, "", "", "", ""])
+    titles = "problem|seeds|ours|tuned Adam|its best moment|ours over Adam's|"
+    titles += "coefficients off by (Adam's)|Adam's CPU seconds|ours, of them|steps"
+    return text.table(titles, lines)
+
+
+def variants() -> str:
+    """Every variant on seed 0, and the default on the same problems."""
+
+    def first(variant: str) -> dict[str, float]:
+        return {
+            problem: ratio(problem, [row for row in own if row["seed"] == "0"], 1.0)
+            for problem, own in rows_of(variant).items()
+            if any(row["seed"] == "0" for row in own)
+        }
+
+    default, lines = first("default"), []
+    for variant in VARIANTS:
+        found = first(variant)
+        shared = [problem for problem in found if problem in default]
+        if not shared:
+            continue
+        means = [tables.geometric_mean([own[p] for p in shared]) for own in (found, default)]
+        worst = max(shared, key=lambda problem: found[problem])
+        where = f"{found[worst]:.2f} ({worst})"
+        cells = [f"{mean:.2f}" for mean in means]
+        lines.append([variant, str(len(shared)), *cells, where])
+    return text.table("variant|problems|over Adam's|the default's|worst", lines)
+
+
+if __name__ == "__main__":
+    variant, seeds, names = sys.argv[1], int(sys.argv[2]) if sys.argv[2:] else 1, sys.argv[3:]
+    every = [
+        Run(variant, problem, seed)
+        for seed in range(seeds)
+        for problem in names or zoo.plan().cases
+    ]
+    append_missing(PATH, every, KEYS, fit, 1)
+    print(table(variant))

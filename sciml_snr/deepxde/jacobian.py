@@ -1,0 +1,320 @@
+"""The residual rows of a DeepXDE model, and their Jacobian by one backward pass a term.
+
+Every point has its own copy of the parameters, DeepXDE makes its residuals from the outputs as
+always, and the gradient of a term's sum by the copies is its Jacobian, row by row. That takes a
+network and residuals that treat points one by one, or in pairs: :meth:`ModelRows.why_not` looks.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from deepxde.data import PDE
+from torch import Tensor
+from torch.func import functional_call, vmap
+
+from ..jacobian import Residuals, System, joined
+from ..noise import NoisyLoss
+from .conditions import NoisyCondition, conditions_of
+from .rows import clear_cache, loss_weights_of
+from .split_step import never_seen
+
+EQUATION_ROWS = 600
+"""Rows of equations in a step; where there are more, so many are drawn anew in every step."""
+
+TOLERANCE = 1e-2
+"""Relative difference that counts as rounding; a wrong row makes one of the order of 1."""
+
+
+class _Part:
+    """Points that go through the network together: the conditions', or the equation's."""
+
+    def __init__(self, data: Any, inputs: Any, aux: Any, targets: Any = None) -> None:
+        self.data, self.targets = data, None if targets is None else torch.as_tensor(targets)
+        self.inputs = torch.as_tensor(inputs)
+        self.aux = None if aux is None else torch.as_tensor(aux)
+
+    def residuals(self, model: Any, outputs: Any, x: Tensor) -> list[Tensor]:
+        """One a term, equations first."""
+        found: list[Tensor] = []
+
+        def record(target: Any, prediction: Any) -> Any:
+            found.append(prediction - target)
+            return found[-1].sum()
+
+        kind = PDE if isinstance(self.data, SimpleNamespace) else type(self.data)
+        kind.losses(self.data, self.targets, outputs, record, x, model)
+        clear_cache()
+        return found
+
+
+class ModelRows(Residuals):
+    """The residual rows of a compiled DeepXDE model.
+
+    Noisy rows are in units of their sigma, whatever the weights of their terms. Exact ones have the
+    weights that they have in the loss beside all noisy terms.
+
+    Args:
+        model: a compiled model.
+        losses: as given to ``compile``.
+    """
+
+    def __init__(self, model: Any, losses: Any) -> None:
+        self._model, self._losses = model, losses
+        named = {p: name for name, p in model.net.named_parameters()}
+        trained = [p for group in model.opt.param_groups for p in group["params"]]
+        trained = [p for p in trained if p.requires_grad]
+        self._own = {named[p]: p for p in trained if p in named}
+        self._others = [p for p in trained if p not in named]
+        self._order = [named.get(p) for p in trained]
+        self._trained = trained
+        self.parameters = sum(p.numel() for p in trained)
+        """Their number."""
+        self._seen: Any = None
+        self._parts: list[_Part] = []
+        self._all: _Part | None = None
+        """The equation at all points."""
+        self._chosen: Tensor | None = None
+        """Which of them are in this step; None: all."""
+        self._equations: int | None = None
+        conditions = conditions_of(model.data)
+        self.data_stay = all(getattr(c, "batch_size", None) is None for c in conditions)
+
+    def take(self, inputs: Any, targets: Any, aux: Any) -> None:
+        """Take over a batch, as DeepXDE gives it to a train step."""
+        if inputs is self._seen:
+            return
+        self._seen, data = inputs, self._model.data
+        self._chosen = self._all = None
+        if not isinstance(data, PDE):
+            self._parts = [_Part(data, inputs, aux, targets)]
+            return
+        ends = sum(data.num_bcs)
+        cut = [None, None] if aux is None else [aux[:ends], aux[ends:]]
+        self._parts = []
+        if ends:
+            points = never_seen(inputs[:ends], data.bcs)
+            self._parts.append(_Part(_pde(data, None, data.bcs, points), points, cut[0]))
+        if data.pde is not None and len(inputs) > ends:
+            points = inputs[ends:]
+            self._all = _Part(_pde(data, data.pde, [], points), points, cut[1])
+            self._parts.insert(0, self._all)
+
+    def draw(self, step: int) -> None:
+        """Draw the equation's points of this step, where there are too many for all of them."""
+        if self._all is None:
+            return
+        if self._equations is None:
+            self._equations = len(self._terms(self._all))
+        points, aux = self._all.inputs, self._all.aux
+        wanted = max(EQUATION_ROWS // max(self._equations, 1), 1)
+        if len(points) <= wanted:
+            return
+        generator = torch.Generator("cpu").manual_seed(step)
+        chosen = torch.randperm(len(points), generator=generator, device="cpu")[:wanted]
+        self._chosen = chosen.to(points.device)
+        some = None if aux is None else aux[self._chosen]
+        self._parts[0] = _Part(self._all.data, points[self._chosen], some)
+
+    def _terms(self, part: _Part) -> list[Tensor]:
+        """The residuals of a part, in the graph."""
+        net = self._model.net
+        net.train(mode=True)
+        net.auxiliary_vars = part.aux
+        with torch.enable_grad():
+            x = part.inputs.detach().clone().requires_grad_()
+            clear_cache()
+            return part.residuals(self._model, net(x), x)
+
+    def _scales(self, shapes: Sequence[Sequence[int]]) -> tuple[list[Tensor], list[Tensor]]:
+        """What every row is multiplied by, and whether it is noisy, (n, m) each, term by term."""
+        data, model = self._model.data, self._model
+        conditions = conditions_of(data) if isinstance(data, PDE) else []
+        first = len(shapes) - len(conditions)
+        several = isinstance(self._losses, (list, tuple))
+        losses = list(self._losses) if several else [self._losses] * len(shapes)
+        weights = loss_weights_of(model, len(shapes))
+        sigmas, total, noise = [], 0.0, 0.0
+        for i, (shape, loss, weight) in enumerate(zip(shapes, losses, weights, strict=True)):
+            sigma = _sigma(conditions[i - first] if i >= first else None, loss)
+            sigma = sigma.double().reshape(-1, 1) if sigma.ndim < 2 else sigma.double()
+            sigma = (
+                sigma.expand(shape[0], math.prod(shape[1:])) if weight else sigma.new_zeros(1, 1)
+            )
+            sigmas.append(sigma)
+            total += float((sigma > 0).sum())
+            noise += weight * float(sigma.square().mean()) if sigma.any() else 0.0
+        beside = total / noise if noise else 1.0
+        scales, noisy = [], []
+        for shape, sigma, weight in zip(shapes, sigmas, weights, strict=True):
+            size = math.prod(shape)
+            exact = torch.full((), math.sqrt(beside * weight / max(size, 1)), dtype=torch.float64)
+            found = torch.where(sigma > 0, 1 / sigma, exact)
+            scales.append(found.expand(shape[0], math.prod(shape[1:])).to(sigma.device))
+            noisy.append((sigma > 0).double().expand_as(scales[-1]))
+        return scales, noisy
+
+    def rows(self) -> Tensor:
+        """The rows alone."""
+        found = [term.detach() for part in self._parts for term in self._terms(part)]
+        scales, _ = self._scales([term.shape for term in found])
+        pairs = zip(found, scales, strict=True)
+        return torch.cat([(term.double().flatten() * s.flatten()) for term, s in pairs])
+
+    @torch.enable_grad()
+    def system(self) -> System:
+        """The rows and their Jacobian."""
+        made = [self._with_copies(part) for part in self._parts]
+        terms = [term for found, _ in made for term in found]
+        scales, noisy = self._scales([term.shape for term in terms])
+        rows, blocks, place = [], [], 0
+        for part, (found, copies) in zip(self._parts, made, strict=True):
+            for term, (beg, end) in zip(found, _spans(part, len(found)), strict=True):
+                scaled = term.flatten(1) if term.ndim > 1 else term[:, None]
+                scaled = scaled * scales[place].to(scaled)
+                blocks.append(self._jacobian(scaled, copies, beg, end))
+                rows.append(scaled.detach().double().flatten())
+                place += 1
+        flags = torch.cat([flag.flatten() for flag in noisy]).to(rows[0].device)
+        return System(torch.cat(rows), flags, torch.cat(blocks))
+
+    def _with_copies(self, part: _Part) -> tuple[list[Tensor], list[Tensor]]:
+        """The residuals of a part, and the parameters' copies that they depend on."""
+        net = self._model.net
+        net.train(mode=True)
+        x = part.inputs.detach().clone().requires_grad_()
+        copies = [
+            p.detach().expand(len(x), *p.shape).clone().requires_grad_() for p in self._own.values()
+        ]
+        fixed = {n: p for n, p in net.named_parameters() if n not in self._own}
+        buffers = dict(net.named_buffers())
+
+        def one(own: Sequence[Tensor], point: Tensor, aux: Tensor | None = None) -> Tensor:
+            net.auxiliary_vars = None if aux is None else aux[None]
+            state = {**buffers, **fixed, **dict(zip(self._own, own, strict=True))}
+            return functional_call(net, state, (point[None],))[0]  # type: ignore[no-any-return]
+
+        extra = () if part.aux is None else (part.aux,)
+        outputs = vmap(one)(tuple(copies), x, *extra)
+        net.auxiliary_vars = part.aux
+        clear_cache()
+        return part.residuals(self._model, outputs, x), copies
+
+    def _jacobian(self, term: Tensor, copies: list[Tensor], beg: int, end: int) -> Tensor:
+        """Of a scaled term (n, m) on the points from beg to end: (n m, P)."""
+        n = len(term)
+        columns = []
+        for j in range(term.shape[1]):
+            own = term[:, j]
+            found: tuple[Tensor | None, ...] = (None,) * len(copies)
+            if own.requires_grad and copies:
+                found = torch.autograd.grad(own.sum(), copies, retain_graph=True, allow_unused=True)
+            parts: dict[str | int, Tensor] = {}
+            for name, p, g in zip(self._own, copies, found, strict=True):
+                block = p.new_zeros(n, p[0].numel()) if g is None else g[beg:end].flatten(1)
+                if len(block) == 2 * n:  # of pairs of points, such as those of a period
+                    block = block[:n] + block[n:]
+                if len(block) != n:
+                    raise ValueError(f"a term has {n} residuals on {len(block)} points")
+                parts[name] = block
+            others = iter(self._others)
+            blocks = [
+                _by_variable(own, next(others)) if k is None else parts[k] for k in self._order
+            ]
+            columns.append(torch.cat(blocks, 1))
+        return torch.stack(columns, 1).flatten(0, 1)
+
+    def why_not(self) -> str:
+        """Why rows or Jacobian are not those of DeepXDE's own pass; empty where they are."""
+        try:
+            system = self.system()
+        except (RuntimeError, ValueError, NotImplementedError, IndexError) as error:
+            return f"its network or residuals do not work point by point ({_first_line(error)})"
+        if not system.jacobian.isfinite().all():
+            return ""  # the step says so
+        values = self._common()
+        if values.shape != system.rows.shape or not _close(system.rows, values.detach().double()):
+            return "its residuals at a point depend on the other points"
+        generator = torch.Generator("cpu").manual_seed(0)
+        factors = torch.randn(len(values), generator=generator, device="cpu").to(values)
+        found = torch.autograd.grad(values @ factors, self._trained, allow_unused=True)
+        expected = joined([None if g is None else g[None] for g in found], self._trained, 1)[0]
+        if not _close(factors @ system.jacobian, expected):
+            return "its residuals at a point depend on the other points"
+        return ""
+
+    @torch.enable_grad()
+    def _common(self) -> Tensor:
+        """The rows from one pass over all points, as DeepXDE makes it, in the graph."""
+        data = self._model.data
+        if self._all is None:
+            terms = [term for part in self._parts for term in self._terms(part)]
+        else:
+            stand_in = _pde(data, data.pde, data.bcs, self._seen)
+            terms = self._terms(_Part(stand_in, self._seen, data.train_aux_vars))
+        if self._chosen is not None and self._equations:
+            first = self._equations
+            terms = [*(term[self._chosen] for term in terms[:first]), *terms[first:]]
+        scales, _ = self._scales([term.shape for term in terms])
+        pairs = zip(terms, scales, strict=True)
+        return torch.cat([term.flatten() * s.flatten().to(term) for term, s in pairs])
+
+
+def _pde(data: Any, equation: Any, conditions: Sequence[Any], points: Any) -> SimpleNamespace:
+    """What ``PDE.losses`` sees in place of the data."""
+    return SimpleNamespace(
+        pde=equation,
+        bcs=list(conditions),
+        num_bcs=list(data.num_bcs) if conditions else [],
+        train_x=points,
+        auxiliary_var_fn=data.auxiliary_var_fn,
+    )
+
+
+def _spans(part: _Part, terms: int) -> list[tuple[int, int]]:
+    """Which points each term of a part is on."""
+    sizes = getattr(part.data, "num_bcs", None)
+    if not sizes:
+        return [(0, len(part.inputs))] * terms
+    ends = [0, *np.cumsum(sizes).tolist()]
+    return list(itertools.pairwise(ends))
+
+
+def _sigma(condition: Any, loss: Any) -> Tensor:
+    """Standard deviation of the error in a term's data, broadcastable to its residuals."""
+    if isinstance(condition, NoisyCondition):
+        sigma, rows = condition.sigma, getattr(condition, "batch_indices", None)
+        return sigma if rows is None or len(sigma) == 1 else sigma[torch.as_tensor(rows)]
+    return loss.sigma if isinstance(loss, NoisyLoss) else torch.zeros(())
+
+
+def _by_variable(rows: Tensor, variable: Tensor) -> Tensor:
+    """Derivatives of rows (n,) by a variable outside the network, (n, its size).
+
+    Two backward passes an entry: the derivative of the rows' weighted sum is linear in the weights.
+    """
+    if not rows.requires_grad:
+        return variable.new_zeros(len(rows), variable.numel())
+    factors = torch.ones_like(rows, requires_grad=True)
+    (summed,) = torch.autograd.grad(
+        (rows * factors).sum(), variable, create_graph=True, allow_unused=True
+    )
+    if summed is None:
+        return variable.new_zeros(len(rows), variable.numel())
+    entries = summed.flatten()
+    columns = [torch.autograd.grad(one, factors, retain_graph=True)[0] for one in entries]
+    return torch.stack(columns, 1).to(variable)
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    return bool((found - expected).norm() <= TOLERANCE * expected.norm() + 1e-30)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
