@@ -295,6 +295,7 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
                     self.begin_second(model)
                 if not self.interrupted and not getattr(model.opt, "done", False):
                     self._train(model, self.budget - self.iteration, callbacks)
+            self._begin_log()  # also where there was no step left
         finally:
             if self._bar is not None:
                 self._bar.stop()
@@ -555,6 +556,7 @@ def _fits(value: Any, hint: str) -> bool:
     tests: dict[str, Callable[[Any], bool]] = {
         "int": is_whole,
         "str": lambda x: isinstance(x, str),
+        "str | None": lambda x: x is None or isinstance(x, str),
         "bool": lambda x: isinstance(x, bool),
     }
     return tests.get(hint, lambda x: x is None or is_number(x))(value)
