@@ -5,7 +5,7 @@ export DDE_BACKEND = pytorch
 # Small networks: two threads are no faster than one, and many times slower on a busy machine.
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test test-extras check bench docs clean
+.PHONY: demo test fuzz test-extras check bench docs clean
 
 demo: .venv/.installed
 	rm -rf runs/demo
@@ -15,6 +15,10 @@ demo: .venv/.installed
 
 test: .venv/.installed
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+# 10,000 commands with nasty arguments and damaged files: about a quarter of an hour on one core.
+fuzz: .venv/.installed
+	$(BIN)/python -m benchmarks.fuzz
 
 # The examples, with Lightning, accelerate and PINA.
 test-extras: .venv/.installed-extras
@@ -42,6 +46,7 @@ bench: .venv/.installed-bench
 	$(BIN)/python -m benchmarks.stopping
 	$(BIN)/python -m benchmarks.memorization
 	$(BIN)/python -m benchmarks.prototype
+	$(BIN)/python -m benchmarks.reliability
 	$(BIN)/python -m benchmarks.replicas
 	$(BIN)/python -m benchmarks.cost
 	$(BIN)/python -m benchmarks.equal_time cost

@@ -74,7 +74,7 @@ class World:
             self._make_files()
             self._make_runs()
         self.found = {path: self._entry(path) for path in self._paths()}
-        self.marks = self._marks()
+        self.marks = self.current_marks()
 
     def data(self, name: str) -> bytes:
         """What a file held at the start."""
@@ -98,7 +98,7 @@ class World:
             before: the marks of then.
             held: what the case had put there.
         """
-        after, found = self._marks(), []
+        after, found = self.current_marks(), []
         expected = {**self.found, **{f"here/{name}": value for name, value in held.items()}}
         for path in sorted({*before, *after}):
             if before.get(path) == after.get(path) or "/.lock" in path or ".csv.lock" in path:
@@ -110,12 +110,12 @@ class World:
 
     def restore(self) -> None:
         """All as at the start."""
-        after = self._marks()
+        after = self.current_marks()
         touched = [p for p in {*self.marks, *after} if self.marks.get(p) != after.get(p)]
         for path in sorted(touched, key=len):
             self._write(self.root / path, self.found.get(path, "remove"))
         if touched:
-            self.marks = self._marks()
+            self.marks = self.current_marks()
 
     def _write(self, path: Path, value: bytes | str) -> None:
         if path.is_symlink() or (path.exists() and not path.is_dir()):
@@ -139,7 +139,7 @@ class World:
             for name in (*folders, *files):
                 yield os.path.relpath(os.path.join(folder, name), self.root)
 
-    def _marks(self) -> dict[str, tuple[int, ...]]:
+    def current_marks(self) -> dict[str, tuple[int, ...]]:
         found = {}
         for path in self._paths():
             s = os.lstat(self.root / path)
@@ -858,7 +858,7 @@ class Outcome:
 def tried(case: Case, world: World) -> Outcome:
     """Run a case; the world is as before afterwards."""
     world.put(case.files)
-    before = world._marks()
+    before = world.current_marks()
     started = time.perf_counter()
     signal.signal(signal.SIGALRM, _hang)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)

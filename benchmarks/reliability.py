@@ -1,8 +1,9 @@
 """Runs that are killed, run out of disk or meet damaged files: what is lost, and what is stuck?
 
-    python -m benchmarks.reliability [CASES]
+    python -m benchmarks.reliability [accidents | fuzz] [CASES]
 
-writes benchmarks/results/reliability.csv: a row per class of trials. A trial is a run in a process
+writes benchmarks/results/reliability.csv: a row per class of trials, of both parts unless one is
+named. A trial is a run in a process
 of its own that is stopped somewhere; then the command is repeated, with ``--resume`` where there is
 a checkpoint. It is stuck if that fails, and lost if it ends otherwise than a run that nothing
 stopped: every bit of the networks counts, and every row but for its seconds. CASES (10,000) are
@@ -12,9 +13,11 @@ those of :mod:`benchmarks.fuzz`.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import csv
 import errno
 import hashlib
+import importlib
 import io
 import os
 import random
@@ -23,9 +26,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +38,13 @@ from benchmarks import fuzz, text
 from benchmarks.harness import RESULTS, read
 from sciml_snr.inr import fit, fit_image, fit_sdf
 from sciml_snr.runs import run
-from sciml_snr.runs.folder import CHECKPOINT, METRICS, unsealed
+from sciml_snr.runs.folder import CHECKPOINT, METRICS, rewrite_rows, unsealed
 from sciml_snr.runs.options import ProblemConfig
 
 PATH = RESULTS / "reliability.csv"
-STEPS = 5
-KILLS_BY_TIME = 60
-"""Of each command."""
+STEPS = 3
+TRIALS = 24
+"""At most so many per class and command."""
 
 # --- Commands --------------------------------------------------------------------------------
 
@@ -99,7 +101,7 @@ def bits(folder: Path) -> str:
                     for row in csv.DictReader(rows):
                         row.pop("seconds")
                         found.update(repr(row).encode())
-    names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.name != ".lock")
+    names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if ".lock" not in p.name)
     return found.hexdigest() + " ".join(names)
 
 
@@ -112,17 +114,21 @@ class Events:
     Args:
         folder: whose files.
         at: the number of the call, from 1 on.
-        happens: gets the call's name, and what the call would leave half done.
+        happens: gets the call's name.
+        torn: whether a write has been half done by then.
     """
 
-    def __init__(self, folder: Path, at: int, happens: Callable[[str], None]) -> None:
-        self.folder, self.at, self.happens = str(folder), at, happens
+    def __init__(
+        self, folder: Path, at: int, happens: Callable[[str], None], torn: bool = True
+    ) -> None:
+        self.folder, self.at, self.happens, self.torn = str(folder), at, happens, torn
         self.count = 0
 
     def _event(self, name: str, half: Callable[[], Any] = lambda: None) -> None:
         self.count += 1
         if self.count >= self.at:
-            half()
+            if self.torn:
+                half()
             self.happens(name)
 
     def watch(self) -> None:
@@ -188,7 +194,8 @@ class Child:
         if self.pid == 0:
             os.close(self.reads)
             told = _told(work)
-            os.write(writes, told.encode(errors="replace")[:60_000])
+            with os.fdopen(writes, "wb") as pipe:
+                pipe.write(told.encode(errors="replace"))
             os._exit(0)
         os.close(writes)
 
@@ -238,6 +245,21 @@ class Row:
     seconds: float = 0.0
 
 
+def import_all(root: Path) -> None:
+    """What the commands import on their way, here: otherwise every child does it anew."""
+    for name, command in COMMANDS.items():
+        folder = root / f"imports-{name}"
+
+        def work(command: Any = command, folder: Path = folder) -> str:
+            command(folder, False)
+            return " ".join(sys.modules)
+
+        for module in Child(work).ended().split():
+            if module not in sys.modules:
+                with contextlib.suppress(Exception):
+                    importlib.import_module(module)
+
+
 class Campaign:
     """Trials of one command, in folders of their own."""
 
@@ -260,16 +282,23 @@ class Campaign:
 
         self.events = int(Child(count).ended())
 
+    def some(self) -> list[int]:
+        """Numbers of events, from the first to the last."""
+        every = range(1, self.events + 1)
+        return sorted(self.random.sample(every, min(TRIALS, self.events)))
+
     def fresh(self) -> Path:
         """A folder's path that nothing is at."""
         self.trial += 1
         return self.root / f"{self.name}-{self.trial}"
 
-    def begin(self, folder: Path, happens: Callable[[str], None], at: int) -> Child:
+    def begin(
+        self, folder: Path, happens: Callable[[str], None], at: int, torn: bool = True
+    ) -> Child:
         """Start the command, or go on with it, and let something happen at its n-th event."""
 
         def work() -> None:
-            Events(folder, at, happens).watch()
+            Events(folder, at, happens, torn).watch()
             self.command(folder, self.is_begun(folder))
 
         return Child(work)
@@ -292,14 +321,14 @@ class Campaign:
 
     def kills_by_event(self, row: Row) -> None:
         """At every call that changes a file: before it, and of a write in its middle."""
-        for at in range(1, self.events + 1):
+        for at in self.some():
             folder = self.fresh()
             assert self.begin(folder, kill_here, at).ended() == "killed"
             self.finish(row, folder)
 
     def kills_again(self, row: Row) -> None:
         """Three times in a row, while it starts and while it is resumed."""
-        for _ in range(self.events // 3):
+        for _ in range(TRIALS // 3):
             folder = self.fresh()
             for _ in range(3):
                 at = self.random.randint(1, self.events)
@@ -307,7 +336,7 @@ class Campaign:
             self.finish(row, folder)
 
     def kills_by_time(self, row: Row) -> None:
-        for _ in range(KILLS_BY_TIME):
+        for _ in range(TRIALS // 2):
             folder = self.fresh()
             child = Child(lambda folder=folder: self.command(folder, False))  # type: ignore[misc]
             time.sleep(self.random.uniform(0, self.seconds))
@@ -317,7 +346,7 @@ class Campaign:
 
     def full_disk(self, row: Row) -> None:
         """At every call that changes a file, and at all of them afterwards."""
-        for at in range(1, self.events + 1):
+        for at in self.some():
             folder = self.fresh()
             told = self.begin(folder, full_here, at).ended()
             plain = told.startswith("OSError: Cannot ") and "No space left" in told
@@ -330,7 +359,7 @@ class Campaign:
 
     def two_processes(self, row: Row) -> None:
         """A second one comes at some event of the first."""
-        for _ in range(20):
+        for _ in range(TRIALS // 5):
             folder = self.fresh()
             asked, answer = os.pipe(), os.pipe()
             at, stopped = self.random.randint(4, self.events - 4), False
@@ -342,7 +371,7 @@ class Campaign:
                     os.write(asked[1], b"x")  # noqa: B023
                     os.read(answer[0], 1)  # noqa: B023
 
-            first = self.begin(folder, wait, at)
+            first = self.begin(folder, wait, at, torn=False)
             os.read(asked[0], 1)
             begun = self.is_begun(folder)
             second = Child(lambda folder=folder, b=begun: self.command(folder, b))  # type: ignore[misc]
@@ -368,7 +397,7 @@ CLASSES: dict[str, Callable[[Campaign, Row], None]] = {
 }
 
 
-@contextmanager
+@contextlib.contextmanager
 def timed(row: Row) -> Iterator[Row]:
     started = time.perf_counter()
     yield row
@@ -376,14 +405,15 @@ def timed(row: Row) -> Iterator[Row]:
     print(row, flush=True)
 
 
-def accidents(root: Path) -> Iterator[Row]:
+def accidents(root: Path, kinds: Iterable[str] = CLASSES) -> Iterator[Row]:
     """Kills, full disks and second processes: a row per class and command."""
+    import_all(root)
     for name in COMMANDS:
         campaign = Campaign(name, root)
         print(f"{name}: {campaign.events} events, {campaign.seconds:.2f} s", flush=True)
-        for kind, trial in CLASSES.items():
+        for kind in kinds:
             with timed(Row(f"{kind}: {name}")) as row:
-                trial(campaign, row)
+                CLASSES[kind](campaign, row)
             yield row
 
 
@@ -405,12 +435,14 @@ def fuzzed(root: Path, cases: int) -> Iterator[Row]:
     yield from rows.values()
 
 
-def write(rows: list[Row]) -> None:
-    with PATH.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["class", *list(asdict(rows[0]))[1:]])
-        for row in rows:
-            writer.writerow([*astuple(row)[:-1], f"{row.seconds:.1f}"])
+def write(rows: Iterable[Row]) -> None:
+    """Rows replace those of their classes."""
+    names = ("class", *[field.name for field in fields(Row)][1:])
+    known = {row["class"]: row for row in read(PATH)}
+    for row in rows:  # as they come
+        values = [*astuple(row)[:-1], f"{row.seconds:.1f}"]
+        known[row.kind] = dict(zip(names, map(str, values), strict=True))
+        rewrite_rows(PATH, sorted(known.values(), key=lambda row: row["class"].startswith("fuzz")))
 
 
 def table() -> str:
@@ -422,12 +454,14 @@ def table() -> str:
     return text.table("class|trials|lost|stuck|tracebacks", [*lines, ["all", *sums]])
 
 
-def main(cases: int = 10_000) -> None:
+def main(part: str = "", cases: str = "10000") -> None:
     with tempfile.TemporaryDirectory() as folder:
-        rows = list(accidents(Path(folder)))
-        write([*rows, *fuzzed(Path(folder) / "fuzz", cases)])
+        if part != "fuzz":
+            write(accidents(Path(folder)))
+        if part != "accidents":
+            write(fuzzed(Path(folder) / "fuzz", int(cases)))
     print(table())
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(*sys.argv[1:])

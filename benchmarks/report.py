@@ -28,6 +28,7 @@ from benchmarks import (
     networks,
     problem_pages,
     redesign,
+    reliability,
     replicas,
     stopping,
     weights,
@@ -37,7 +38,7 @@ from benchmarks.paper import report as paper
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("benchmarks", "convection", "images", "memorization", "problems", "research", "surfaces")
-PAGES += ("paper", "gauss-newton")
+PAGES += ("paper", "gauss-newton", "reliability")
 DOCUMENTS = (ROOT / "README.md", *(ROOT / f"docs/{page}.md" for page in PAGES))
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -64,6 +65,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "curves": curves.table,
     "replica_floor": replicas.table,
     "redesign": redesign.table,
+    "reliability": reliability.table,
     "fit_image_cells": fit_images.cells,
     "fit_sdf_cells": fit_sdf.table,
     "fit_sdf_cooldown": fit_sdf.cooldowns,

@@ -290,6 +290,16 @@ def test_a_file_of_something_else_is_refused(tmp_path) -> None:
     assert path.read_text() == "problem,lr\npoisson,0.1\n"
 
 
+def test_results_that_no_table_can_be_made_of_are_refused(tmp_path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("seed,error\n0,\n1,0.5\n2,1true\n")
+    with pytest.raises(ValueError, match="row 3 below the header has '1true' for error"):
+        rows.check_file(path, ("seed",), ("error",))
+    with pytest.raises(ValueError, match="has no column 'seconds'"):
+        rows.check_file(path, ("seed",), ("error", "seconds"))
+    assert {"final_error", "cpu_seconds"} < set(tables.COLUMNS) < run_job(job()).keys()
+
+
 @pytest.mark.parametrize("backend", ["ray", "dask", "slurm"])
 def test_a_backend_that_is_not_there_is_named(tmp_path, monkeypatch, backend: str) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)

@@ -11,6 +11,7 @@ import deepxde as dde
 import imageio.v3 as iio
 import numpy as np
 import pytest
+import tifffile
 import trimesh
 from typer.testing import CliRunner
 
@@ -310,6 +311,7 @@ def test_fit_image_options(noisy_png) -> None:
         (["noisy.png", "-o", "clean.png", "--scale", "0"], "scale must be"),
         (["noisy.png", "-o", "clean.png", "--gate-option", "gate=hard"], "no gate option 'gate'"),
         (["noisy.png", "-o", "clean.png", "--gate-option", "z=x"], "Invalid z: 'x'"),
+        (["noisy.png", "-o", "clean.png", "--gate-option", "form=[]"], "Invalid gate: []"),
     ],
 )
 def test_bad_images_are_plain_errors(noisy_png, arguments: list[str], message: str) -> None:
@@ -417,3 +419,69 @@ def test_options_are_numbers_and_words() -> None:
     given = ["z=2", "gate=hard", "discrepancy=false", "rise_steps=300", "sigma=None"]
     expected = {"z": 2, "gate": "hard", "discrepancy": False, "rise_steps": 300, "sigma": None}
     assert parse_pairs(given) == expected
+
+
+def test_what_is_no_file_is_named_and_not_read() -> None:
+    """A pipe would never end, a link to itself has no path."""
+    os.mkfifo("pipe")
+    Path("loop").symlink_to("loop")
+    for name, message in (("pipe", "pipe is no file"), ("loop", "loop")):
+        output = call("solve", "convection", "--data", name, "--out", "here", code=1)
+        assert message in output and "unexpected" not in output
+    assert "pipe is no file" in call("bench", "pipe", "--out", "rows.csv", code=1)
+    assert not Path("here").exists()
+
+
+def test_whatever_a_backend_says_of_a_device_is_one_line() -> None:
+    output = call("solve", "convection", "--device", "hpu", code=1)
+    assert "Error: The device 'hpu' cannot be used" in output
+
+
+def test_too_many_twins_are_refused(fresh_directory) -> None:
+    assert "1000" in call("memorization", "here", "--probes", "9" * 30, code=2)
+
+
+def test_a_sigma_that_cannot_be_used_is_refused_before_there_is_a_folder(noisy_png) -> None:
+    options = ("-o", "clean.png", "--steps", "1", "--sigma", "1e38", "--out-run", "here", *TINY)
+    assert "cannot be used in torch.float32" in call("fit-image", "noisy.png", *options, code=1)
+    rng = np.random.default_rng(0)
+    np.savetxt("scan.xyz", rng.normal(size=(30, 3)))
+    options = ("-o", "mesh.ply", *options[2:])
+    assert "cannot be used in torch.float32" in call("fit-sdf", "scan.xyz", *options, code=1)
+    assert not Path("here").exists()
+
+
+def test_what_libraries_log_is_not_shown_and_a_warning_is_a_line(noisy_png) -> None:
+    iio.imwrite("whole.tif", iio.imread("noisy.png"))
+    Path("torn.tif").write_bytes(Path("whole.tif").read_bytes()[:150])
+    result = runner.invoke(app, ["fit-image", "torn.tif", "-o", "clean.png"])
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith("Error: ")
+    colors = np.random.default_rng(0).integers(0, 2**16, (3, 8, 8), dtype=np.uint16)
+    tifffile.imwrite("planes.tif", colors, photometric="rgb", planarconfig="separate")
+    result = runner.invoke(app, ["fit-image", "planes.tif", "-o", "clean.png"])
+    assert result.stderr.splitlines()[0].startswith("Note: planes.tif holds 3 pages")
+
+
+def test_complex_points_are_refused() -> None:
+    np.save("scan.npy", np.ones((20, 3)) * 1j)
+    assert "not an array of numbers" in call("fit-sdf", "scan.npy", "-o", "mesh.ply", code=1)
+
+
+def test_a_folder_whose_name_is_no_text() -> None:
+    output = call("solve", "convection", "--iterations", "1", "--points", "8", "--out", "a\udcff")
+    assert "a\\udcff/figure.png" in output
+
+
+def test_what_cannot_be_used_is_refused_before_there_is_a_folder(scan_ply) -> None:
+    output = call("solve", "convection", "--noise", "1e23", "--out", "here", code=1)
+    assert "cannot be used in torch.float32" in output
+    Path("mesh.ply").symlink_to("nowhere/mesh.ply")
+    options = ("--steps", "1", "--out-run", "here", *TINY)
+    assert "leads nowhere" in call("fit-sdf", "scan.ply", "-o", "mesh.ply", *options, code=1)
+    np.save("huge.npy", np.random.default_rng(0).normal(size=(30, 3)) * 1e160)
+    assert "rescale" in call("fit-sdf", "huge.npy", "-o", "mesh.stl", *options, code=1)
+    options = (*options, "--network-option", "first_omega_0=(1,)")
+    Path("image.npy").write_bytes(Path("huge.npy").read_bytes())
+    assert "unexpected" not in call("fit-image", "image.npy", "-o", "c.npy", *options, code=1)
+    assert not Path("here").exists()

@@ -70,7 +70,8 @@ def append_missing(
     with lock(path.with_name(f".{path.name}.lock"), str(path)):
         cut_torn_row(path)
         todo = missing(path, configs, keys)
-        with _parallel(backend, jobs), _progress() as bar:
+        at_once = None if jobs is None else min(jobs, max(1, len(todo)))
+        with _parallel(backend, at_once), _progress() as bar:
             task = bar.add_task(path.stem, total=len(todo))
             for row in _run(run, todo, backend):
                 append_row(path, row)
@@ -83,22 +84,40 @@ def missing(path: Path, configs: Iterable[Any], keys: Sequence[str]) -> list[Any
     return [config for config in configs if key_of(config, keys) not in done]
 
 
-def check_file(path: Path, keys: Sequence[str]) -> None:
+def check_file(path: Path, keys: Sequence[str], numbers: Sequence[str] = ()) -> None:
     """Refuse a file that is not one of these results.
 
+    Args:
+        path: the file, which need not exist.
+        keys: columns that it must have.
+        numbers: further ones, of numbers or nothing.
+
     Raises:
-        ValueError: a column is missing.
+        ValueError: a column is missing, or holds something else.
     """
     if not path.exists():
         return
     header = next(csv.reader(read_text(path).splitlines()), [])
     if not header:
         return
-    if absent := [key for key in keys if key not in header]:
+    if absent := [key for key in (*keys, *numbers) if key not in header]:
         raise ValueError(
             f"{path} exists and has no column {', '.join(map(repr, absent))}: it holds other "
             "results. Choose another file."
         )
+    _check_numbers(path, numbers)
+
+
+def _check_numbers(path: Path, columns: Sequence[str]) -> None:
+    for i, row in enumerate(read(path) if columns else [], 1):
+        for name in columns:
+            try:
+                number(row[name])
+            except ValueError:
+                raise ValueError(
+                    f"{path}: row {i} below the header has {row[name]!r} for {name}: remove it, "
+                    "and it is made anew."
+                ) from None
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -129,10 +148,7 @@ def by_key(rows: Iterable[Row], keys: Sequence[str]) -> dict[tuple[str, ...], Ro
 
 def number(text: str) -> float:
     """A number of a results file; infinite where there is none or it is not finite."""
-    try:
-        value = float(text or "nan")
-    except ValueError:
-        raise ValueError(f"A results file has {text!r} where a number is to be.") from None
+    value = float(text or "nan")
     return value if math.isfinite(value) else math.inf
 
 

@@ -35,7 +35,7 @@ def bench(
     from ..bench.rows import check_file
 
     plan = read_plan(file)
-    check_file(out, (*KEYS, *tables.COLUMNS))
+    check_file(out, KEYS, tables.COLUMNS)
     for (problem, method), reason in plan.skipped.items():
         to_stderr(f"Skipped: {method} on {problem}, because {reason}.")
     every: list[Job] = []

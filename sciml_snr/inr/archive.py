@@ -44,8 +44,11 @@ class NetworkChoice:
             network = copy.deepcopy(self.own)
         elif self.name in NETWORKS:
             self._check_size(inputs, outputs)
-            with seeded(seed):
-                network = NETWORKS[self.name](inputs, outputs, **self.options)
+            try:
+                with seeded(seed):
+                    network = NETWORKS[self.name](inputs, outputs, **self.options)
+            except (TypeError, ArithmeticError, RuntimeError) as error:
+                raise _unusable(error) from None
         else:
             raise ValueError(
                 f"There is no network {self.name!r}. Choose one of: {', '.join(NETWORKS)}, or give "
@@ -55,7 +58,7 @@ class NetworkChoice:
         try:
             with torch.no_grad():
                 found = network(torch.zeros(2, inputs, device=parameter.device)).shape
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             raise ValueError(f"The network does not take points (n, {inputs}): {error}") from None
         if found != (2, outputs):
             raise ValueError(
@@ -84,10 +87,13 @@ class NetworkChoice:
             with torch.device("meta"):
                 network = build(inputs, outputs, **self.options)
         except (TypeError, ArithmeticError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"The network options cannot be used: {reason}.") from None
+            raise _unusable(error) from None
         size = sum(p.numel() for p in network.parameters())
         check_memory(20.0 * size, f"A network of {size:,} parameters, with its optimizer,")
+
+
+def _unusable(error: Exception) -> ValueError:
+    return ValueError(f"The network options cannot be used: {str(error).splitlines()[0]}.")
 
 
 def open_folder(out: str | Path | None, kind: str, resume: bool) -> RunFolder | None:

@@ -40,6 +40,9 @@ points, which are cut off more easily, need 5/4 of it."""
 _TINY = 1e-12
 """Relative size of round-off."""
 
+_SMALLEST = 1e-140
+"""Squares of such numbers, and of their inverse, are still numbers."""
+
 _CHUNK = 1 << 20
 """Neighbours that are looked at at once: bounds the memory."""
 
@@ -276,6 +279,12 @@ def _check_points(points: Array) -> None:
     _check_finite("points", points)
     if len(points) < MIN_POINTS:
         raise ValueError(f"{len(points)} points: a surface needs at least {MIN_POINTS}.")
+    largest = np.abs(points).max()
+    if not _SMALLEST < largest < 1 / _SMALLEST:
+        raise ValueError(
+            f"The largest coordinate is {largest:g}, and its square is no number any more: rescale "
+            "the points."
+        )
     spread = np.linalg.svd(points - points.mean(axis=0), compute_uv=False)
     if spread[0] <= _TINY * np.abs(points).max():
         raise ValueError("All points are in one place: there is no surface to fit.")

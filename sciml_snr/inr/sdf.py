@@ -486,6 +486,9 @@ class SDFFit:
         with readable(Path(path)):
             about["options"]["device"] = None  # this machine may not have the one of the fit
             cloud = Cloud(fields["points"], fields.get("normals"))
+            Frame.around(cloud.points)
+            if cloud.points.ndim != 2:
+                raise ValueError(f"points has the shape {cloud.points.shape}")
             training = Training.from_json(about["training"], path)
             choice, sigma, weights, options = _from_config(about, network, path)
         fresh = choice.build(cloud.points.shape[1], 1, options.seed)

@@ -101,7 +101,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         with lock(self.path / ".lock", str(self.path)):
             for partial in self.path.glob(".*.partial"):  # of a process that was killed
-                partial.unlink(missing_ok=True)
+                _remove(partial)
             yield
 
     def begin(self, config: Mapping[str, Any]) -> None:
@@ -113,7 +113,7 @@ class RunFolder:
         self.check_free()
         for name in FILES:
             if name != CONFIG:
-                (self.path / name).unlink(missing_ok=True)
+                _remove(self.path / name)
         self.write_json(CONFIG, self.described(config))
 
     def described(self, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,6 +245,12 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def _remove(path: Path) -> None:
+    check_plain(path)
+    with guarded(path, f"remove {path}"):
+        path.unlink(missing_ok=True)
+
+
 def check_plain(path: Path) -> None:
     """Refuse a path that is a link, a folder or a device: nothing is written through it.
 
@@ -327,6 +333,8 @@ def check_can_write(path: Path) -> None:
     """
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"There is no folder {path.parent} to put {path.name} into.")
+    if path.is_symlink() and not path.exists():
+        raise ValueError(f"{path} is a link that leads nowhere: remove it.")
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is not a file that could be overwritten.")
     trial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
@@ -482,8 +490,7 @@ def rewrite_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """
     rows = list(rows)
     if not rows:
-        check_plain(path)
-        path.unlink(missing_ok=True)
+        _remove(path)
         return
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO(newline="")

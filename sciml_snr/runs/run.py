@@ -35,6 +35,7 @@ from ..deepxde import MemorizationMonitor, ProgressBar, SNR_options, set_SNR_opt
 from ..gauss_newton import SNRGaussNewton
 from ..measure.twins import Twins, share_from_misfit
 from ..snr_adam import SNRAdam
+from ..terms import as_sigma_tensor, check_squares
 from .config import (
     anything,
     as_json,
@@ -47,6 +48,7 @@ from .config import (
 )
 from .folder import (
     CHECKPOINT,
+    METRICS,
     SUMMARY,
     RunFolder,
     blamed,
@@ -150,6 +152,9 @@ def solve(
     config = config.resolved()
     with _device(config.device):
         problem = config.build()
+    sigma = problem.sigma()
+    if sigma is not None and str(config.optimizer).startswith("snr_"):
+        check_squares(as_sigma_tensor(sigma), torch.float32)  # before there is a folder
     if folder is None:
         return _trained(config, problem, None, None, progress)
     with folder.locked():
@@ -290,6 +295,7 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
                     self.begin_second(model)
                 if not self.interrupted and not getattr(model.opt, "done", False):
                     self._train(model, self.budget - self.iteration, callbacks)
+            self._begin_log()  # also where there was no step left
         finally:
             if self._bar is not None:
                 self._bar.stop()
@@ -550,6 +556,7 @@ def _fits(value: Any, hint: str) -> bool:
     tests: dict[str, Callable[[Any], bool]] = {
         "int": is_whole,
         "str": lambda x: isinstance(x, str),
+        "str | None": lambda x: x is None or isinstance(x, str),
         "bool": lambda x: isinstance(x, bool),
     }
     return tests.get(hint, lambda x: x is None or is_number(x))(value)
@@ -667,7 +674,8 @@ def _finished(config: ProblemConfig, folder: Path) -> Summary | None:
         return None
     if run.load()[0] != as_json(asdict(config)):
         raise FileExistsError(f"{folder} holds a run with other settings: choose another folder.")
-    if not all((folder / name).exists() for name in (SUMMARY, PREDICTION, "metrics.csv")):
+    last = "figure.png"  # written last: without it, the run was killed on its way
+    if not all((folder / name).exists() for name in (SUMMARY, PREDICTION, METRICS, last)):
         return None
     figures.read_run(folder)
     summary = read_summary(folder)

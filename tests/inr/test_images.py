@@ -18,6 +18,7 @@ from PIL import Image
 from torch import nn
 
 from sciml_snr.inr import images
+from sciml_snr.inr.archive import kind_of_fit
 from sciml_snr.inr.images import (
     ImageFit,
     PixelObjective,
@@ -33,6 +34,7 @@ from sciml_snr.inr.picture import (
     take_apart,
     write_image,
 )
+from sciml_snr.runs.folder import read_arrays, write_arrays, write_state
 from tests.cases import assert_same_bits
 
 SMALL = {"hidden_features": 16, "hidden_layers": 2}
@@ -545,3 +547,42 @@ def test_bad_files(tmp_path) -> None:
         fit_image(tmp_path / "text.png")
     with pytest.raises(FileNotFoundError, match="no run to resume"):
         fit_image(noisy(16, 12), out=tmp_path / "none", resume=True)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *([], 3, {}, {"format": 1}),
+        *({"training": 3}, {"training": {"step": 1}}, {"sigma": []}, {"network_options": 3}),
+        *({"options": []}, {"channel_axis": "x"}),
+    ],
+    ids=repr,
+)
+def test_a_saved_fit_that_says_something_else_is_named(tmp_path, changed) -> None:
+    fit = fit_image(as_bytes(noisy(10, 8)), **QUICK)
+    fit.save(tmp_path / "fit.npz")
+    fields = read_arrays(tmp_path / "fit.npz")
+    about = json.loads(str(fields["about"]))
+    is_part = isinstance(changed, dict) and changed.keys() - {"format"}
+    about = about | changed if is_part else changed
+    write_arrays(tmp_path / "fit.npz", {**fields, "about": np.array(json.dumps(about))})
+    with pytest.raises(ValueError, match=r"fit\.npz is (damaged|not a saved fit)"):
+        ImageFit.load(tmp_path / "fit.npz")
+    write_arrays(tmp_path / "fit.npz", {k: v for k, v in fields.items() if k != "about"})
+    with pytest.raises(ValueError, match="is not a saved fit"):
+        kind_of_fit(tmp_path / "fit.npz")
+
+
+def test_a_resumed_fit_touches_nothing_before_its_first_step(tmp_path) -> None:
+    """A checkpoint with a right checksum and an optimizer's state that is none."""
+    image = as_bytes(noisy(10, 8))
+    fit_image(image, out=tmp_path, **QUICK)
+    whole = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    states = whole["state"]["optimizer"]["state"]
+    states[next(iter(states))] = dict.fromkeys(states[next(iter(states))], "x")
+    write_state(tmp_path / "checkpoint.pt", whole)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged"):
+        fit_image(image, out=tmp_path, resume=True, steps=8, progress=False)
+    after = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    assert after | {".lock": b""} == before | {".lock": b""}

@@ -16,8 +16,8 @@ import torch
 
 from sciml_snr import Gate, SNRAdam, SNRGaussNewton, set_SNR_options
 from sciml_snr.deepxde import SNR_options
-from sciml_snr.runs.folder import RunFolder
-from sciml_snr.runs.run import ProblemConfig, Recorder, compare, compile_model, solve
+from sciml_snr.runs.folder import RunFolder, write_arrays, write_state
+from sciml_snr.runs.run import ProblemConfig, Recorder, compare, compile_model, memorization, solve
 
 CONVECTION = ProblemConfig("convection", iterations=60, points=32)
 LYNX = ProblemConfig("lynx_hare", iterations=60)
@@ -391,6 +391,72 @@ def test_a_full_disk_at_a_checkpoint(tmp_path, monkeypatch) -> None:
     solve(CONVECTION, tmp_path / "parts", resume=True, progress=False)
     solve(CONVECTION, tmp_path / "whole", progress=False)
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith(".lock")}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"rows": [{"iteration": "x"}]}, "its rows is"),
+        ({"seconds": "long"}, "its seconds is 'long'"),
+        ({"iteration": None}, "its iteration is None"),
+        ({"network": {}}, "loading state_dict"),
+        ({"optimizer": "mistyped"}, "checkpoint.pt is damaged"),
+        ({"torch_rng": 3}, "checkpoint.pt is damaged"),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_a_right_checksum_of_wrong_contents_is_named_and_nothing_is_touched(
+    tmp_path, changed: dict, message: str
+) -> None:
+    config = replace(CONVECTION, iterations=2)
+    solve(config, tmp_path, progress=False)
+    whole = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    if changed.get("optimizer"):  # a state that is accepted and fails in the first step
+        states = whole["state"]["optimizer"]["state"]
+        states[next(iter(states))] = dict.fromkeys(states[next(iter(states))], "x")
+        changed = {}
+    whole["state"] |= changed
+    write_state(tmp_path / "checkpoint.pt", whole)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        solve(replace(config, iterations=4), tmp_path, resume=True, progress=False)
+    assert contents(tmp_path) == before
+
+
+def test_files_that_a_figure_needs_are_looked_at_before_the_work(tmp_path) -> None:
+    solve(replace(CONVECTION, iterations=2), tmp_path, progress=False)
+    whole = contents(tmp_path)
+    with np.load(tmp_path / "prediction.npz") as archive:
+        arrays = dict(archive)
+    for name, value in (("outputs", np.zeros(0)), ("fit", np.zeros(3)), ("points", arrays["fit"])):
+        write_arrays(tmp_path / "prediction.npz", arrays | {name: value})
+        with pytest.raises(ValueError, match=r"prediction\.npz is damaged"):
+            memorization(tmp_path, progress=False)
+    (tmp_path / "prediction.npz").write_bytes(whole["prediction.npz"])
+    (tmp_path / "metrics.csv").write_bytes(b"iteration,relative_l2\n0,\xff\n")
+    with pytest.raises(ValueError, match=r"metrics\.csv is damaged"):
+        memorization(tmp_path, progress=False)
+    (tmp_path / "metrics.csv").write_bytes(whole["metrics.csv"])
+    found = json.loads(whole["summary.json"])
+    for name, value in (("iterations", -1), ("seconds", "x"), ("unknowns", []), ("seed", True)):
+        (tmp_path / "summary.json").write_text(json.dumps(found | {name: value}))
+        with pytest.raises(ValueError, match=f"summary.json is damaged: its {name} is"):
+            memorization(tmp_path, progress=False)
+    assert not (tmp_path / "memorization.csv").exists()
+
+
+def test_compare_finishes_a_run_that_was_killed_before_its_figure(tmp_path) -> None:
+    config = replace(CONVECTION, iterations=2)
+    compare([config], tmp_path, progress=False)
+    folder = tmp_path / "convection-snr_adam-seed0"
+    (folder / "figure.png").unlink()
+    (folder / ".figure.png.1-ab.partial").write_bytes(b"half")
+    compare([config], tmp_path, progress=False)
+    assert (folder / "figure.png").exists() and not list(folder.glob(".*.partial"))
 
 
 @pytest.mark.parametrize(
