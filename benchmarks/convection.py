@@ -27,20 +27,14 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "AdamW": ("adamw", {}),
     "SNRAdam, label floor, own coordinates": (
         "snr_adam",
-        {"coordinates": "own", "floor": "label", "floor_every": 1, "gate": "stein", "z": 1.0},
+        {"coordinates": "own", "floor": "label", "gate": "stein", "z": 1.0},
     ),
-    "snr_adam, as it comes": ("snr_adam", {}),
-    "SNRSOAP, floor in every step": (
-        "snr_soap",
-        {"floor": "label", "floor_every": 1, "gate": "stein", "z": 1.5},
-    ),
-    "SNRSOAP, label floor, z = 2": (
-        "snr_soap",
-        {"floor": "label", "floor_every": 1, "gate": "stein", "z": 2.0},
-    ),
+    "SNRSOAP, label floor (default)": ("snr_soap", {"floor": "label", "gate": "stein", "z": 1.5}),
+    "snr_adam, floor every 10": ("snr_adam", {"floor_every": 10}),
+    "SNRSOAP, label floor, z = 2": ("snr_soap", {"floor": "label", "gate": "stein", "z": 2.0}),
     "SNRSOAP, label floor, quick": (
         "snr_soap",
-        {"floor": "label", "floor_every": 1, "gate": "stein", "z": 1.0, "betas": [0.95, 0.95]},
+        {"floor": "label", "gate": "stein", "z": 1.0, "betas": [0.95, 0.95]},
     ),
     "SNRAdam, published rule, soft": ("snr_adam", {"floor": "stream", "gate": "soft"}),
     "SNRAdam, published rule, hard": ("snr_adam", {"floor": "stream", "gate": "hard"}),
@@ -54,7 +48,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 ITERATIONS, LONG = 8000, 20_000
 SEEDS = range(5)
 LRS: dict[str, tuple[float, ...]] = {
-    "snr_adam, as it comes": (3e-3,),
+    "snr_adam, floor every 10": (3e-3,),
     "SNRSOAP, label floor, z = 2": (3e-3,),
     "SNRSOAP, label floor, quick": (3e-3,),
     "M-SVAG": (1e-2, 1e-1),
@@ -63,8 +57,7 @@ LRS: dict[str, tuple[float, ...]] = {
 HELD = {
     "AdamW": 1e-3,
     "SNRAdam, label floor, own coordinates": 3e-3,
-    "snr_adam, as it comes": 3e-3,
-    "SNRSOAP, floor in every step": 3e-3,
+    "SNRSOAP, label floor (default)": 3e-3,
     "SNRSOAP, label floor, quick": 3e-3,
 }
 """Methods that also run long, at one learning rate."""

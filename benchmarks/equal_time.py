@@ -38,8 +38,8 @@ LR = 3e-3
 ENDING = "_relative_error"
 METHODS: dict[str, dict[str, Any]] = {
     "snr_adam": {},
-    "snr_adam, floor every step": {"floor_every": 1},
-    "snr_adam, own coordinates": {"coordinates": "own", "floor_every": 1},
+    "snr_adam, own coordinates": {"coordinates": "own"},
+    "snr_adam, floor every 10": {"floor_every": 10},
 }
 KEYS = ("problem", "method", "lr", "seed")
 SEEDS = range(5)

@@ -48,7 +48,15 @@ def run_one(config: ProblemConfig) -> dict[str, Any]:
         for level in THRESHOLDS
     }
     kept = asdict(summary)
-    dropped = ("optimizer", "seed", "lr", "iterations", "interrupted", "unknowns_reference")
+    dropped = (
+        "optimizer",
+        "seed",
+        "lr",
+        "iterations",
+        "interrupted",
+        "unknowns_reference",
+        "ended_by",
+    )
     for name in (*dropped, "memorized_estimate"):
         kept.pop(name)
     kept["unknowns"] = json.dumps(kept["unknowns"])

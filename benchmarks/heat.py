@@ -18,8 +18,8 @@ from sciml_snr.runs.options import ProblemConfig
 PATH = RESULTS / "heat.csv"
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "Adam": ("adam", {}),
-    "SNRAdam, label floor, own coordinates": ("snr_adam", {"coordinates": "own", "floor_every": 1}),
-    "SNRSOAP, label floor": ("snr_soap", {"floor_every": 1}),
+    "SNRAdam, label floor, own coordinates": ("snr_adam", {"coordinates": "own"}),
+    "SNRSOAP, label floor (default)": ("snr_soap", {}),
 }
 LRS = (1e-3, 3e-3)
 SEEDS = range(5)

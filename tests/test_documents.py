@@ -19,11 +19,10 @@ def test_tables_are_those_of_the_results() -> None:
     assert report.stale() == []
 
 
-def test_the_tables_gate_is_the_default() -> None:
-    assert METHODS["snr_adam, as it comes"] == ("snr_adam", {})
-    _, options = METHODS["SNRSOAP, floor in every step"]
+def test_the_method_called_default_is_the_default() -> None:
+    _, options = METHODS["SNRSOAP, label floor (default)"]
     default = BESIDE_EXACT["eigen"]
-    assert options == {"floor": "label", "floor_every": 1, "gate": default.form, "z": default.z}
+    assert options == {"floor": "label", "gate": default.form, "z": default.z}
 
 
 def test_a_stale_table_is_noticed(tmp_path, monkeypatch) -> None:

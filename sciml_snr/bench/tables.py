@@ -293,7 +293,7 @@ def profiles(rows: Sequence[Row]) -> dict[str, list[float]]:
 def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Performance profiles, and final errors against Adam's oracle, as PNG files.
 
-    Methods that are Adam, Adam with 10 % held out, or ours with the package's gate have colors.
+    Methods that are Adam, Adam with 10 % held out, or ours with the package's defaults have colors.
     """
     import matplotlib.pyplot as plt
 
@@ -335,11 +335,6 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
 def _shown(rows: Sequence[Row]) -> dict[str, str]:
     """Methods that a figure tells apart -> their colors."""
     names = [reference(rows), reference(rows, "held_out")]
-    names += [
-        r["method"]
-        for r in rows
-        if r["optimizer"].startswith("snr_")
-        and json.loads(r["options"] or "{}").keys() <= {"floor_every"}
-    ]
+    names += [r["method"] for r in rows if r["optimizer"].startswith("snr_") and not r["options"]]
     known = [name for name in dict.fromkeys(names) if name is not None]
     return {name: f"C{i}" for i, name in enumerate(known)}

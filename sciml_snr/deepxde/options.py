@@ -30,7 +30,7 @@ def set_SNR_options(
     lambd: float | None = None,
     z: float | None = None,
     floor: str = "auto",
-    floor_every: int = 10,
+    floor_every: int = 1,
     rho: float = 0.99,
     warmup_steps: int | None = None,
     rise_steps: int | None = None,
@@ -67,9 +67,8 @@ def set_SNR_options(
         floor (str): What the gradient has to stand out of: "label", the error of the data;
             "stream", the published estimate from step to step; "auto", the first where data know
             their error, else the second.
-        floor_every (int): Draw for the label floor in every so many steps. On the benchmark's
-            twelve problems every tenth step is better than every one, and cheaper
-            (docs/benchmarks.md).
+        floor_every (int): Draw for the label floor in every so many steps. 10 is cheaper, and
+            better in short trainings; in long ones more noise leaks in (docs/benchmarks.md).
         rho (float): Decay rate of the floor's average.
         warmup_steps (int): Steps before the gate acts.
         rise_steps (int): Steps in which the threshold rises by a third, and on from there like

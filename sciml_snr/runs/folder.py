@@ -466,16 +466,23 @@ def _reason(error: Exception) -> str:
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Append a row to a CSV file, with a header where it is the first.
+    """Append a row to a CSV file, with a header where it is the first. What a row lacks is empty.
 
     Raises:
         OSError: it cannot be written.
+        ValueError: the file has no column for an entry.
     """
     check_plain(path)
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(row))
     with guarded(path, f"write {path}"):
-        if not path.exists() or path.stat().st_size == 0:
+        header: list[str] = []
+        if path.exists():
+            with open(path, newline="", encoding="utf-8") as file:
+                header = next(csv.reader(file), [])
+        if header and (new := [name for name in row if name not in header]):
+            raise ValueError(f"{path} has no column {', '.join(map(repr, new))}.")
+        writer = csv.DictWriter(text, fieldnames=header or list(row))
+        if not header:
             writer.writeheader()
         writer.writerow(row)
         with open(path, "ab") as file:

@@ -927,12 +927,11 @@ def defaults(function):
 
 
 def test_defaults_are_those_of_the_optimizer():
-    """None: what goes with the floor. By name the floor is drawn in every tenth step only."""
+    """None: what goes with the floor."""
     options = defaults(set_SNR_options)
     assert [options.pop(name) for name in OURS] == ["auto", False, True]
     assert {options.pop(name) for name in GATE} == {None}
     own = defaults(SNRAdam.__init__)
-    assert (options.pop("floor_every"), own["floor_every"]) == (10, 1)
     assert options == {name: own[name] for name in options}
 
 

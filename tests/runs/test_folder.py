@@ -112,6 +112,16 @@ def test_figures_and_rows(run: RunFolder) -> None:
     assert not (run.path / "metrics.csv").exists()
 
 
+def test_rows_keep_to_the_header(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    append_row(path, {"a": 1, "b": 2})
+    append_row(path, {"b": 3})
+    assert path.read_text().splitlines() == ["a,b", "1,2", ",3"]
+    with pytest.raises(ValueError, match=r"a\.csv has no column 'c'"):
+        append_row(path, {"a": 1, "c": 2})
+    assert path.read_text().splitlines() == ["a,b", "1,2", ",3"]
+
+
 def test_a_torn_row_is_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     append_row(path, {"a": 1, "b": 2})
