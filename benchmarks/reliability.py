@@ -362,7 +362,8 @@ class Campaign:
         for _ in range(TRIALS // 5):
             folder = self.fresh()
             asked, answer = os.pipe(), os.pipe()
-            at, stopped = self.random.randint(4, self.events - 4), False
+            # Not before the first has written its name beside the lock.
+            at, stopped = self.random.randint(9, self.events - 4), False
 
             def wait(_: str) -> None:
                 nonlocal stopped

@@ -213,14 +213,14 @@ def restore_network(network: nn.Module, fields: Mapping[str, Any]) -> None:
         ValueError: they are another network's.
     """
     prefix = "network/"
-    state = {
-        k.removeprefix(prefix): torch.from_numpy(v)
-        for k, v in fields.items()
-        if k.startswith(prefix)
-    }
     try:
+        state = {
+            k.removeprefix(prefix): torch.from_numpy(v)
+            for k, v in fields.items()
+            if k.startswith(prefix)
+        }
         network.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"The network is not the one of the fit: {error}") from None
 
 

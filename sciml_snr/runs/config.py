@@ -183,6 +183,8 @@ def checked(field: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
     possible = kinds(hint)
     if possible in ((int,), (float,)):
         return _number(name, about, value, whole=possible == (int,))
+    if typing.get_origin(possible[0]) is dict and not isinstance(value, dict):
+        raise ValueError(f"{name} must be a dictionary, got {shortened(value)}.")
     if possible == (bool,) and not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False, got {value!r}.")
     if possible == (str,):

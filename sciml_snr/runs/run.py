@@ -505,7 +505,7 @@ def memorization(folder: str | Path, *, probes: int = 1, progress: bool = True) 
     run = RunFolder(folder, "problem")
     if not (run.path / SUMMARY).exists():
         raise FileNotFoundError(f"There is no finished run in {run.path}: no {SUMMARY} there.")
-    config = ProblemConfig.from_json(run.settings(), run.path / "config.json")
+    config = ProblemConfig.from_json(run.load()[0], run.path / CHECKPOINT)
     iterations = read_summary(run.path).iterations
     figures.read_run(run.path)  # the figure needs it: refused before the work
     config = replace(config, iterations=iterations).resolved()
@@ -529,7 +529,8 @@ def memorization(folder: str | Path, *, probes: int = 1, progress: bool = True) 
             "lowest_risk": best._asdict(),
         }
         run.write_json("memorization.json", found)
-        figures.memorization_of_run(run.path, monitor.twins.rows)
+        with blamed(run.path / PREDICTION):
+            figures.memorization_of_run(run.path, monitor.twins.rows)
     return monitor.twins
 
 

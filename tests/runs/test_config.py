@@ -51,6 +51,7 @@ class Small(Config):
         (dict(kind="c"), "no kind 'c'. Choose one of: a, b"),
         (dict(kind=3), "kind must be a text, got 3"),
         (dict(loud=1), "loud must be True or False, got 1"),
+        (dict(extra=[1]), r"extra must be a dictionary, got \[1\]"),
         (dict(rate=np.ones(1000)), r"got array\(\[1"),
     ],
     ids=str,

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from sciml_snr import Twins, figures
 from sciml_snr.cli import app
 from sciml_snr.inr import fit_image, fit_sdf
 from sciml_snr.measure.channel import Channel
+from sciml_snr.runs.folder import read_arrays, write_arrays
 from sciml_snr.runs.run import ProblemConfig, memorization, solve
 
 CONVECTION = ProblemConfig("convection", iterations=20, points=32)
@@ -121,3 +123,27 @@ def test_spectrum_marks_the_channel() -> None:
     np.testing.assert_allclose(energy.lines[0].get_ydata(), [1, 4])
     np.testing.assert_allclose(energy.lines[1].get_ydata(), [9])
     assert len(figures.spectrum_figure(channel).axes) == 1
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"snr_options": [["z"]]}, {"lr": 1}], ids=str)
+def test_a_config_that_is_not_the_runs_is_refused_before_the_work(
+    tmp_path, measured: Path, change: dict
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(measured, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=r"config\.json is not that of checkpoint\.pt"):
+        memorization(folder, progress=False)
+
+
+def test_a_prediction_that_is_none_is_refused_before_the_work(tmp_path, measured: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(measured, folder)
+    arrays = read_arrays(folder / "prediction.npz")
+    text = arrays["observed_values"].astype(str)
+    write_arrays(folder / "prediction.npz", arrays | {"observed_values": text})
+    before = (folder / "memorization.csv").read_bytes()
+    with pytest.raises(ValueError, match=r"prediction\.npz is damaged \(observed_values is <U"):
+        memorization(folder, progress=False)
+    assert (folder / "memorization.csv").read_bytes() == before
