@@ -432,7 +432,8 @@ def _check_prediction(fields: dict[str, Any]) -> None:
     n, d, m = len(fields["points"]), names.size, outputs.size
     k, measured = fields["observed_values"].shape
     shapes = {"points": (n, d), "fit": (n, m), "reference": (n, m), "observed_points": (k, d)}
-    shapes |= {f"observed_{name}": (k, measured) for name in ("values", "fit", "clean")}
+    shapes |= {"observed_values": (k, measured), "observed_clean": (k, measured)}
+    shapes["observed_fit"] = (k, m)
     for name, shape in shapes.items():
         if name == "observed_clean" and name not in fields:
             continue  # only where the truth is known

@@ -36,7 +36,7 @@ def test_a_fault_is_seen_and_what_was_changed_is_put_back(world, monkeypatch) ->
 
     def careless(*_, **__) -> None:
         path.write_text("gone")
-        raise ValueError("no")
+        raise ValueError("no such luck")
 
     def unexpected(*_, **__) -> None:
         raise KeyError("x")

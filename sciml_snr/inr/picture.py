@@ -122,10 +122,15 @@ def read_image(image: ArrayLike | str | Path) -> Array:
     path = Path(image)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
-    try:
-        return _read(path)
-    except Exception as error:  # every plugin has errors of its own
-        raise ValueError(f"{path} cannot be read as an image: {error}") from None
+    with warnings.catch_warnings(record=True) as said:  # of an error enough is said without them
+        warnings.simplefilter("always")
+        try:
+            found = _read(path)
+        except Exception as error:  # every plugin has errors of its own
+            raise ValueError(f"{path} cannot be read as an image: {error}") from None
+    for warning in said:
+        warnings.warn(warning.message, warning.category, stacklevel=2)
+    return found
 
 
 def _read(path: Path) -> Array:
