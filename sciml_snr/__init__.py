@@ -31,6 +31,7 @@ _LATER = {
         "set_SNR_options",
     ),
     "measure.channel": ("Trajectory",),
+    "measure.error_bars": ("ErrorBars", "error_bars"),
     "measure.risk": ("PopulationRisk",),
     "measure.twins": (
         "Memorization",

@@ -67,29 +67,30 @@ def check(model: Any, losses: Any) -> None:
     Raises:
         ValueError: says why, and what to use instead.
     """
+    if reason := why_no_rows(model, losses):
+        raise _refused(reason)
+    if model.net.regularizer is not None:
+        raise _refused("it takes no regularization of the weights")
+
+
+def why_no_rows(model: Any, losses: Any) -> str:
+    """Why a model's residual rows have no Jacobian here; empty where they have."""
     data, net = model.data, model.net
-    reason = ""
     kind = type(data)
     is_known = getattr(kind, "losses", None) in (PDE.losses, DataSet.losses, Function.losses)
     if not is_known or kind.losses_train is not Data.losses_train:
-        reason = f"the residuals of a {type(data).__name__} do not belong to single points"
-    elif any(isinstance(module, _RANDOM_OR_MIXING) for module in net.modules()):
-        reason = (
-            "the network has batch norm or dropout layers: its outputs mix points, or are random"
-        )
-    elif net.regularizer is not None:
-        reason = "it takes no regularization of the weights"
-    elif config.autodiff == "forward":
-        reason = "it differentiates in reverse mode: dde.config.set_default_autodiff('reverse')"
-    elif config.mixed:
-        reason = "it takes float32 and float64, no mixed precision"
-    else:
-        for loss in losses if isinstance(losses, (list, tuple)) else [losses]:
-            if not _is_square(loss):
-                name = getattr(loss, "__name__", repr(loss))
-                reason = f"it minimizes sums of squares, and {name} is none: loss='MSE'"
-    if reason:
-        raise _refused(reason)
+        return f"the residuals of a {type(data).__name__} do not belong to single points"
+    if any(isinstance(module, _RANDOM_OR_MIXING) for module in net.modules()):
+        return "the network has batch norm or dropout layers: its outputs mix points, or are random"
+    if config.autodiff == "forward":
+        return "it differentiates in reverse mode: dde.config.set_default_autodiff('reverse')"
+    if config.mixed:
+        return "it takes float32 and float64, no mixed precision"
+    for loss in losses if isinstance(losses, (list, tuple)) else [losses]:
+        if not _is_square(loss):
+            name = getattr(loss, "__name__", repr(loss))
+            return f"it minimizes sums of squares, and {name} is none: loss='MSE'"
+    return ""
 
 
 def _refused(reason: str) -> ValueError:

@@ -73,7 +73,8 @@ class ModelRows(Residuals):
         self._own = {named[p]: p for p in trained if p in named}
         self._others = [p for p in trained if p not in named]
         self._order = [named.get(p) for p in trained]
-        self._trained = trained
+        self.trained = trained
+        """The trained tensors, in the order of the Jacobian's columns."""
         self.parameters = sum(p.numel() for p in trained)
         """Their number."""
         self._seen: Any = None
@@ -243,8 +244,8 @@ class ModelRows(Residuals):
             return "its residuals at a point depend on the other points"
         generator = torch.Generator("cpu").manual_seed(0)
         factors = torch.randn(len(values), generator=generator, device="cpu").to(values)
-        found = torch.autograd.grad(values @ factors, self._trained, allow_unused=True)
-        expected = joined([None if g is None else g[None] for g in found], self._trained, 1)[0]
+        found = torch.autograd.grad(values @ factors, self.trained, allow_unused=True)
+        expected = joined([None if g is None else g[None] for g in found], self.trained, 1)[0]
         if not _close(factors @ system.jacobian, expected):
             return "its residuals at a point depend on the other points"
         return ""
