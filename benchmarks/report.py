@@ -17,6 +17,7 @@ from pathlib import Path
 from benchmarks import (
     convection,
     cost,
+    coverage,
     curves,
     equal_time,
     fit_images,
@@ -38,7 +39,7 @@ from benchmarks.paper import report as paper
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("benchmarks", "convection", "images", "memorization", "problems", "research", "surfaces")
-PAGES += ("paper", "gauss-newton", "reliability")
+PAGES += ("paper", "gauss-newton", "reliability", "error-bars")
 DOCUMENTS = (ROOT / "README.md", *(ROOT / f"docs/{page}.md" for page in PAGES))
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -62,6 +63,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "gauss_newton_zoo": gauss_newton.table,
     "gauss_newton_variants": gauss_newton.variants,
     "weights": weights.table,
+    "coverage_coefficients": coverage.coefficients,
+    "coverage_methods": coverage.methods,
+    "coverage_fields": coverage.fields,
+    "coverage_agreement": coverage.agreement,
     "curves": curves.table,
     "replica_floor": replicas.table,
     "redesign": redesign.table,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -218,6 +219,15 @@ class Problem(ABC):
     def unknown(self, name: str) -> torch.Tensor:
         """An unknown that is positive: its logarithm is trained, from ``guesses[name]``."""
         return self.guesses[name] * torch.exp(self.unknowns[name])
+
+    def unknown_functions(self, model: dde.Model) -> dict[str, Callable[[], torch.Tensor]]:
+        """The same as :meth:`unknown_values`, each as a function that gives a tensor in the graph:
+        for :func:`sciml_snr.error_bars`.
+
+        Args:
+            model: the fit, for unknowns that are read off it.
+        """
+        return {name: functools.partial(self.unknown, name) for name in self.unknown_names}
 
     def truth(self) -> dict[str, float]:
         """True values of the unknown parameters, or the reference fit's."""

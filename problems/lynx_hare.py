@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from importlib import resources
 from typing import Any, NamedTuple
@@ -103,6 +104,20 @@ class LynxHare(Problem):
             return values
         first = predict(np.array([[self.domain["year"][0]]]))[0]
         return values | dict(zip(INITIAL, map(float, first), strict=True))
+
+    def unknown_functions(self, model: dde.Model) -> dict[str, Callable[[], torch.Tensor]]:
+        def first(i: int) -> torch.Tensor:
+            net = model.net
+            start = next(net.parameters()).new_tensor([[self.domain["year"][0]]])
+            return torch.exp(net(start)[0, i])
+
+        def rate(i: int) -> torch.Tensor:
+            return self.rates()[i]
+
+        found: dict[str, Callable[[], torch.Tensor]] = {}
+        for names, function in ((RATES, rate), (INITIAL, first)):
+            found |= {name: functools.partial(function, i) for i, name in enumerate(names)}
+        return found
 
     def residual(self, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
         alpha, beta, gamma, delta = self.rates()

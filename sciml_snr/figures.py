@@ -37,17 +37,27 @@ def run_figure(folder: str | Path) -> Path:
     fields, rows = read_run(folder)
     outputs = [str(name) for name in fields["outputs"]]
     is_curve = fields["points"].shape[1] == 1
-    panels = len(outputs) if is_curve else 3
-    figure = Figure(figsize=(4.2 * (panels + 1), 3.6), layout="constrained")
-    axes: Any = figure.subplots(1, panels + 1)
+    unknowns, intervals = _unknowns(folder)
+    shown = len(outputs) if is_curve else 3 + ("fit_low" in fields)
+    panels = shown + 1 + bool(unknowns)
+    columns = panels if panels < 5 else 3
+    rows_of_panels = -(-panels // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.6 * rows_of_panels), layout="constrained")
+    axes: Any = figure.subplots(rows_of_panels, columns, squeeze=False).ravel()
+    for ax in axes[panels:]:
+        ax.set_axis_off()
     if is_curve:
         for i, name in enumerate(outputs):
             _curve(axes[i], fields, i, name)
     else:
         _measured_slice(axes[0], [(fields, "fit", COLORS[0])])
         _field_pair(figure, axes[1:3], fields)
-    error_band(axes[-1], [rows], _optimizer(folder), COLORS[0])
-    axes[-1].legend(frameon=False)
+        if "fit_low" in fields:
+            _field_width(figure, axes[3], fields)
+    error_band(axes[shown], [rows], _optimizer(folder), COLORS[0])
+    axes[shown].legend(frameon=False)
+    if unknowns:
+        _unknown_courses(axes[shown + 1], rows, unknowns, intervals)
     return _save(figure, folder / "figure.png")
 
 
@@ -81,6 +91,7 @@ def comparison_figure(out: str | Path, folders: Sequence[Path]) -> Path:
         left.plot(fields["points"][:, 0], fields["reference"][:, 0], label="reference", **_TRUTH)
         for fields, name, color in shown:
             left.plot(fields["points"][:, 0], fields["fit"][:, 0], color=color, label=name)
+            _band(left, fields, 0, color)
         left.set(xlabel=str(fields["coordinates"][0]), ylabel=str(fields["outputs"][0]))
         left.legend(frameon=False)
     else:
@@ -310,6 +321,7 @@ def _curve(ax: Axes, fields: dict[str, Any], i: int, name: str) -> None:
         )
     ax.plot(fields["points"][:, 0], fields["reference"][:, i], label="reference", **_TRUTH)
     ax.plot(fields["points"][:, 0], fields["fit"][:, i], color=COLORS[0], label="fit")
+    _band(ax, fields, i, COLORS[0], label="95 %")
     ax.set(title=name, xlabel=str(fields["coordinates"][0]))
     ax.xaxis.set_major_locator(ticker.MaxNLocator(5))
     ax.legend(frameon=False)
@@ -330,9 +342,88 @@ def _measured_slice(ax: Axes, shown: list[tuple[dict[str, Any], str, str]]) -> N
     for fields, name, color in shown:
         fit = fields["observed_fit"][order, 0]
         ax.plot(x[order], fit, style, color=color, label=name)
+        if "observed_fit_low" in fields:
+            low, high = (fields[f"observed_fit_{end}"][order, 0] for end in ("low", "high"))
+            if joined:
+                ax.fill_between(x[order], low, high, color=color, alpha=0.2, linewidth=0)
+            else:
+                ax.vlines(x[order], low, high, color=color, alpha=0.3, linewidth=1)
     output, coordinate = str(fields["outputs"][0]), str(fields["coordinates"][0])
     ax.set(title="at the measured points", xlabel=coordinate, ylabel=output)
     ax.legend(frameon=False, loc="upper right")
+
+
+def _band(ax: Axes, fields: dict[str, Any], i: int, color: Any, label: str | None = None) -> None:
+    """The fit's 95 % band over the first coordinate, where there is one."""
+    if "fit_low" in fields:
+        low, high = fields["fit_low"][:, i], fields["fit_high"][:, i]
+        x = fields["points"][:, 0]
+        ax.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0, label=label)
+
+
+def _unknowns(folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
+    """A run's unknowns and their intervals, as its summary says."""
+    path = folder / "summary.json"
+    if not path.exists():
+        return {}, {}
+    found = read_json(path)
+    return found.get("unknowns") or {}, found.get("unknowns_interval") or {}
+
+
+def _unknown_courses(
+    ax: Axes,
+    rows: list[dict[str, float]],
+    unknowns: dict[str, float],
+    intervals: dict[str, Any],
+) -> None:
+    """Unknowns over iterations, over their values at the end, with their 95 % intervals."""
+    iterations = [row["iteration"] for row in rows]
+    for (name, value), color in zip(unknowns.items(), _colors(len(unknowns)), strict=True):
+        course = [row.get(name, np.nan) / value for row in rows]
+        label = f"{name} = {value:.4g}"
+        ends = intervals.get(name) or [None, None]
+        if all(end is not None for end in ends):
+            label += f" ({ends[0]:.3g} to {ends[1]:.3g})"
+            ax.axhspan(ends[0] / value, ends[1] / value, color=color, alpha=0.15, linewidth=0)
+        ax.plot(iterations, course, color=color, label=label)
+    ax.set(xlabel="iteration", ylabel="unknown / its value at the end", title="unknowns, 95 %")
+    ax.set_ylim(*_around(rows, unknowns, intervals))
+    ax.legend(frameon=False, fontsize="small", loc="upper left")
+
+
+def _around(
+    rows: list[dict[str, float]], unknowns: dict[str, float], intervals: dict[str, Any]
+) -> tuple[float, float]:
+    """Limits that show the second half of the courses and the intervals."""
+    half = rows[len(rows) // 2 :]
+    found = [row[name] / value for row in half for name, value in unknowns.items() if name in row]
+    for name, ends in intervals.items():
+        found += [end / unknowns[name] for end in ends or () if end is not None]
+    low, high = min([*found, 0.98]), max([*found, 1.02])
+    margin = 0.1 * (high - low)
+    return low - margin, high + (2 + len(unknowns)) * margin
+
+
+def _field_width(figure: Figure, ax: Axes, fields: dict[str, Any]) -> None:
+    """Half the width of the first output's 95 % band, on the evaluation grid."""
+    points = fields["points"]
+    shown = (points[:, 2:] == points[-1, 2:]).all(axis=1)
+    first, second = (np.unique(points[:, i]) for i in range(2))
+    width = (fields["fit_high"] - fields["fit_low"])[shown, 0] / 2
+    image = ax.pcolormesh(
+        second,
+        first,
+        width.reshape(len(first), len(second)),
+        cmap="viridis",
+        vmin=0,
+        rasterized=True,
+    )
+    ax.set(
+        title="half width of the 95 % band",
+        xlabel=str(fields["coordinates"][1]),
+        ylabel=str(fields["coordinates"][0]),
+    )
+    figure.colorbar(image, ax=ax)
 
 
 def _field_pair(figure: Figure, axes: Any, fields: dict[str, Any]) -> None:
@@ -434,9 +525,11 @@ def _check_prediction(fields: dict[str, Any]) -> None:
     shapes = {"points": (n, d), "fit": (n, m), "reference": (n, m), "observed_points": (k, d)}
     shapes |= {"observed_values": (k, measured), "observed_clean": (k, measured)}
     shapes["observed_fit"] = (k, m)
+    bands = [f"{fit}_{end}" for fit in ("fit", "observed_fit") for end in ("low", "high")]
+    shapes |= {name: shapes[name.rpartition("_")[0]] for name in bands}
     for name, shape in shapes.items():
-        if name == "observed_clean" and name not in fields:
-            continue  # only where the truth is known
+        if name in ("observed_clean", *bands) and name not in fields:
+            continue  # only where the truth is known, or where there are error bars
         array = fields[name]
         if array.shape != shape or array.dtype.kind not in "fiu" or 0 in shape:
             raise ValueError(f"{name} is {array.dtype} {array.shape}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -103,6 +104,11 @@ def test_own_data() -> None:
     Path("mine.csv").write_text("x,t,u\n1,0,0.8\n3,0.5,0.2\n")
     output = call("solve", "convection", "--data", "mine.csv", "--iterations", "5", "--out", "b")
     assert "error is unknown" in output
+
+
+def test_unknowns_come_with_an_interval() -> None:
+    output = call("solve", "poisson", "--iterations", "5")
+    assert re.search(r"k = \S+ \+- \S+ \(95 %: \S+ to \S+\), reference 0\.7 \(", output)
 
 
 def test_resume() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from ..measure.error_bars import ends, text
 from ..runs.options import ProblemConfig
 from ._app import app, console, to_stderr
 from ._options import with_options
@@ -170,13 +171,17 @@ def _percent(values: list[float | None]) -> str:
 
 
 def _print_unknowns(summary: Summary) -> None:
-    if not summary.unknowns:
-        return
-    table = Table()
-    for column in ("unknown", "fit", "reference", "difference"):
-        table.add_column(column)
+    """A line each: value, standard error, interval, and the reference."""
+    errors = summary.unknowns_standard_error or {}
+    intervals = summary.unknowns_interval or {}
     for name, value in summary.unknowns.items():
         reference = summary.unknowns_reference[name]
         difference = f"{100 * (value - reference) / reference:+.1f} %"
-        table.add_row(name, f"{value:.4g}", f"{reference:.4g}", difference)
-    console.print(table)
+        found = f"{value:.4g}"
+        error, both = errors.get(name), intervals.get(name)
+        if error is not None and both is not None and None not in both:
+            low, high = (float(end or 0) for end in both)
+            found = f"{text(value, error)} (95 %: {ends(low, high)})"
+        console.print(f"{name} = {found}, reference {reference:.4g} ({difference})", soft_wrap=True)
+    if summary.error_bars_note:
+        to_stderr(f"Note: {summary.error_bars_note}")

@@ -251,7 +251,7 @@ def _likeliest(jacobian: Tensor, free: Tensor, rows: Tensor, weights: Tensor) ->
 
     low, high = map(math.log, PRECISIONS)
     found = optimize.minimize_scalar(
-        loss, bounds=(low, high), method="bounded", options={"xatol": 0.1}
+        loss, bounds=(low, high), method="bounded", options={"xatol": 0.2}
     )
     return Ridge(jacobian, free, math.exp(found.x), kernel)
 

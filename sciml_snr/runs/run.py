@@ -36,6 +36,7 @@ from ..gauss_newton import SNRGaussNewton
 from ..measure.twins import Twins, share_from_misfit
 from ..snr_adam import SNRAdam
 from ..terms import as_sigma_tensor, check_squares
+from .bars import RunBars
 from .config import (
     anything,
     as_json,
@@ -115,6 +116,13 @@ class Summary:
     along its steps); None where sigma is unknown. :func:`memorization` measures it."""
     ended_by: str | None = None
     """Why the run ended before its budget; None where it did not, and where it was interrupted."""
+    unknowns_standard_error: dict[str, float | None] | None = None
+    """By :func:`sciml_snr.error_bars`; None where there are none."""
+    unknowns_interval: dict[str, list[float | None]] | None = None
+    """name -> [low, high] of the 95 % interval."""
+    error_bars_note: str | None = None
+    """Why there are no error bars, or why they may not hold; None where nothing speaks against
+    them."""
 
 
 def solve(
@@ -204,11 +212,13 @@ def _trained(
         if folder is not None and state is None:
             recorder.save(model)  # whatever happens, the run can be resumed
         recorder.train(model, progress)
-        summary = recorder.summary()
         if folder is not None:
-            recorder.save(model)
+            recorder.save(model)  # before the error bars, which may take a while
+        bars = RunBars(problem, model)
+        summary = _with_bars(recorder.summary(), bars)
+        if folder is not None:
             folder.write_json("config.json", folder.described(asdict(config)))
-            folder.write_arrays(PREDICTION, prediction(problem, model))
+            folder.write_arrays(PREDICTION, prediction(problem, model, bars))
             folder.write_json(SUMMARY, asdict(summary))
             figures.run_figure(folder.path)
     return summary
@@ -520,6 +530,7 @@ def memorization(folder: str | Path, *, probes: int = 1, progress: bool = True) 
         model = compile_model(config, problem)
         monitor = MemorizationMonitor(period=_every(iterations), probes=probes, clean=clean)
         Recorder(config, problem).train(model, progress, monitor)
+        bars = RunBars(problem, model)
         run.rewrite_rows([row._asdict() for row in monitor.twins.rows], "memorization.csv")
         last, best = monitor.twins.rows[-1], monitor.twins.best()
         low, high = last.interval()
@@ -527,6 +538,7 @@ def memorization(folder: str | Path, *, probes: int = 1, progress: bool = True) 
             "probes": probes,
             "final": last._asdict() | {"interval": [low, high]},
             "lowest_risk": best._asdict(),
+            "error_bars": None if bars.bars is None else bars.bars.as_dict(),
         }
         run.write_json("memorization.json", found)
         with blamed(run.path / PREDICTION):
@@ -554,6 +566,13 @@ def _fits(value: Any, hint: str) -> bool:
     """Whether a summary's value is of its type; what is not finite is null in the file."""
     if hint == "dict[str, float]":
         return isinstance(value, dict) and all(map(is_number, value.values()))
+    if hint.startswith("dict[str, float | None]"):
+        known = value if isinstance(value, dict) else {}
+        return value is None or (
+            isinstance(value, dict) and all(x is None or is_number(x) for x in known.values())
+        )
+    if hint.startswith("dict[str, list"):
+        return value is None or (isinstance(value, dict) and all(map(_is_pair, value.values())))
     tests: dict[str, Callable[[Any], bool]] = {
         "int": is_whole,
         "str": lambda x: isinstance(x, str),
@@ -563,12 +582,30 @@ def _fits(value: Any, hint: str) -> bool:
     return tests.get(hint, lambda x: x is None or is_number(x))(value)
 
 
-def prediction(problem: problems.Problem, model: dde.Model) -> dict[str, Any]:
+def _is_pair(value: Any) -> bool:
+    """Two ends of an interval; what is not finite is null in the file."""
+    is_two = isinstance(value, list) and len(value) == 2
+    return is_two and all(x is None or is_number(x) for x in value)
+
+
+def _with_bars(summary: Summary, bars: RunBars) -> Summary:
+    errors, intervals = bars.unknowns()
+    return replace(
+        summary,
+        unknowns_standard_error=errors,
+        unknowns_interval=intervals,
+        error_bars_note=bars.reason or None,
+    )
+
+
+def prediction(problem: problems.Problem, model: dde.Model, bars: RunBars) -> dict[str, Any]:
     """The fit and the reference on the evaluation grid, and the measurements: ``prediction.npz``.
 
     Arrays: ``points`` (n, d), ``fit`` and ``reference`` (n, m), ``observed_points`` (k, d),
     ``observed_values`` (k, m), ``observed_fit`` (k, m), and where known ``observed_sigma`` (k, 1)
-    and ``observed_clean`` (k, m); ``coordinates`` and ``outputs`` name the columns.
+    and ``observed_clean`` (k, m); ends of the fit's 95 % band, ``fit_low``, ``fit_high`` (n, m) and
+    ``observed_fit_low``, ``observed_fit_high`` (k, m), where there are error bars;
+    ``coordinates`` and ``outputs`` name the columns.
     """
     points, observed = problem.evaluation_points(), problem.observations
     arrays: dict[str, Any] = {
@@ -586,7 +623,7 @@ def prediction(problem: problems.Problem, model: dde.Model) -> dict[str, Any]:
         arrays["observed_sigma"] = sigma
     if observed.clean is not None:
         arrays["observed_clean"] = observed.clean
-    return arrays
+    return arrays | bars.arrays(points, observed.points)
 
 
 def compare(

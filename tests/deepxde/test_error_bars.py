@@ -132,6 +132,13 @@ def test_own_float_type():
     assert np.isfinite(found).all()
 
 
+def test_a_variable_of_another_float_type():
+    """``dde.Variable(np.log(2))`` is of 64 bits: numpy's numbers are."""
+    made, _ = decay(guess=np.log(1.5), steps=3)
+    assert made.external_trainable_variables[0].dtype == torch.float64
+    assert np.isfinite(error_bars(made).unknowns["unknown"].standard_error)
+
+
 def test_what_cannot_be():
     made = model(measured())
     with pytest.raises(ValueError, match="not compiled"):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from scipy.optimize import curve_fit
 from torch import nn
 
 import sciml_snr
@@ -61,17 +62,10 @@ def decay_fit(seed, sigma=0.05, n=50):
     t = torch.linspace(0, 4, n, dtype=torch.float64)[:, None]
     rng = torch.Generator().manual_seed(seed)
     y = 2 * torch.exp(-t / 2) + sigma * torch.randn(n, 1, generator=rng, dtype=torch.float64)
-    net = Decay()
-    optimizer = torch.optim.LBFGS(net.parameters(), max_iter=100, line_search_fn="strong_wolfe")
-
-    def closure():
-        optimizer.zero_grad()
-        loss = ((net(t) - y) ** 2).sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return net, t, y
+    (a, log_k), _ = curve_fit(
+        lambda t, a, log_k: a * np.exp(-np.exp(log_k) * t), t[:, 0], y[:, 0], [1.0, 0.0]
+    )
+    return Decay(a, log_k), t, y
 
 
 def decay_bars(net, t, y, sigma=0.05, **options):

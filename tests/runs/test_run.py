@@ -16,6 +16,7 @@ import torch
 
 from sciml_snr import Gate, SNRAdam, SNRGaussNewton, set_SNR_options
 from sciml_snr.deepxde import SNR_options
+from sciml_snr.runs import run
 from sciml_snr.runs.folder import RunFolder, write_arrays, write_state
 from sciml_snr.runs.run import ProblemConfig, Recorder, compare, compile_model, memorization, solve
 
@@ -98,7 +99,33 @@ def test_run_folder(tmp_path, config: ProblemConfig) -> None:
         error = np.linalg.norm(fields["fit"] - fields["reference"])
         assert error / np.linalg.norm(fields["reference"]) == pytest.approx(summary.final_error)
         assert fields["observed_values"].shape == fields["observed_fit"].shape
+        for fit in ("fit", "observed_fit"):
+            assert (fields[f"{fit}_low"] < fields[fit]).all()
+            assert (fields[fit] < fields[f"{fit}_high"]).all()
     assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("config", [POISSON, LYNX], ids=lambda c: c.problem)
+def test_unknowns_have_error_bars(tmp_path, config: ProblemConfig) -> None:
+    summary = solve(config, tmp_path, progress=False)
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert list(summary.unknowns_interval) == list(found["unknowns_standard_error"])
+    assert set(found["unknowns_interval"]) == set(found["unknowns"])
+    for name, (low, high) in found["unknowns_interval"].items():
+        assert low < found["unknowns"][name] < high
+        assert found["unknowns_standard_error"][name] > 0
+    assert run.read_summary(tmp_path) == summary
+
+
+def test_without_sigma_there_are_no_error_bars_and_the_run_says_so(tmp_path) -> None:
+    data = tmp_path / "mine.csv"
+    data.write_text("x,t,u\n1,0,0.8\n3,0.5,0.2\n")
+    config = replace(CONVECTION, points=None, data=str(data))
+    summary = solve(config, tmp_path / "run", progress=False)
+    assert summary.unknowns_interval is None
+    assert "error is unknown" in summary.error_bars_note
+    with np.load(tmp_path / "run" / "prediction.npz") as fields:
+        assert "fit_low" not in fields
 
 
 def test_same_config_same_bits(tmp_path) -> None:
@@ -442,7 +469,14 @@ def test_files_that_a_figure_needs_are_looked_at_before_the_work(tmp_path) -> No
         memorization(tmp_path, progress=False)
     (tmp_path / "metrics.csv").write_bytes(whole["metrics.csv"])
     found = json.loads(whole["summary.json"])
-    for name, value in (("iterations", -1), ("seconds", "x"), ("unknowns", []), ("seed", True)):
+    for name, value in (
+        ("iterations", -1),
+        ("seconds", "x"),
+        ("unknowns", []),
+        ("seed", True),
+        ("unknowns_interval", {"k": [1]}),
+        ("unknowns_standard_error", []),
+    ):
         (tmp_path / "summary.json").write_text(json.dumps(found | {name: value}))
         with pytest.raises(ValueError, match=f"summary.json is damaged: its {name} is"):
             memorization(tmp_path, progress=False)
