@@ -95,7 +95,7 @@ class Ridge:
     ) -> None:
         self._free, self.precision = free, precision
         self._own, self._others = jacobian[:, ~free], jacobian[:, free]
-        whole = (self._own @ self._own.T if kernel is None else kernel) / precision
+        whole = (self.kernel(jacobian, free) if kernel is None else kernel) / precision
         whole.diagonal().add_(1)
         self.factor = torch.linalg.cholesky(whole)
         """Cholesky's factor of K."""
@@ -103,6 +103,12 @@ class Ridge:
         self.information = self._whitened.T @ self._whitened
         """F."""
         self.inverse = torch.linalg.pinv(self.information, hermitian=True)
+
+    @staticmethod
+    def kernel(jacobian: Tensor, free: Tensor) -> Tensor:
+        """J J^T, (N, N), of the parameters that have the normal prior."""
+        own = jacobian[:, ~free]
+        return own @ own.T
 
     def whitened(self, columns: Tensor) -> Tensor:
         """Columns, (N, q), solved by the factor."""
@@ -236,8 +242,8 @@ class Regression:
 
 def _likeliest(jacobian: Tensor, free: Tensor, rows: Tensor, weights: Tensor) -> Ridge:
     """With the precision of the largest restricted likelihood."""
-    own = jacobian[:, ~free]
-    kernel, target = own @ own.T, own @ weights[~free] - rows
+    kernel = Ridge.kernel(jacobian, free)
+    target = jacobian[:, ~free] @ weights[~free] - rows
 
     def loss(log: float) -> float:
         try:

@@ -2,7 +2,7 @@
 
 The parametric bootstrap (B. Efron and R. J. Tibshirani, *An Introduction to the Bootstrap* (1993),
 section 6.5): how the measurements' errors move a fit, without linearization. Each fit is led to the
-end by Gauss-Newton steps, with a Jacobian of its own, from where the linearized fit would be.
+end by Levenberg-Marquardt steps, with Jacobians of its own, from where the linearized fit would be.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import Tensor
 from ..jacobian import Residuals
 from .regression import Array, Parts, Regression, Ridge
 
-ROUNDS, HALVINGS, STILL = 20, 8, 0.01
-"""A replica has so many Gauss-Newton steps, each halved so many times, until one moves the fit by
-less than this, in units of sigma, root mean square."""
+ROUNDS, TRIALS, STILL = 20, 8, 0.01
+"""A replica has so many Levenberg-Marquardt steps, each tried with so many dampings, until one
+moves the fit by less than this, in units of sigma, root mean square."""
 
 
 class Replicas:
@@ -66,23 +66,28 @@ class Replicas:
 
     def _led(self, error: Tensor, start: Tensor) -> Tensor:
         """The change of the parameters on the measurements plus errors in units of sigma."""
-        regression, change = self._regression, start
+        regression, change, damping = self._regression, start, 0.0
+        prior = regression.ridge.precision
         before = self._objective(change, self._rows(change, error))
         for _ in range(ROUNDS):
             with moved(self._params, change):
                 system = self._residuals.system()
             jacobian = system.jacobian.double() * regression.factors[:, None]
             rows = system.rows.double() * regression.factors - error
-            ridge = Ridge(jacobian, regression.free, regression.ridge.precision)
-            step = ridge.solution(rows - ridge.moved(change)) - change
-            for _ in range(HALVINGS):
+            kernel = Ridge.kernel(jacobian, regression.free)
+            for _ in range(TRIALS):
+                # Towards the prior's middle, and from there to the data.
+                back = -change * (prior / (prior + damping))
+                back[regression.free] = 0
+                ridge = Ridge(jacobian, regression.free, prior + damping, kernel)
+                step = back + ridge.solution(rows + ridge.moved(back))
                 after = self._objective(change + step, self._rows(change + step, error))
                 if after < before:
                     break
-                step = step / 2
+                damping = max(10 * damping, prior)
             else:
                 return change
-            change, before = change + step, after
+            change, before, damping = change + step, after, damping / 10
             effect = ridge.moved(step)[regression.noisy]
             if float(effect.square().mean()) < STILL**2:
                 break
