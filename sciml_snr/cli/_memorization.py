@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..runs.folder import blamed
+from ..measure.error_bars import ends, text
+from ..runs.folder import blamed, read_json
 from ._app import app, console
 
 if TYPE_CHECKING:
@@ -48,7 +49,17 @@ def _of_problem(folder: Path, probes: int) -> None:
             f"risk {last.true_risk:.3g}.",
             soft_wrap=True,
         )
+    _print_bars(read_json(folder / "memorization.json")["error_bars"])
     console.print(f"Figure: {folder / 'memorization.png'}", soft_wrap=True)
+
+
+def _print_bars(found: dict[str, Any] | None) -> None:
+    """The unknowns, a line each."""
+    for name, one in (found or {}).get("unknowns", {}).items():
+        error, (low, high) = one["standard_error"], one["interval"]
+        if None not in (error, low, high):
+            value = text(one["value"], error)
+            console.print(f"{name} = {value} (95 %: {ends(low, high)})", soft_wrap=True)
 
 
 def _of_fit(path: Path, probes: int) -> Memorization:

@@ -77,25 +77,36 @@ class Parts(NamedTuple):
         return found
 
 
-class Ridge:
-    """A regression on rows, with a normal prior of some parameters and a flat one of others.
+class Split:
+    """A Jacobian by parameters of both kinds.
 
     Args:
         jacobian: (N, P), float64.
         free: (P,) which parameters have the flat prior.
-        precision: mu of the others.
-        kernel: their J J^T, (N, N), where it is there already.
+    """
+
+    def __init__(self, jacobian: Tensor, free: Tensor) -> None:
+        self.free = free
+        self.own, self.others = jacobian[:, ~free], jacobian[:, free]
+        self.kernel = self.own @ self.own.T
+        """J_w J_w^T, (N, N)."""
+
+
+class Ridge:
+    """A regression on rows, with a normal prior of some parameters and a flat one of others.
+
+    Args:
+        split: the Jacobian.
+        precision: mu of the parameters with the normal prior.
 
     Raises:
         RuntimeError: mu is so small that rounding is more than 1 in K.
     """
 
-    def __init__(
-        self, jacobian: Tensor, free: Tensor, precision: float, kernel: Tensor | None = None
-    ) -> None:
-        self._free, self.precision = free, precision
-        self._own, self._others = jacobian[:, ~free], jacobian[:, free]
-        whole = (self.kernel(jacobian, free) if kernel is None else kernel) / precision
+    def __init__(self, split: Split, precision: float) -> None:
+        self.precision = precision
+        self._free, self._own, self._others = split.free, split.own, split.others
+        whole = split.kernel / precision
         whole.diagonal().add_(1)
         self.factor = torch.linalg.cholesky(whole)
         """Cholesky's factor of K."""
@@ -103,12 +114,6 @@ class Ridge:
         self.information = self._whitened.T @ self._whitened
         """F."""
         self.inverse = torch.linalg.pinv(self.information, hermitian=True)
-
-    @staticmethod
-    def kernel(jacobian: Tensor, free: Tensor) -> Tensor:
-        """J J^T, (N, N), of the parameters that have the normal prior."""
-        own = jacobian[:, ~free]
-        return own @ own.T
 
     def whitened(self, columns: Tensor) -> Tensor:
         """Columns, (N, q), solved by the factor."""
@@ -142,18 +147,48 @@ class Ridge:
         """How a change of the parameters, (P,), changes the rows, (N,)."""
         return self._own @ change[~self._free] + self._others @ change[self._free]
 
-    def spread(self, gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of quantities with gradients (q, P): b (N, q), v as a matrix (q, q), and what of their
-        gradients by the unknowns no row determines, (k, q)."""
+    def spread(self, gradients: Tensor) -> Spread:
+        """Of quantities with these gradients, (q, P)."""
         own, others = gradients[:, ~self._free], gradients[:, self._free]
         white = self.whitened(self._own @ own.T / self.precision)
         left = others.T - self._whitened.T @ white
         solved = self.inverse @ left
-        spread = torch.linalg.solve_triangular(
+        answers = torch.linalg.solve_triangular(
             self.factor.T, white + self._whitened @ solved, upper=True
         )
-        whole = own @ own.T / self.precision - white.T @ white + left.T @ solved
-        return spread, whole, left - self.information @ solved
+        lost = left - self.information @ solved
+        return Spread(answers, lost, own / math.sqrt(self.precision), white, left, solved)
+
+
+class Spread:
+    """How sure q quantities are, made by :meth:`Ridge.spread`.
+
+    Attributes:
+        answers: (N, q): b, how they answer to the rows.
+        lost: (k, q): what of their gradients by the unknowns no row determines.
+    """
+
+    def __init__(
+        self,
+        answers: Tensor,
+        lost: Tensor,
+        prior: Tensor,
+        white: Tensor,
+        left: Tensor,
+        solved: Tensor,
+    ) -> None:
+        self.answers, self.lost = answers, lost
+        self._prior, self._white, self._left, self._solved = prior, white, left, solved
+
+    def variances(self) -> Tensor:
+        """(q,): v."""
+        found = self._prior.square().sum(1) - self._white.square().sum(0)
+        return found + (self._left * self._solved).sum(0)
+
+    def covariance(self) -> Tensor:
+        """(q, q): the same with v on its diagonal."""
+        found = self._prior @ self._prior.T - self._white.T @ self._white
+        return found + self._left.T @ self._solved
 
 
 class Regression:
@@ -222,32 +257,32 @@ class Regression:
 
     def parts(self, gradients: Tensor) -> Parts:
         """Of quantities with these gradients, (q, P)."""
-        spread, whole, lost = self.ridge.spread(gradients.double())
-        noise = spread[self.noisy].square().sum(0)
-        unresolved = (whole.diagonal() - noise).clamp_min(0)
+        spread = self.ridge.spread(gradients.double())
+        noise = spread.answers[self.noisy].square().sum(0)
+        unresolved = (spread.variances() - noise).clamp_min(0)
         if not self.is_determined:
             by_unknowns = gradients[:, self.free].double().abs().amax(1)
-            noise[lost.abs().amax(0) > 1e-6 * by_unknowns] = math.inf
-        found = noise.mul(self.scale).sqrt(), unresolved.sqrt(), -(spread.T @ self.rows)
+            noise[spread.lost.abs().amax(0) > 1e-6 * by_unknowns] = math.inf
+        found = noise.mul(self.scale).sqrt(), unresolved.sqrt(), -(spread.answers.T @ self.rows)
         return Parts(*(part.cpu().numpy() for part in found))
 
     def covariance(self, gradients: Tensor) -> Array:
         """(q, q) of quantities with these gradients: all three parts."""
-        spread, whole, _ = self.ridge.spread(gradients.double())
-        noise = spread[self.noisy]
-        shift = spread.T @ self.rows
-        found = whole + (self.scale - 1) * noise.T @ noise + shift.outer(shift)
+        spread = self.ridge.spread(gradients.double())
+        noise = spread.answers[self.noisy]
+        shift = spread.answers.T @ self.rows
+        found = spread.covariance() + (self.scale - 1) * noise.T @ noise + shift.outer(shift)
         return found.cpu().numpy()
 
 
 def _likeliest(jacobian: Tensor, free: Tensor, rows: Tensor, weights: Tensor) -> Ridge:
     """With the precision of the largest restricted likelihood."""
-    kernel = Ridge.kernel(jacobian, free)
-    target = jacobian[:, ~free] @ weights[~free] - rows
+    split = Split(jacobian, free)
+    target = split.own @ weights[~free] - rows
 
     def loss(log: float) -> float:
         try:
-            ridge = Ridge(jacobian, free, math.exp(log), kernel)
+            ridge = Ridge(split, math.exp(log))
         except RuntimeError:  # beyond rounding
             return math.inf
         size = ridge.factor.diagonal().log().sum()
@@ -259,7 +294,7 @@ def _likeliest(jacobian: Tensor, free: Tensor, rows: Tensor, weights: Tensor) ->
     found = optimize.minimize_scalar(
         loss, bounds=(low, high), method="bounded", options={"xatol": 0.2}
     )
-    return Ridge(jacobian, free, math.exp(found.x), kernel)
+    return Ridge(split, math.exp(found.x))
 
 
 def _is_regular(information: Tensor) -> bool:

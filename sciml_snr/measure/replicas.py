@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..jacobian import Residuals
-from .regression import Array, Parts, Regression, Ridge
+from .regression import Array, Parts, Regression, Ridge, Split
 
 ROUNDS, TRIALS, STILL = 20, 8, 0.01
 """A replica has so many Levenberg-Marquardt steps, each tried with so many dampings, until one
@@ -74,12 +74,12 @@ class Replicas:
                 system = self._residuals.system()
             jacobian = system.jacobian.double() * regression.factors[:, None]
             rows = system.rows.double() * regression.factors - error
-            kernel = Ridge.kernel(jacobian, regression.free)
+            split = Split(jacobian, regression.free)
             for _ in range(TRIALS):
                 # Towards the prior's middle, and from there to the data.
                 back = -change * (prior / (prior + damping))
                 back[regression.free] = 0
-                ridge = Ridge(jacobian, regression.free, prior + damping, kernel)
+                ridge = Ridge(split, prior + damping)
                 step = back + ridge.solution(rows + ridge.moved(back))
                 after = self._objective(change + step, self._rows(change + step, error))
                 if after < before:

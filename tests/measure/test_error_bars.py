@@ -13,7 +13,7 @@ from torch import nn
 
 import sciml_snr
 from sciml_snr import NoisyRows, error_bars
-from sciml_snr.measure.regression import EXACT_WEIGHT, Ridge
+from sciml_snr.measure.regression import EXACT_WEIGHT, Ridge, Split
 
 
 def features(n=40, k=3, seed=0):
@@ -63,7 +63,7 @@ def decay_fit(seed, sigma=0.05, n=50):
     rng = torch.Generator().manual_seed(seed)
     y = 2 * torch.exp(-t / 2) + sigma * torch.randn(n, 1, generator=rng, dtype=torch.float64)
     (a, log_k), _ = curve_fit(
-        lambda t, a, log_k: a * np.exp(-np.exp(log_k) * t), t[:, 0], y[:, 0], [1.0, 0.0]
+        lambda t, a, log_k: a * np.exp(-np.exp(log_k) * t), t.numpy()[:, 0], y.numpy()[:, 0], [1, 0]
     )
     return Decay(a, log_k), t, y
 
@@ -121,13 +121,14 @@ def test_unknowns_and_prior_together_against_dense_algebra():
     rng = torch.Generator().manual_seed(3)
     jacobian = torch.randn(12, 6, generator=rng, dtype=torch.float64)
     free = torch.tensor([False, True, False, False, True, False])
-    ridge = Ridge(jacobian, free, 0.7)
+    ridge = Ridge(Split(jacobian, free), 0.7)
     dense = torch.linalg.inv(jacobian.T @ jacobian + 0.7 * torch.diag((~free).double()))
     gradients = torch.randn(4, 6, generator=rng, dtype=torch.float64)
-    spread, whole, lost = ridge.spread(gradients)
-    assert torch.allclose(whole, gradients @ dense @ gradients.T, rtol=1e-10)
-    assert torch.allclose(spread, jacobian @ dense @ gradients.T, rtol=1e-10)
-    assert lost.abs().max() < 1e-10
+    spread, expected = ridge.spread(gradients), gradients @ dense @ gradients.T
+    assert torch.allclose(spread.covariance(), expected, rtol=1e-10)
+    assert torch.allclose(spread.variances(), expected.diagonal(), rtol=1e-10)
+    assert torch.allclose(spread.answers, jacobian @ dense @ gradients.T, rtol=1e-10)
+    assert spread.lost.abs().max() < 1e-10
     rows = torch.randn(12, generator=rng, dtype=torch.float64)
     assert torch.allclose(ridge.solution(rows), -dense @ jacobian.T @ rows, rtol=1e-9)
     assert torch.allclose(ridge.maker() @ rows, rows + jacobian @ ridge.solution(rows))

@@ -58,6 +58,9 @@ def test_several_outputs_and_real_data(tmp_path) -> None:
     twins = memorization(tmp_path / "run", probes=2, progress=False)
     text = (tmp_path / "run" / "memorization.json").read_text()
     assert json.loads(text)["final"]["true_share"] is None
+    bars = json.loads(text)["error_bars"]["unknowns"]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert {name: bar["value"] for name, bar in bars.items()} == pytest.approx(summary["unknowns"])
     assert len(twins.shifts) == 2
     with np.load(tmp_path / "run" / "prediction.npz") as fields:
         assert twins.shifts.shape[1] == fields["observed_values"].size
