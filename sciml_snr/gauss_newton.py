@@ -1,8 +1,8 @@
 r"""SNRGaussNewton: Gauss-Newton steps that leave alone what does not stand out of the noise.
 
 The formulas are in :mod:`sciml_snr.tangent`. Twenty to ninety steps without a learning rate take
-the place of thousands of first order; each needs the Jacobian of all residual rows, and the
-eigenvectors of its kernel: for up to a few thousand rows.
+the place of thousands of first order; each needs the Jacobian of all residual rows, and those
+eigenvectors of its kernel that count beside the damping (:mod:`sciml_snr.spectrum`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from .jacobian import ClosureRows, Residuals
+from .step_size import MAX_GIGABYTES, check_size, estimate
 from .tangent import Tangent
 
 DONE = "done: no direction stands out of the noise"
@@ -26,8 +27,11 @@ GATES = ("monotone", "stein")
 LOWEST, HIGHEST = 1e-9, 1e12
 """Of the damping."""
 
-MAX_ROWS = 6000
-"""Rows beyond which a step is refused."""
+EXACT_ROWS = 200
+"""Up to so many rows, all eigenvectors are found; beyond, those that count."""
+
+LEFT_OUT = 0.1
+"""Trace of the kernel that may be left out, in units of the damping."""
 
 
 class GaussNewtonStats(NamedTuple):
@@ -44,6 +48,11 @@ class GaussNewtonStats(NamedTuple):
     moved: float
     """Root mean square by which the step moves the noisy fit, in units of sigma (without noisy
     rows: relative change of the rows)."""
+    rank: int
+    """Number of the kernel's eigenvectors in it."""
+    left_out: float
+    """Trace of the kernel without them, in units of the damping that the step began with: bounds
+    the error of the kernel beside it."""
 
 
 class SNRGaussNewton(Optimizer):
@@ -74,6 +83,8 @@ class SNRGaussNewton(Optimizer):
         patience: so many steps in a row that move nothing of significance end it.
         tolerance: what counts as none, in units of sigma per noisy row.
         probes: changes of the data that are followed to find the memorized share; 0: none.
+        max_gigabytes: memory beyond which the first step is refused, see
+            :func:`sciml_snr.step_size.estimate`.
 
     Raises:
         ValueError: an option is out of range; the message names it.
@@ -99,6 +110,7 @@ class SNRGaussNewton(Optimizer):
         patience: int = 5,
         tolerance: float = 1e-3,
         probes: int = 8,
+        max_gigabytes: float = MAX_GIGABYTES,
     ) -> None:
         defaults: dict[str, Any] = dict(
             lr=lr,
@@ -112,6 +124,7 @@ class SNRGaussNewton(Optimizer):
             patience=patience,
             tolerance=tolerance,
             probes=probes,
+            max_gigabytes=max_gigabytes,
         )
         _check(defaults)
         self._net = net if isinstance(net, nn.Module) else None
@@ -198,7 +211,7 @@ class SNRGaussNewton(Optimizer):
 
         Raises:
             TypeError: it is no function, or does not give rows.
-            ValueError: there are more than :data:`MAX_ROWS` rows.
+            ValueError: it would take more memory than there may be.
             FloatingPointError: a row or derivative is not finite.
         """
         residuals = self._residuals(closure)
@@ -206,14 +219,17 @@ class SNRGaussNewton(Optimizer):
             return float(residuals.rows().square().sum())
         memory, group = self._memory, self.param_groups[0]
         if not self.steps:
-            check_size(len(residuals.rows()), sum(p.numel() for p in self._params()))
+            self.check_size(len(residuals.rows()))
         system = residuals.system()
         weights = self._weights(system.noisy)
         system = system.weighted(weights)
-        tangent = Tangent(system, group["z"], group["gate"], group["follow"])
+        mu = memory["damping"]
+        left_out = LEFT_OUT * mu if len(system.rows) > EXACT_ROWS else None
+        tangent = Tangent(system, group["z"], group["gate"], group["follow"], left_out)
+        missing = tangent.spectrum.left_out / mu
         before = after = float(system.rows.square().sum())
         kept = [p.clone() for p in self._params()]
-        moved, mu = 0.0, memory["damping"]
+        moved = 0.0
         for _ in range(group["max_trials"]):
             step, back = tangent.step(mu)
             scale = self._shortened(step, group["lr"])
@@ -231,10 +247,22 @@ class SNRGaussNewton(Optimizer):
         memory["steps"] += 1
         rises = self._ramp(tangent)
         memory["still"] = memory["still"] + 1 if moved < group["tolerance"] and not rises else 0
-        noise = float(tangent.noise.sum())
+        noise = float(tangent.noisy.sum())
         opened = float((tangent.gate * tangent.noise).sum() / noise) if noise else 1.0
-        self._stats = GaussNewtonStats(len(system.rows), opened, tangent.misfit, mu, moved)
+        rank = len(tangent.values)
+        self._stats = GaussNewtonStats(
+            len(system.rows), opened, tangent.misfit, mu, moved, rank, missing
+        )
         return after
+
+    def check_size(self, rows: int) -> None:
+        """Refuse steps on so many rows if they take more memory than there may be.
+
+        Raises:
+            ValueError: says what they would take.
+        """
+        size, params = sum(p.numel() for p in self._params()), self._params()
+        check_size(rows, size, params[0].itemsize, self.param_groups[0]["max_gigabytes"])
 
     def _weights(self, noisy: Tensor) -> Tensor:
         """What every row is multiplied by in this step, (N,)."""
@@ -319,9 +347,21 @@ class SNRGaussNewton(Optimizer):
         )
         if self.steps:
             lines.append(f"steps: {self.steps}, damping {self._memory['damping']:.2g}")
+        if self._stats is not None:
+            lines.append(self._size(self._stats))
         if not math.isnan(self.memorized):
             lines.append(f"memorized: {100 * self.memorized:.1f} % of the noise")
         return "\n".join([*lines, *([self.reason] if self.done else [])])
+
+
+    def _size(self, stats: GaussNewtonStats) -> str:
+        params = self._params()
+        size = sum(p.numel() for p in params)
+        memory, _ = estimate(stats.rows, size, params[0].itemsize)
+        return (
+            f"a step: {stats.rows} rows by {size} parameters, {stats.rank} eigenvectors, about "
+            f"{memory:.2g} GB"
+        )
 
 
 def _moved(tangent: Tangent, step: Tensor) -> float:
@@ -349,7 +389,7 @@ def _check(options: dict[str, Any]) -> None:
         )
     if options["gate"] not in GATES:
         raise ValueError(f"gate must be one of {', '.join(GATES)}; got {options['gate']!r}.")
-    for name in ("damping", "tolerance", "exact_weight"):
+    for name in ("damping", "tolerance", "exact_weight", "max_gigabytes"):
         if not 0 < options[name] < math.inf:
             raise ValueError(f"{name} must be a positive number, got {options[name]!r}.")
     if not 0 <= options["z"] < math.inf:
@@ -358,17 +398,3 @@ def _check(options: dict[str, Any]) -> None:
         if not (isinstance(options[name], int) and options[name] >= least):
             raise ValueError(f"{name} must be a whole number >= {least}, got {options[name]!r}.")
 
-
-def check_size(rows: int, parameters: int) -> None:
-    """Refuse a step that would take too long.
-
-    Raises:
-        ValueError: says what it would take.
-    """
-    if rows > MAX_ROWS:
-        gigabytes = 8 * (3 * rows**2 + 2 * rows * parameters) / 1e9
-        raise ValueError(
-            f"A Gauss-Newton step on {rows} residual rows and {parameters} parameters would take "
-            f"about {gigabytes:.0f} GB and minutes; up to {MAX_ROWS} rows are taken. Give fewer "
-            'points, or use "snr_adam".'
-        )

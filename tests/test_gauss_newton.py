@@ -10,7 +10,7 @@ from torch import nn
 
 import sciml_snr
 from sciml_snr import NoisyRows, SNRGaussNewton
-from sciml_snr.gauss_newton import DONE, MAX_ROWS
+from sciml_snr.gauss_newton import DONE, EXACT_ROWS, LEFT_OUT
 from sciml_snr.jacobian import ClosureRows, System
 from sciml_snr.tangent import Tangent
 from tests.cases import assert_plain, assert_same_bits, network, through_a_file
@@ -346,6 +346,7 @@ def test_describes_itself():
         ("patience", 0.5),
         ("tolerance", math.inf),
         ("probes", -1),
+        ("max_gigabytes", 0.0),
     ],
 )
 def test_options_out_of_range_are_refused_by_name(option, value):
@@ -379,13 +380,12 @@ def test_bad_input_is_refused_with_what_to_do():
         SNRGaussNewton([nn.Parameter(torch.zeros(2, dtype=torch.complex64))])
 
 
-def test_more_rows_than_fit_are_refused_with_their_size(monkeypatch):
-    monkeypatch.setattr("sciml_snr.gauss_newton.MAX_ROWS", 10)
+def test_more_than_fits_in_memory_is_refused_with_its_size():
     net = network()
     x, y, _ = data(dtype=torch.float32)
-    with pytest.raises(ValueError, match=r"40 residual rows .* GB"):
-        SNRGaussNewton(net).step(lambda net: rows(net, x, y, equation=False))
-    assert MAX_ROWS > 10
+    small = SNRGaussNewton(net, max_gigabytes=1e-6)
+    with pytest.raises(ValueError, match=r"40 residual rows and \d+ parameters .* GB"):
+        small.step(lambda net: rows(net, x, y, equation=False))
 
 
 def test_is_exported():

@@ -10,7 +10,7 @@ from deepxde import config
 from deepxde.data import PDE, DataSet, Function
 from deepxde.data.data import Data
 
-from ..gauss_newton import SNRGaussNewton, check_size
+from ..gauss_newton import SNRGaussNewton
 from ..noise import NoisyLoss
 from .jacobian import ModelRows
 from .options import SNR_options, has_gate
@@ -118,7 +118,7 @@ def install(model: Any, losses: Any) -> None:
     inputs, targets, aux = (*model.data.train_next_batch(None), None)[:3]
     rows.take(inputs, targets, aux)
     rows.draw(0)
-    check_size(len(rows.rows()), rows.parameters)
+    model.opt.check_size(len(rows.rows()))
     if reason := rows.why_not():
         raise _refused(reason)
 

@@ -474,10 +474,11 @@ def test_a_rate_that_is_not_there_does_not_decay():
     assert m.opt.param_groups[0]["lr"] == 0.125
 
 
-def test_too_many_rows_are_refused_at_compile(monkeypatch):
-    monkeypatch.setattr("sciml_snr.gauss_newton.MAX_ROWS", 10)
+def test_what_does_not_fit_in_memory_is_refused_at_compile():
+    m = model(measured())
+    small = SNRGaussNewton(m.net, max_gigabytes=1e-6)
     with pytest.raises(ValueError, match="16 residual rows"):
-        compiled(model(measured()))
+        m.compile(small, verbose=0)
 
 
 def test_other_points_are_noticed_where_some_are_drawn(monkeypatch):
