@@ -25,6 +25,7 @@ import torch
 from benchmarks import text, zoo
 from benchmarks.equal_time import ENDING, job, rivals
 from benchmarks.harness import RESULTS, append_missing, read
+from sciml_snr import gauss_newton as engine
 from sciml_snr.bench import tables
 from sciml_snr.bench.rows import number
 from sciml_snr.bench.smoothing import remade
@@ -32,7 +33,7 @@ from sciml_snr.bench.training import DIVERGED
 from sciml_snr.deepxde import jacobian as room
 from sciml_snr.deepxde.gauss_newton import NAME, WARM_UP_RATE, WARM_UP_STEPS
 from sciml_snr.deepxde.jacobian import EQUATION_ROWS
-from sciml_snr.gauss_newton import SNRGaussNewton
+from sciml_snr.gauss_newton import EXACT_ROWS, SNRGaussNewton
 
 PATH = RESULTS / "gauss_newton.csv"
 KEYS = ("variant", "problem", "seed")
@@ -54,6 +55,7 @@ PLAIN = {"gate": "stein", "z": 1.5, "exact_weight": 1.0}
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
+    "all eigenvectors": {"exact_rows": 10**9},
     "plain": PLAIN,
     "plain, z 2.5": {**PLAIN, "z": 2.5},
     "plain, no gate": {**PLAIN, "z": 0.0},
@@ -103,6 +105,7 @@ def fit(run: Run) -> dict[str, Any]:
     options = dict(VARIANTS[run.variant])
     warm_up = options.pop("warm_up", WARM_UP_STEPS)
     room.EQUATION_ROWS = options.pop("equation_rows", EQUATION_ROWS)
+    engine.EXACT_ROWS = options.pop("exact_rows", EXACT_ROWS)
     limit = options.pop("limit", LIMIT)
     dde.config.set_default_float(options.pop("dtype", "float32"))
     case = zoo.plan().cases[run.problem]

@@ -128,7 +128,7 @@ class SNRGaussNewton(Optimizer):
         )
         _check(defaults)
         self._net = net if isinstance(net, nn.Module) else None
-        self._stats: GaussNewtonStats | None = None
+        self.last_stats: GaussNewtonStats | None = None
         params = net.named_parameters() if isinstance(net, nn.Module) else net
         super().__init__(params, defaults)
         for p in self._params():
@@ -182,14 +182,14 @@ class SNRGaussNewton(Optimizer):
         Raises:
             RuntimeError: there was none, in this process.
         """
-        if self._stats is None:
+        if self.last_stats is None:
             raise RuntimeError("No step has been taken yet: stats() is what the last one found.")
-        return self._stats
+        return self.last_stats
 
     @property
     def has_stats(self) -> bool:
         """Whether a step has been taken in this process, so that :meth:`stats` knows one."""
-        return self._stats is not None
+        return self.last_stats is not None
 
     def degrees_of_freedom(self, rows: int) -> float:
         """Of a fit to so many noisy rows: their number times the memorized share."""
@@ -222,7 +222,7 @@ class SNRGaussNewton(Optimizer):
             self.check_size(len(residuals.rows()))
         system = residuals.system()
         weights = self._weights(system.noisy)
-        system = system.weighted(weights)
+        system = system.weighted(weights, self._units())
         mu = memory["damping"]
         left_out = LEFT_OUT * mu if len(system.rows) > EXACT_ROWS else None
         tangent = Tangent(system, group["z"], group["gate"], group["follow"], left_out)
@@ -250,7 +250,7 @@ class SNRGaussNewton(Optimizer):
         noise = float(tangent.noisy.sum())
         opened = float((tangent.gate * tangent.noise).sum() / noise) if noise else 1.0
         rank = len(tangent.values)
-        self._stats = GaussNewtonStats(
+        self.last_stats = GaussNewtonStats(
             len(system.rows), opened, tangent.misfit, mu, moved, rank, missing
         )
         return after
@@ -263,6 +263,18 @@ class SNRGaussNewton(Optimizer):
         """
         size, params = sum(p.numel() for p in self._params()), self._params()
         check_size(rows, size, params[0].itemsize, self.param_groups[0]["max_gigabytes"])
+
+    def _units(self) -> Tensor | None:
+        """What a step of 1 moves each parameter by, (P,); None: 1."""
+        sizes = [
+            (float(group.get("unit", 1.0)), p)
+            for group in self.param_groups
+            for p in group["params"]
+            if p.requires_grad
+        ]
+        if all(unit == 1 for unit, _ in sizes):
+            return None
+        return torch.cat([torch.full((p.numel(),), u, dtype=p.dtype, device=p.device) for u, p in sizes])
 
     def _weights(self, noisy: Tensor) -> Tensor:
         """What every row is multiplied by in this step, (N,)."""
@@ -300,8 +312,9 @@ class SNRGaussNewton(Optimizer):
         return 1.0 if ceiling is None or length <= ceiling else float(ceiling) / length
 
     def _move(self, step: Tensor) -> None:
-        """Add a vector to all parameters."""
-        params = self._params()
+        """Add a vector, in the parameters' own units, to all of them."""
+        params, units = self._params(), self._units()
+        step = step if units is None else step * units.to(step)
         for p, part in zip(params, torch.split(step, [p.numel() for p in params]), strict=True):
             p.add_(part.view(p.shape).to(p))
 
@@ -322,8 +335,13 @@ class SNRGaussNewton(Optimizer):
         pairs = zip(own, params, strict=True)
         parts = [p.new_zeros(p.numel(), probes) if x is None else x for x, p in pairs]
         sensitivity = torch.cat(parts).double()
+        units = self._units()
+        if units is not None:
+            sensitivity /= units.double()[:, None]
         sensitivity += scale * tangent.response(sensitivity, whole, mu, back)
         fit = tangent.fitted(sensitivity)[tangent.noisy > 0]
+        if units is not None:
+            sensitivity *= units.double()[:, None]
         memory["memorized"] = float((fit * signs).sum() / (count * probes))
         sizes = [p.numel() for p in params]
         for p, part in zip(params, torch.split(sensitivity, sizes), strict=True):
@@ -347,8 +365,8 @@ class SNRGaussNewton(Optimizer):
         )
         if self.steps:
             lines.append(f"steps: {self.steps}, damping {self._memory['damping']:.2g}")
-        if self._stats is not None:
-            lines.append(self._size(self._stats))
+        if self.last_stats is not None:
+            lines.append(self._size(self.last_stats))
         if not math.isnan(self.memorized):
             lines.append(f"memorized: {100 * self.memorized:.1f} % of the noise")
         return "\n".join([*lines, *([self.reason] if self.done else [])])

@@ -23,7 +23,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-BLOCK = 96
+BLOCK = 64
 """Rows that are drawn at a time."""
 
 SKETCH = 16
@@ -139,18 +139,15 @@ def truncated(jacobian: Tensor, left_out: float, max_rank: int = MAX_RANK) -> Tr
     while float(left.sum()) > enough and len(directions) < most:
         wanted = min(BLOCK, int((left > 0).sum()))
         drawn = torch.multinomial(left.cpu(), wanted, generator=generator).to(left.device)
-        block = jacobian[drawn] - factor[drawn] @ directions
-        found = _orthonormal(_without(block, directions), ALIKE)
-        found = _orthonormal(_without(found, directions), 0.0)  # once more: rounding
+        block = jacobian[drawn].addmm_(factor[drawn], directions, alpha=-1)
+        found = _orthonormal(block, ALIKE)
+        found.addmm_(found @ directions.T, directions, alpha=-1)  # once more: rounding
+        found = _orthonormal(found, 0.0)
         factor = torch.cat([factor, (found @ jacobian.T).T], 1)
         directions = torch.cat([directions, found])
         rest = sketch - factor @ (directions @ probes.T)
         left = rest.double().square().mean(1)
     return Truncated(factor.double(), directions, float(left.sum()))
-
-
-def _without(rows: Tensor, directions: Tensor) -> Tensor:
-    return rows - (rows @ directions.T) @ directions
 
 
 def _orthonormal(rows: Tensor, least: float) -> Tensor:

@@ -14,12 +14,12 @@ SECONDS_PER_ENTRY = 3e-8
 def estimate(rows: int, parameters: int, itemsize: int = 4) -> tuple[float, float]:
     """Peak memory of a step in GB (1e9 bytes), and its seconds on one core.
 
-    Three times the Jacobian while it is made, of the points' copies of the parameters, the
+    Three to four times the Jacobian while it is made, of the points' copies of the parameters, the
     gradients by them, and their collection; then once, and the directions that count.
     """
     rank = min(rows, parameters, MAX_RANK)
     entries = rows * parameters
-    making = 3 * itemsize * entries
+    making = 3.7 * itemsize * entries
     solving = itemsize * (entries + 2 * rank * parameters) + 8 * 3 * rank * rows
     return max(making, solving) / 1e9, SECONDS_PER_ENTRY * entries
 

@@ -59,16 +59,23 @@ class Tangent:
         follow: whether what is closed follows the exact rows.
         left_out: trace of the kernel that may be left out, see :func:`sciml_snr.spectrum.truncated`
             (r as it comes); None: none, all eigenvectors (r = N).
+        spectrum: the Jacobian's, where it is known already.
 
     Raises:
         FloatingPointError: a row or a derivative is not finite.
     """
 
     def __init__(
-        self, system: System, z: float, gate: str, follow: bool, left_out: float | None = None
+        self,
+        system: System,
+        z: float,
+        gate: str,
+        follow: bool,
+        left_out: float | None = None,
+        spectrum: Spectrum | None = None,
     ) -> None:
         rows, self.noisy, jacobian = system
-        self.spectrum = _spectrum(rows, jacobian, left_out)
+        self.spectrum = spectrum or _spectrum(rows, jacobian, left_out)
         self.values, self._basis = self.spectrum.values, self.spectrum.basis
         self.rows = rows
         self.noise = self._basis.square().T @ self.noisy

@@ -422,6 +422,26 @@ def test_twins_in_step_leave_the_model_alone_and_agree_on_what_is_memorized():
     assert low <= alone.opt.memorized <= high
 
 
+def test_a_twin_that_is_done_neither_ends_the_model_nor_takes_its_stats():
+    m = compiled(model(measured(0.3), domain=12))
+    monitor = MemorizationMonitor(probes=1, period=100)
+    monitor.set_model(m)
+    steps = []
+
+    class Watch(dde.callbacks.Callback):
+        def on_epoch_end(self):
+            steps.append(m.opt.stats())
+            for twin in monitor._twin_states:  # the twin is done from now on, the model is not
+                with twin:
+                    m.opt._memory["still"] = 100
+
+    m.train(4, display_every=100, callbacks=[Watch(), monitor], verbose=0)
+    alone = compiled(model(measured(0.3), domain=12))
+    alone.train(4, display_every=100, verbose=0)
+    assert len(steps) == 4 and not m.stop_training
+    assert m.opt.stats() == alone.opt.stats() == steps[-1]
+
+
 def refused(m, **options):
     with pytest.raises(ValueError, match='"snr_gn" is not for this model') as error:
         compiled(m, **options)
