@@ -61,7 +61,7 @@ class System(NamedTuple):
     """(N, P), the network's dtype: derivatives of the rows by all parameters."""
 
     def weighted(self, weights: Tensor, units: Tensor | None = None) -> System:
-        """With each row, and its derivatives, times a number; and by the parameters in units."""
+        """With each row, and its derivatives, times a number; and by parameters in these units."""
         jacobian = self.jacobian * weights.to(self.jacobian)[:, None]
         if units is not None:
             jacobian *= units.to(jacobian)

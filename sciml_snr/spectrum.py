@@ -38,6 +38,11 @@ ROUNDING = 1e-12
 MAX_RANK = 1000
 """Eigenvectors beyond which no more are looked for."""
 
+NOT_FINITE = (
+    "A residual row, or its derivative by a parameter, is not finite. Parameters and state are as "
+    "they were before this step: look at the equation at its points."
+)
+
 
 class Spectrum(ABC):
     """Eigenvectors of the kernel of a Jacobian (N, P), as far as they are known: r of them.
@@ -68,7 +73,7 @@ class Exact(Spectrum):
         self._jacobian = jacobian
         kernel = (jacobian @ jacobian.T).double()
         if not kernel.isfinite().all():
-            raise FloatingPointError("a derivative is not finite")
+            raise FloatingPointError(NOT_FINITE)
         values, self.basis = torch.linalg.eigh(kernel)
         self.values, self.left_out = values.clamp_min(0), 0.0
 
@@ -133,7 +138,7 @@ def truncated(jacobian: Tensor, left_out: float, max_rank: int = MAX_RANK) -> Tr
     directions, factor = jacobian.new_empty(0, weights), jacobian.new_empty(rows, 0)
     left = sketch.double().square().mean(1)
     if not left.isfinite().all():
-        raise FloatingPointError("a derivative is not finite")
+        raise FloatingPointError(NOT_FINITE)
     enough = max(left_out, ROUNDING * float(left.sum()))
     most = min(rows, weights, max_rank)
     while float(left.sum()) > enough and len(directions) < most:
@@ -148,6 +153,11 @@ def truncated(jacobian: Tensor, left_out: float, max_rank: int = MAX_RANK) -> Tr
         rest = sketch - factor @ (directions @ probes.T)
         left = rest.double().square().mean(1)
     return Truncated(factor.double(), directions, float(left.sum()))
+
+
+def spectrum_of(jacobian: Tensor, left_out: float | None) -> Spectrum:
+    """All eigenvectors where left_out is None, or those that count; errors: see there."""
+    return Exact(jacobian) if left_out is None else truncated(jacobian, left_out)
 
 
 def _orthonormal(rows: Tensor, least: float) -> Tensor:

@@ -43,7 +43,7 @@ import torch
 from torch import Tensor
 
 from .jacobian import System
-from .spectrum import Exact, Spectrum, truncated
+from .spectrum import NOT_FINITE, Spectrum, spectrum_of
 
 ALONE = 2.5
 """Standard deviations from which a direction stands out by itself."""
@@ -75,7 +75,9 @@ class Tangent:
         spectrum: Spectrum | None = None,
     ) -> None:
         rows, self.noisy, jacobian = system
-        self.spectrum = spectrum or _spectrum(rows, jacobian, left_out)
+        self.spectrum = spectrum or spectrum_of(jacobian, left_out)
+        if not rows.isfinite().all():
+            raise FloatingPointError(NOT_FINITE)
         self.values, self._basis = self.spectrum.values, self.spectrum.basis
         self.rows = rows
         self.noise = self._basis.square().T @ self.noisy
@@ -156,23 +158,6 @@ class Tangent:
     def fitted(self, step: Tensor) -> Tensor:
         """How a change of the parameters, (P,) or (P, m), changes the rows, (N,) or (N, m)."""
         return self.spectrum.pushed(step)
-
-
-def _spectrum(rows: Tensor, jacobian: Tensor, left_out: float | None) -> Spectrum:
-    """The kernel's eigenvectors.
-
-    Raises:
-        FloatingPointError: a row or a derivative is not finite.
-    """
-    try:
-        if not rows.isfinite().all():
-            raise FloatingPointError("a row is not finite")
-        return Exact(jacobian) if left_out is None else truncated(jacobian, left_out)
-    except FloatingPointError:
-        raise FloatingPointError(
-            "A residual row, or its derivative by a parameter, is not finite. Parameters and "
-            "state are as they were before this step: look at the equation at its points."
-        ) from None
 
 
 def _falling(data: Tensor, floor: Tensor) -> Tensor:

@@ -324,8 +324,9 @@ def test_rows_of_different_error_count_by_their_own():
 def test_describes_itself():
     net = network(torch.float64)
     x, y, _ = data()
-    optimizer = SNRGaussNewton(net, lr=0.5)
+    optimizer = SNRGaussNewton(net, lr=0.5, gate="monotone")
     assert "no step longer than 0.5" in optimizer.describe()
+    assert "prior of the weights" in SNRGaussNewton(net).describe()
     optimizer.step(lambda net: rows(net, x, y))
     assert "monotone, z = 1.25, what is closed follows the exact rows" in optimizer.describe()
     assert "steps: 1" in optimizer.describe() and "memorized" in optimizer.describe()
