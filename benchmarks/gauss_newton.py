@@ -58,6 +58,7 @@ MONOTONE = {"gate": "monotone"}
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
+    "evidence": {"gate": "evidence"},
     "monotone": MONOTONE,
     "monotone, all eigenvectors": {**MONOTONE, "exact_rows": 10**9},
     "monotone, z 1": {**MONOTONE, "z": 1.0},

@@ -3,8 +3,9 @@ r"""Gauss-Newton steps with a prior of the weights, its width found by the evide
 A gate that opens directions one by one, or in blocks, does not see signal that is spread over many
 directions below the noise in each of them, such as a coefficient and the field moved together. So
 the weights w have the prior N(0, s I), and the rows, in units of their sigma, the likelihood of
-their noise (exact rows count as they do beside the noisy ones in the sum of squares). With the rows r and the Jacobian J at w, and the rows
-:math:`r_0 = r - J w` that the linearized model has at w = 0, the width s has the largest evidence,
+their noise (exact rows count as they do beside the noisy ones in the sum of squares). With the rows
+r and the Jacobian J at w, and the rows :math:`r_0 = r - J w` that the linearized model has at
+w = 0, the width s has the largest evidence,
 
 .. math::
     -2 \log p(r_0 \mid s) = \sum_k \frac{c_k^2}{1 + s \lambda_k} + \log(1 + s \lambda_k) + \dots,

@@ -18,9 +18,19 @@ from torch.optim.optimizer import Optimizer
 from .evidence import LEFT_OUT as LEFT_OUT_OF_NOISE
 from .evidence import Posterior
 from .jacobian import ClosureRows, Residuals, System
-from .step_size import MAX_GIGABYTES, check_size
 from .spectrum import spectrum_of
-from .step_stats import EVIDENCE, GaussNewtonStats, check_options, described, found
+from .step_size import MAX_GIGABYTES, check_size
+from .step_stats import (
+    AUTO,
+    EVIDENCE,
+    MONOTONE,
+    GaussNewtonStats,
+    check_options,
+    described,
+    found,
+    moved_by,
+    random_signs,
+)
 from .tangent import Tangent
 
 DONE = "done: no direction stands out of the noise"
@@ -49,9 +59,10 @@ class SNRGaussNewton(Optimizer):
             groups of them, as for any optimizer.
         lr: None; or a ceiling on a step's length, in the Euclidean norm of all parameters.
         z: threshold of the gate, in standard deviations of the noise; 0: no gate.
-        gate: ``"evidence"``: of a prior of the weights, its width the one of the largest evidence,
-            see :mod:`sciml_snr.evidence`; ``"monotone"``: it pools neighbouring directions, and
-            falls with their eigenvalue; or ``"stein"``: each direction by itself.
+        gate: ``"monotone"``: it pools neighbouring directions, and falls with their eigenvalue;
+            ``"stein"``: each direction by itself; ``"evidence"``: of a prior of the weights, its
+            width the one of the largest evidence, see :mod:`sciml_snr.evidence`; ``"auto"``: this
+            where all rows are noisy, monotone elsewhere.
         follow: whether what is closed follows the exact rows.
         exact_weight: beside noisy rows, exact ones count so many times as much in the end: what is
             known exactly need not give way to noise.
@@ -85,7 +96,7 @@ class SNRGaussNewton(Optimizer):
         lr: float | None = None,
         *,
         z: float = 1.25,
-        gate: str = EVIDENCE,
+        gate: str = AUTO,
         follow: bool = True,
         exact_weight: float = 100.0,
         ramp_steps: int = 30,
@@ -227,7 +238,7 @@ class SNRGaussNewton(Optimizer):
             self._move(scale * step, self._units(tangent))
             after = float((weights * residuals.rows()).square().sum())
             if after + self._penalty(tangent) < before + self._penalty(tangent, kept):
-                moved = _moved(tangent, scale * step)
+                moved = moved_by(tangent, scale * step)
                 self._remember(residuals, tangent, mu, back, scale)
                 mu = max(mu / 3, LOWEST)
                 break
@@ -254,7 +265,8 @@ class SNRGaussNewton(Optimizer):
         else:
             system = system.weighted(weights)
             left_out = None if exact else LEFT_OUT * self._memory["damping"]
-            made = Tangent(system, group["z"], group["gate"], group["follow"], left_out)
+            gate = MONOTONE if group["gate"] == AUTO else group["gate"]
+            made = Tangent(system, group["z"], gate, group["follow"], left_out)
         return made, float(system.rows.square().sum())
 
     def _keep_best(self, posterior: Posterior, kept: list[Tensor]) -> None:
@@ -305,8 +317,8 @@ class SNRGaussNewton(Optimizer):
 
     def _has_prior(self, noisy: Tensor) -> bool:
         """Whether steps are those of :mod:`sciml_snr.evidence`."""
-        group = self.param_groups[0]
-        return bool(group["gate"] == EVIDENCE and group["z"] and noisy.any())
+        gate, z = self.param_groups[0]["gate"], self.param_groups[0]["z"]
+        return bool(z and noisy.any() and (gate == EVIDENCE or (gate == AUTO and noisy.all())))
 
     def _weights(self, noisy: Tensor) -> Tensor:
         """What every row is multiplied by in this step, (N,)."""
@@ -350,7 +362,12 @@ class SNRGaussNewton(Optimizer):
             p.add_(part.view(p.shape).to(p))
 
     def _remember(
-        self, residuals: Residuals, tangent: Tangent | Posterior, mu: float, back: float, scale: float
+        self,
+        residuals: Residuals,
+        tangent: Tangent | Posterior,
+        mu: float,
+        back: float,
+        scale: float,
     ) -> None:
         """Follow what changes of the data do to the parameters, and to the fit."""
         memory, probes = self._memory, self.param_groups[0]["probes"]
@@ -359,7 +376,7 @@ class SNRGaussNewton(Optimizer):
             memory["memorized"] = math.nan
             return
         params = self._params()
-        signs = _signs(count, probes).to(tangent.rows)
+        signs = random_signs(count, probes).to(tangent.rows)
         whole = tangent.rows.new_zeros(len(tangent.rows), probes)
         whole[tangent.noisy > 0] = signs
         own = [self.state[p].get("sensitivity") for p in params]
@@ -379,19 +396,3 @@ class SNRGaussNewton(Optimizer):
     def describe(self) -> str:
         """What the optimizer does, in words, a line each."""
         return described(self)
-
-
-def _moved(tangent: Tangent | Posterior, step: Tensor) -> float:
-    """How far a step moves the fit; see :class:`GaussNewtonStats`."""
-    change = tangent.fitted(step)
-    count = float(tangent.noisy.sum())
-    if not count:
-        return float(change.norm() / tangent.rows.norm().clamp_min(1e-300))
-    return math.sqrt(float((change.square() * tangent.noisy).sum()) / count)
-
-
-def _signs(rows: int, probes: int) -> Tensor:
-    """Random signs, (rows, probes), the same ones every time."""
-    generator = torch.Generator("cpu").manual_seed(0)
-    signs = torch.randint(0, 2, (rows, probes), generator=generator, device="cpu")
-    return signs.double().mul_(2).sub_(1)

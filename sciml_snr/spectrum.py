@@ -107,14 +107,15 @@ class Truncated(Spectrum):
     def pulled(self, coefficients: Tensor) -> Tensor:
         """J^T U c."""
         roots = self._roots.view(-1, *[1] * (coefficients.ndim - 1))
-        found = (self._turned @ (roots * coefficients)).to(self._directions)
+        found: Tensor = (self._turned @ (roots * coefficients)).to(self._directions)
         return (self._directions.T @ found).double()
 
     def pushed(self, step: Tensor) -> Tensor:
         """J s."""
-        found = (self._directions @ step.to(self._directions)).double()
+        found: Tensor = (self._directions @ step.to(self._directions)).double()
         roots = self._roots.view(-1, *[1] * (found.ndim - 1))
-        return self.basis @ (roots * (self._turned.T @ found))
+        rows: Tensor = self.basis @ (roots * (self._turned.T @ found))
+        return rows
 
 
 def truncated(jacobian: Tensor, left_out: float, max_rank: int = MAX_RANK) -> Truncated:
@@ -164,4 +165,5 @@ def _orthonormal(rows: Tensor, least: float) -> Tensor:
     """Orthonormal rows that span these, but for those of less than a share of the largest."""
     squares, turned = torch.linalg.eigh((rows @ rows.T).double())
     kept = squares > least * squares[-1]
-    return (turned[:, kept] / squares[kept].sqrt()).T.to(rows) @ rows
+    found: Tensor = (turned[:, kept] / squares[kept].sqrt()).T.to(rows) @ rows
+    return found

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from .step_size import estimate
 
-EVIDENCE = "evidence"
-GATES = (EVIDENCE, "monotone", "stein")
+AUTO, EVIDENCE, MONOTONE = "auto", "evidence", "monotone"
+GATES = (AUTO, EVIDENCE, MONOTONE, "stein")
 
 
 class GaussNewtonStats(NamedTuple):
@@ -48,11 +51,12 @@ def described(optimizer: Any) -> str:
     lines = [f"SNRGaussNewton: Levenberg-Marquardt in the tangent kernel's basis, {ceiling}"]
     if group["z"] == 0:
         lines.append("gate: none")
-    elif kind == EVIDENCE:
-        lines.append("gate: of a prior of the weights, as wide as the evidence is largest")
-    else:
+    if group["z"] and kind in (AUTO, EVIDENCE):
+        where = "where all rows are noisy, " if kind == AUTO else ""
+        lines.append(f"gate: {where}of a prior of the weights, as wide as the evidence is largest")
+    if group["z"] and kind != EVIDENCE:
         follows = ", what is closed follows the exact rows" if group["follow"] else ""
-        lines.append(f"gate: {kind}, z = {group['z']:g}{follows}")
+        lines.append(f"gate: {MONOTONE if kind == AUTO else kind}, z = {group['z']:g}{follows}")
         lines.append(
             f"exact rows beside noisy ones: {group['exact_weight']:g} times their weight, after "
             f"{group['ramp_steps']} steps"
@@ -70,6 +74,22 @@ def described(optimizer: Any) -> str:
     if not math.isnan(optimizer.memorized):
         lines.append(f"memorized in these steps: {100 * optimizer.memorized:.1f} % of the noise")
     return "\n".join([*lines, *([optimizer.reason] if optimizer.done else [])])
+
+
+def moved_by(tangent: Any, step: Tensor) -> float:
+    """How far a step moves the fit; see :class:`GaussNewtonStats`."""
+    change = tangent.fitted(step)
+    count = float(tangent.noisy.sum())
+    if not count:
+        return float(change.norm() / tangent.rows.norm().clamp_min(1e-300))
+    return math.sqrt(float((change.square() * tangent.noisy).sum()) / count)
+
+
+def random_signs(rows: int, probes: int) -> Tensor:
+    """Random signs, (rows, probes), the same ones every time."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    signs = torch.randint(0, 2, (rows, probes), generator=generator, device="cpu")
+    return signs.double().mul_(2).sub_(1)
 
 
 def check_options(options: dict[str, Any]) -> None:

@@ -99,7 +99,7 @@ class Tangent:
         """The factor of each direction alone, (r,)."""
         floor = z**2 * self.noise / max(self.misfit, 1.0)
         ratio = floor / self.coefficients.square().clamp_min(1e-300)
-        return (1 - ratio).clamp_min(0)  # type: ignore[no-any-return]
+        return (1 - ratio).clamp_min(0)
 
     def _pooled(self, z: float) -> Tensor:
         """Factors that fall with the eigenvalue, (r,)."""

@@ -100,7 +100,9 @@ class ModelRows(Residuals):
         for condition, (beg, end) in zip(data.bcs, itertools.pairwise(ends), strict=True):
             points = never_seen(inputs[beg:end], [condition])
             own = None if aux is None else aux[beg:end]
-            self._parts.append(_Part(_pde(data, None, [condition], [end - beg], points), points, own))
+            self._parts.append(
+                _Part(_pde(data, None, [condition], [end - beg], points), points, own)
+            )
         if data.pde is not None and len(inputs) > ends[-1]:
             points, own = inputs[ends[-1] :], None if aux is None else aux[ends[-1] :]
             self._all = _Part(_pde(data, data.pde, [], [], points), points, own)
@@ -219,7 +221,7 @@ class ModelRows(Residuals):
             parts = dict(zip(self._own, found, strict=True))
             others = iter(self._others)
             sizes = [p.numel() for p in self._trained]
-            for name, column in zip(self._order, into[:, j].split(sizes, 1), strict=True):
+            for name, column in zip(self._order, torch.split(into[:, j], sizes, 1), strict=True):
                 if name is None:
                     column.copy_(_by_variable(own, next(others)))
                 elif (block := parts[name]) is not None:
