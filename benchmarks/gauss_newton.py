@@ -69,6 +69,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain, no gate": {**PLAIN, "z": 0.0},
     "exact 10 from the start": {**PLAIN, "exact_weight": 10.0, "ramp_steps": 0},
     "exact 100 from the start": {**PLAIN, "exact_weight": 100.0, "ramp_steps": 0},
+    "warm up 1000": {"warm_up": 1000},
+    "evidence, unknowns as weights": {"gate": "evidence", "unit": 1.0},
+    "rows 1200": {"equation_rows": 1200},
     "cold": {"warm_up": 0},
     "float64": {"dtype": "float64"},
     "all eigenvectors": {"exact_rows": 10**9},
@@ -182,9 +185,11 @@ def _optimizer(model: Any, problem: Any, options: dict[str, Any]) -> Any:
     if not options:
         return NAME
     unknowns = list(problem.unknowns.values())
+    options = dict(options)
+    unit = options.pop("unit", UNKNOWNS_UNIT)
     groups = [{"params": list(model.net.parameters())}]
     if unknowns:
-        groups.append({"params": unknowns, "unit": UNKNOWNS_UNIT})
+        groups.append({"params": unknowns, "unit": unit})
     return SNRGaussNewton(groups, **options)
 
 
@@ -263,6 +268,25 @@ def table(variant: str = "default", moment: float = 1.0) -> str:
         lines.append(["*without its best problem*", "", "", "", "", mean, "", "", "", ""])
     titles = "problem|seeds|ours|tuned Adam|its best moment|ours over Adam's|"
     titles += "coefficients off by (Adam's)|Adam's CPU seconds|ours, of them|steps"
+    return text.table(titles, lines)
+
+
+def hold(variant: str = "default") -> str:
+    """Where each problem's runs ended, and how far behind their own best moment."""
+    lines, ratios = [], []
+    for problem, own in rows_of(variant).items():
+        lasts = [json.loads(row["course"])[-1] for row in own]
+        ended = [last for last in lasts if last.get("done")]
+        found = [number(row["final_error"]) / number(row["best_error"]) for row in own]
+        ratios.append(median(found))
+        when = f"{median(last['time'] for last in ended):.2f}" if ended else ""
+        by_itself = f"{len(ended)} of {len(own)}"
+        lines.append([problem, by_itself, when, f"{ratios[-1]:.2f}", f"{max(found):.2f}"])
+    if ratios:
+        mean = f"{tables.geometric_mean(ratios):.2f}"
+        lines.append(["*geometric mean*", "", "", mean, ""])
+    titles = "problem|ended by itself|at, of Adam's CPU seconds|last error over its own lowest, "
+    titles += "median|worst"
     return text.table(titles, lines)
 
 

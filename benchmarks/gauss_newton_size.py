@@ -89,7 +89,6 @@ def _fit(run: Run) -> dict[str, Any]:
         seconds.append(time.process_time() - started)
     peak, stats = _peak() - before, model.opt.stats()
     weights = sum(p.numel() for p in model.net.parameters())
-    memory, expected = estimate(run.rows, weights)
     return {
         "rows": run.rows,
         "width": run.width,
@@ -97,9 +96,7 @@ def _fit(run: Run) -> dict[str, Any]:
         "rank": stats.rank,
         "left_out": f"{stats.left_out:.2g}",
         "seconds": round(median(seconds), 3),
-        "estimated_seconds": round(expected, 2),
         "gigabytes": round(peak, 3),
-        "estimated_gigabytes": round(memory, 3),
         **_errors(model, min(run.rows, weights)),
     }
 
@@ -150,13 +147,14 @@ def table() -> str:
     """Every size."""
     lines = []
     for row in map(dict, read(PATH)):
+        memory, seconds = estimate(int(row["rows"]), int(row["parameters"]))
         lines.append(
             [
                 f"{int(row['rows']):,}",
                 f"{int(row['parameters']):,}",
                 row["rank"],
-                f"{float(row['gigabytes']):.2f} ({float(row['estimated_gigabytes']):.2f})",
-                f"{float(row['seconds']):.2f} ({float(row['estimated_seconds']):.1f})",
+                f"{float(row['gigabytes']):.2f} ({memory:.2f})",
+                f"{float(row['seconds']):.2f} ({seconds:.1f})",
                 row["left_out"],
                 row["error"],
                 row["error_float32"],
