@@ -249,7 +249,7 @@ class SNRGaussNewton(Optimizer):
         memory["steps"] += 1
         goes_on = self._ramp(tangent)
         memory["still"] = memory["still"] + 1 if moved < group["tolerance"] and not goes_on else 0
-        if isinstance(tangent, Posterior):
+        if isinstance(tangent, Posterior) and residuals.data_stay:
             self._keep_best(tangent, kept)
         self.last_stats = found(tangent, mu, moved, missing)
         return after

@@ -77,6 +77,8 @@ class ModelRows(Residuals):
         self.parameters = sum(p.numel() for p in trained)
         """Their number."""
         self._seen: Any = None
+        self._changed = False
+        """Whether there was another batch before."""
         self._parts: list[_Part] = []
         self._all: _Part | None = None
         """The equation at all points."""
@@ -84,13 +86,15 @@ class ModelRows(Residuals):
         """Which of them are in this step; None: all."""
         self._equations: int | None = None
         conditions = conditions_of(model.data)
-        self.data_stay = all(getattr(c, "batch_size", None) is None for c in conditions)
+        self._conditions_stay = all(getattr(c, "batch_size", None) is None for c in conditions)
+        self.data_stay = self._conditions_stay
 
     def take(self, inputs: Any, targets: Any, aux: Any) -> None:
         """Take over a batch, as DeepXDE gives it to a train step."""
         if inputs is self._seen:
             return
-        self._seen, data = inputs, self._model.data
+        self._changed, data = self._seen is not None, self._model.data
+        self._seen = inputs
         self._chosen = self._all = None
         if not isinstance(data, PDE):
             self._parts = [_Part(data, inputs, aux, targets)]
@@ -186,6 +190,10 @@ class ModelRows(Residuals):
                 rows.append(scaled.detach().double().flatten())
                 place, first = place + 1, first + scaled.numel()
         flags = torch.cat([flag.flatten() for flag in noisy]).to(rows[0].device)
+        is_drawn = self._changed or self._chosen is not None
+        equations = (self._equations or 0) if isinstance(self._model.data, PDE) else len(noisy)
+        drawn = noisy[:equations] if is_drawn else []
+        self.data_stay = self._conditions_stay and not any(bool(flag.any()) for flag in drawn)
         return System(torch.cat(rows), flags, whole)
 
     def _with_copies(self, part: _Part) -> tuple[list[Tensor], list[Tensor]]:

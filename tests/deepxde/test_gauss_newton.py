@@ -374,6 +374,13 @@ def test_where_an_equation_has_many_points_some_are_drawn_in_every_step(monkeypa
     assert not torch.equal(seen[0], seen[1])
 
 
+def test_errors_of_an_equation_whose_points_are_drawn_are_other_data_in_every_step(monkeypatch):
+    monkeypatch.setattr(room, "EQUATION_ROWS", 20)
+    m = compiled(model(measured(0.05), domain=50), loss=[NoisyLoss(0.3), "MSE"])
+    m.train(9, display_every=100, verbose=0)
+    assert math.isnan(m.opt.memorized) and not m.opt.done  # evidence of other data is no other
+
+
 def test_resampled_points():
     m = compiled(model(measured(0.05)))
     sampler = dde.callbacks.PDEPointResampler(period=1)
