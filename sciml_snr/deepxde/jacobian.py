@@ -25,7 +25,7 @@ from .conditions import NoisyCondition, conditions_of
 from .rows import clear_cache, loss_weights_of
 from .split_step import never_seen
 
-EQUATION_ROWS = 600
+EQUATION_ROWS = 1200
 """Rows of equations in a step; where there are more, so many are drawn anew in every step."""
 
 TOLERANCE = 1e-2
