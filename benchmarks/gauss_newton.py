@@ -25,14 +25,15 @@ import torch
 from benchmarks import text, zoo
 from benchmarks.equal_time import ENDING, job, rivals
 from benchmarks.harness import RESULTS, append_missing, read
+from sciml_snr import gauss_newton as engine
 from sciml_snr.bench import tables
 from sciml_snr.bench.rows import number
 from sciml_snr.bench.smoothing import remade
 from sciml_snr.bench.training import DIVERGED
 from sciml_snr.deepxde import jacobian as room
-from sciml_snr.deepxde.gauss_newton import NAME, WARM_UP_RATE, WARM_UP_STEPS
+from sciml_snr.deepxde.gauss_newton import NAME, UNKNOWNS_UNIT, WARM_UP_RATE, WARM_UP_STEPS
 from sciml_snr.deepxde.jacobian import EQUATION_ROWS
-from sciml_snr.gauss_newton import SNRGaussNewton
+from sciml_snr.gauss_newton import EXACT_ROWS, SNRGaussNewton
 
 PATH = RESULTS / "gauss_newton.csv"
 KEYS = ("variant", "problem", "seed")
@@ -52,21 +53,27 @@ class Run:
 PLAIN = {"gate": "stein", "z": 1.5, "exact_weight": 1.0}
 """The gate of each direction by itself, and exact rows as they weigh in the loss."""
 
+MONOTONE = {"gate": "monotone"}
+"""The gate that pools neighbouring directions, exact rows rising to 100 times their weight."""
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
+    "evidence": {"gate": "evidence"},
+    "monotone": MONOTONE,
+    "monotone, all eigenvectors": {**MONOTONE, "exact_rows": 10**9},
+    "monotone, z 1": {**MONOTONE, "z": 1.0},
+    "monotone, z 0.7": {**MONOTONE, "z": 0.7},
+    "monotone, rows 300": {**MONOTONE, "equation_rows": 300},
     "plain": PLAIN,
     "plain, z 2.5": {**PLAIN, "z": 2.5},
     "plain, no gate": {**PLAIN, "z": 0.0},
     "exact 10 from the start": {**PLAIN, "exact_weight": 10.0, "ramp_steps": 0},
     "exact 100 from the start": {**PLAIN, "exact_weight": 100.0, "ramp_steps": 0},
-    "z 1": {"z": 1.0},
-    "z 0.7": {"z": 0.7},
-    "no gate": {"z": 0.0},
-    "gate alone": {"follow": False},
+    "monotone, warm up 1000": {**MONOTONE, "warm_up": 1000},
+    "rows 600": {"equation_rows": 600},
     "cold": {"warm_up": 0},
     "float64": {"dtype": "float64"},
-    "rows 300": {"equation_rows": 300},
-    "rows 1200": {"equation_rows": 1200},
+    "all eigenvectors": {"exact_rows": 10**9},
     "three times the seconds": {"limit": 3.0},
     "five times the seconds": {"limit": 5.0},
 }
@@ -103,6 +110,7 @@ def fit(run: Run) -> dict[str, Any]:
     options = dict(VARIANTS[run.variant])
     warm_up = options.pop("warm_up", WARM_UP_STEPS)
     room.EQUATION_ROWS = options.pop("equation_rows", EQUATION_ROWS)
+    engine.EXACT_ROWS = options.pop("exact_rows", EXACT_ROWS)
     limit = options.pop("limit", LIMIT)
     dde.config.set_default_float(options.pop("dtype", "float32"))
     case = zoo.plan().cases[run.problem]
@@ -176,7 +184,12 @@ def _optimizer(model: Any, problem: Any, options: dict[str, Any]) -> Any:
     if not options:
         return NAME
     unknowns = list(problem.unknowns.values())
-    return SNRGaussNewton([*model.net.parameters(), *unknowns], **options)
+    options = dict(options)
+    unit = options.pop("unit", UNKNOWNS_UNIT)
+    groups = [{"params": list(model.net.parameters())}]
+    if unknowns:
+        groups.append({"params": unknowns, "unit": unit})
+    return SNRGaussNewton(groups, **options)
 
 
 def _seconds_of_a_step(model: Any, steps: int = 40, rounds: int = 5) -> float:
@@ -254,6 +267,25 @@ def table(variant: str = "default", moment: float = 1.0) -> str:
         lines.append(["*without its best problem*", "", "", "", "", mean, "", "", "", ""])
     titles = "problem|seeds|ours|tuned Adam|its best moment|ours over Adam's|"
     titles += "coefficients off by (Adam's)|Adam's CPU seconds|ours, of them|steps"
+    return text.table(titles, lines)
+
+
+def hold(variant: str = "default") -> str:
+    """Where each problem's runs ended, and how far behind their own best moment."""
+    lines, ratios = [], []
+    for problem, own in rows_of(variant).items():
+        lasts = [json.loads(row["course"])[-1] for row in own]
+        ended = [last for last in lasts if last.get("done")]
+        found = [number(row["final_error"]) / number(row["best_error"]) for row in own]
+        ratios.append(median(found))
+        when = f"{median(last['time'] for last in ended):.2f}" if ended else ""
+        by_itself = f"{len(ended)} of {len(own)}"
+        lines.append([problem, by_itself, when, f"{ratios[-1]:.2f}", f"{max(found):.2f}"])
+    if ratios:
+        mean = f"{tables.geometric_mean(ratios):.2f}"
+        lines.append(["*geometric mean*", "", "", mean, ""])
+    titles = "problem|ended by itself|at, of Adam's CPU seconds|last error over its own lowest, "
+    titles += "median|worst"
     return text.table(titles, lines)
 
 

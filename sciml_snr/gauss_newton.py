@@ -1,49 +1,49 @@
 r"""SNRGaussNewton: Gauss-Newton steps that leave alone what does not stand out of the noise.
 
 The formulas are in :mod:`sciml_snr.tangent`. Twenty to ninety steps without a learning rate take
-the place of thousands of first order; each needs the Jacobian of all residual rows, and the
-eigenvectors of its kernel: for up to a few thousand rows.
+the place of thousands of first order; each needs the Jacobian of all residual rows, and those
+eigenvectors of its kernel that count beside the damping (:mod:`sciml_snr.spectrum`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from .jacobian import ClosureRows, Residuals
+from .evidence import LEFT_OUT as LEFT_OUT_OF_NOISE
+from .evidence import Posterior
+from .jacobian import ClosureRows, Residuals, System
+from .spectrum import spectrum_of
+from .step_size import MAX_GIGABYTES, check_size
+from .step_stats import (
+    AUTO,
+    EVIDENCE,
+    MONOTONE,
+    GaussNewtonStats,
+    check_options,
+    described,
+    found,
+    moved_by,
+    random_signs,
+)
 from .tangent import Tangent
 
 DONE = "done: no direction stands out of the noise"
 """Why an optimizer has stopped."""
 
-GATES = ("monotone", "stein")
-
 LOWEST, HIGHEST = 1e-9, 1e12
 """Of the damping."""
 
-MAX_ROWS = 6000
-"""Rows beyond which a step is refused."""
+EXACT_ROWS = 200
+"""Up to so many rows, all eigenvectors are found; beyond, those that count."""
 
-
-class GaussNewtonStats(NamedTuple):
-    """What the last step found."""
-
-    rows: int
-    """Number of residual rows."""
-    open_fraction: float
-    """Mean of the gate over the noisy rows' directions, each by its share of noise, in [0, 1]."""
-    misfit: float
-    """Mean square of the noisy rows in units of their sigma, before the step; 1 without any."""
-    damping: float
-    """mu, after the step."""
-    moved: float
-    """Root mean square by which the step moves the noisy fit, in units of sigma (without noisy
-    rows: relative change of the rows)."""
+LEFT_OUT = 0.1
+"""Trace of the kernel that may be left out, in units of the damping."""
 
 
 class SNRGaussNewton(Optimizer):
@@ -59,8 +59,10 @@ class SNRGaussNewton(Optimizer):
             groups of them, as for any optimizer.
         lr: None; or a ceiling on a step's length, in the Euclidean norm of all parameters.
         z: threshold of the gate, in standard deviations of the noise; 0: no gate.
-        gate: ``"monotone"``: it pools neighbouring directions, and falls with their eigenvalue; or
-            ``"stein"``: each direction by itself.
+        gate: ``"monotone"``: it pools neighbouring directions, and falls with their eigenvalue;
+            ``"stein"``: each direction by itself; ``"evidence"``: of a prior of the weights, its
+            width the one of the largest evidence, see :mod:`sciml_snr.evidence`; ``"auto"``: this
+            where all rows are noisy, monotone elsewhere.
         follow: whether what is closed follows the exact rows.
         exact_weight: beside noisy rows, exact ones count so many times as much in the end: what is
             known exactly need not give way to noise.
@@ -74,6 +76,10 @@ class SNRGaussNewton(Optimizer):
         patience: so many steps in a row that move nothing of significance end it.
         tolerance: what counts as none, in units of sigma per noisy row.
         probes: changes of the data that are followed to find the memorized share; 0: none.
+        max_gigabytes: memory beyond which the first step is refused, see
+            :func:`sciml_snr.step_size.estimate`.
+        unit: the prior's width beside that of other groups of parameters. In a group of unknown
+            coefficients something large, such as 30, leaves them to the data.
 
     Raises:
         ValueError: an option is out of range; the message names it.
@@ -90,7 +96,7 @@ class SNRGaussNewton(Optimizer):
         lr: float | None = None,
         *,
         z: float = 1.25,
-        gate: str = "monotone",
+        gate: str = AUTO,
         follow: bool = True,
         exact_weight: float = 100.0,
         ramp_steps: int = 30,
@@ -99,6 +105,8 @@ class SNRGaussNewton(Optimizer):
         patience: int = 5,
         tolerance: float = 1e-3,
         probes: int = 8,
+        max_gigabytes: float = MAX_GIGABYTES,
+        unit: float = 1.0,
     ) -> None:
         defaults: dict[str, Any] = dict(
             lr=lr,
@@ -112,10 +120,12 @@ class SNRGaussNewton(Optimizer):
             patience=patience,
             tolerance=tolerance,
             probes=probes,
+            max_gigabytes=max_gigabytes,
+            unit=unit,
         )
-        _check(defaults)
+        check_options(defaults)
         self._net = net if isinstance(net, nn.Module) else None
-        self._stats: GaussNewtonStats | None = None
+        self.last_stats: GaussNewtonStats | None = None
         params = net.named_parameters() if isinstance(net, nn.Module) else net
         super().__init__(params, defaults)
         for p in self._params():
@@ -135,13 +145,18 @@ class SNRGaussNewton(Optimizer):
         if "steps" not in memory:
             group = self.param_groups[0]
             memory |= {"steps": 0, "damping": group["damping"], "still": 0, "memorized": math.nan}
-            memory["ramp"] = 0
+            memory |= {"ramp": 0, "before_memorized": 0.0}
         return memory
 
     @property
     def steps(self) -> int:
         """Steps taken."""
         return int(self._memory["steps"])
+
+    @property
+    def damping(self) -> float:
+        """mu of the next step."""
+        return float(self._memory["damping"])
 
     @property
     def done(self) -> bool:
@@ -155,7 +170,9 @@ class SNRGaussNewton(Optimizer):
 
     @property
     def memorized(self) -> float:
-        """Share of the noise that the steps so far have put into the fit, in [0, 1].
+        """Share of the noise that these steps so far have put into the fit, in [0, 1].
+
+        What another optimizer has put there before is not in it.
 
         The derivative of the fit by the data, (1/n) tr(df/dy), along the steps as they were taken,
         with gates and kernels of each; its trace by ``probes`` random changes of the data. NaN
@@ -169,14 +186,14 @@ class SNRGaussNewton(Optimizer):
         Raises:
             RuntimeError: there was none, in this process.
         """
-        if self._stats is None:
+        if self.last_stats is None:
             raise RuntimeError("No step has been taken yet: stats() is what the last one found.")
-        return self._stats
+        return self.last_stats
 
     @property
     def has_stats(self) -> bool:
         """Whether a step has been taken in this process, so that :meth:`stats` knows one."""
-        return self._stats is not None
+        return self.last_stats is not None
 
     def degrees_of_freedom(self, rows: int) -> float:
         """Of a fit to so many noisy rows: their number times the memorized share."""
@@ -198,7 +215,7 @@ class SNRGaussNewton(Optimizer):
 
         Raises:
             TypeError: it is no function, or does not give rows.
-            ValueError: there are more than :data:`MAX_ROWS` rows.
+            ValueError: it would take more memory than there may be.
             FloatingPointError: a row or derivative is not finite.
         """
         residuals = self._residuals(closure)
@@ -206,21 +223,22 @@ class SNRGaussNewton(Optimizer):
             return float(residuals.rows().square().sum())
         memory, group = self._memory, self.param_groups[0]
         if not self.steps:
-            check_size(len(residuals.rows()), sum(p.numel() for p in self._params()))
+            self.check_size(len(residuals.rows()))
         system = residuals.system()
         weights = self._weights(system.noisy)
-        system = system.weighted(weights)
-        tangent = Tangent(system, group["z"], group["gate"], group["follow"])
-        before = after = float(system.rows.square().sum())
+        tangent, before = self._tangent(system, weights)
+        missing = tangent.spectrum.left_out
+        mu = memory["damping"]
+        missing = missing if isinstance(tangent, Posterior) else missing / mu
         kept = [p.clone() for p in self._params()]
-        moved, mu = 0.0, memory["damping"]
+        moved, after = 0.0, before
         for _ in range(group["max_trials"]):
             step, back = tangent.step(mu)
             scale = self._shortened(step, group["lr"])
-            self._move(scale * step)
+            self._move(scale * step, self._units(tangent))
             after = float((weights * residuals.rows()).square().sum())
-            if after < before:
-                moved = _moved(tangent, scale * step)
+            if after + self._penalty(tangent) < before + self._penalty(tangent, kept):
+                moved = moved_by(tangent, scale * step)
                 self._remember(residuals, tangent, mu, back, scale)
                 mu = max(mu / 3, LOWEST)
                 break
@@ -229,25 +247,91 @@ class SNRGaussNewton(Optimizer):
             mu, after = min(4 * mu, HIGHEST), before
         memory["damping"] = mu
         memory["steps"] += 1
-        rises = self._ramp(tangent)
-        memory["still"] = memory["still"] + 1 if moved < group["tolerance"] and not rises else 0
-        noise = float(tangent.noise.sum())
-        opened = float((tangent.gate * tangent.noise).sum() / noise) if noise else 1.0
-        self._stats = GaussNewtonStats(len(system.rows), opened, tangent.misfit, mu, moved)
+        goes_on = self._ramp(tangent)
+        memory["still"] = memory["still"] + 1 if moved < group["tolerance"] and not goes_on else 0
+        if isinstance(tangent, Posterior) and residuals.data_stay:
+            self._keep_best(tangent, kept)
+        self.last_stats = found(tangent, mu, moved, missing)
         return after
+
+    def _tangent(self, system: System, weights: Tensor) -> tuple[Tangent | Posterior, float]:
+        """The linearized problem, and its rows' sum of squares."""
+        group = self.param_groups[0]
+        exact = len(system.rows) <= EXACT_ROWS
+        if self._has_prior(system.noisy):
+            system = system.weighted(weights, self._all_units())
+            spectrum = spectrum_of(system.jacobian, None if exact else LEFT_OUT_OF_NOISE)
+            made: Tangent | Posterior = Posterior(system, spectrum, self._flat(self._params()))
+        else:
+            system = system.weighted(weights)
+            left_out = None if exact else LEFT_OUT * self._memory["damping"]
+            gate = MONOTONE if group["gate"] == AUTO else group["gate"]
+            made = Tangent(system, group["z"], gate, group["follow"], left_out)
+        return made, float(system.rows.square().sum())
+
+    def _keep_best(self, posterior: Posterior, kept: list[Tensor]) -> None:
+        """Keep the parameters of the most evidence so far; end there once it has had its time."""
+        memory, group = self._memory, self.param_groups[0]
+        if posterior.evidence < memory.get("evidence", math.inf):
+            memory |= {"evidence": posterior.evidence, "worse": 0}
+            memory["best_memorized"] = memory["before_memorized"]
+            for p, own in zip(self._params(), kept, strict=True):
+                self.state[p]["best"] = own
+        else:
+            memory["worse"] += 1
+        memory["before_memorized"] = memory["memorized"]
+        if memory["worse"] >= group["patience"]:
+            memory["still"] = group["patience"]
+        if self.done:
+            memory["memorized"] = memory["best_memorized"]
+            for p in self._params():
+                p.copy_(self.state[p]["best"])
+
+    def _penalty(self, tangent: Tangent | Posterior, at: list[Tensor] | None = None) -> float:
+        """What counts beside the rows' squares: the prior's part."""
+        if isinstance(tangent, Tangent):
+            return 0.0
+        return tangent.penalty(self._flat(self._params() if at is None else at))
+
+    def check_size(self, rows: int) -> None:
+        """Refuse steps on so many rows if they take more memory than there may be.
+
+        Raises:
+            ValueError: says what they would take.
+        """
+        size, params = sum(p.numel() for p in self._params()), self._params()
+        check_size(rows, size, params[0].itemsize, self.param_groups[0]["max_gigabytes"])
+
+    def _all_units(self) -> Tensor:
+        """The unit of each parameter, (P,), float64."""
+        pairs = [(g["unit"], p) for g in self.param_groups for p in g["params"] if p.requires_grad]
+        return torch.cat([torch.full_like(p, u, dtype=torch.float64).flatten() for u, p in pairs])
+
+    def _units(self, tangent: Tangent | Posterior) -> Tensor | float:
+        """What a step of 1 moves each parameter by."""
+        return 1.0 if isinstance(tangent, Tangent) else self._all_units()
+
+    def _flat(self, values: list[Tensor]) -> Tensor:
+        """Values of all parameters as one vector in their units, (P,)."""
+        return torch.cat([p.detach().double().flatten() for p in values]) / self._all_units()
+
+    def _has_prior(self, noisy: Tensor) -> bool:
+        """Whether steps are those of :mod:`sciml_snr.evidence`."""
+        gate, z = self.param_groups[0]["gate"], self.param_groups[0]["z"]
+        return bool(z and noisy.any() and (gate == EVIDENCE or (gate == AUTO and noisy.all())))
 
     def _weights(self, noisy: Tensor) -> Tensor:
         """What every row is multiplied by in this step, (N,)."""
         group, ones = self.param_groups[0], torch.ones_like(noisy)
-        if not noisy.any():
+        if not noisy.any() or self._has_prior(noisy):
             return ones
         share = self._memory["ramp"] / group["ramp_steps"] if group["ramp_steps"] else 1.0
         return torch.where(noisy > 0, ones, math.sqrt(group["exact_weight"] ** share))
 
-    def _ramp(self, tangent: Tangent) -> bool:
+    def _ramp(self, tangent: Tangent | Posterior) -> bool:
         """Find the exact rows' weight in the next step; says whether it rises."""
         memory, group, count = self._memory, self.param_groups[0], float(tangent.noisy.sum())
-        if not 0 < count < len(tangent.noisy):
+        if not 0 < count < len(tangent.noisy) or isinstance(tangent, Posterior):
             return False
         explained = tangent.misfit <= 1 + math.sqrt(2 / count)
         before = memory["ramp"]
@@ -271,14 +355,19 @@ class SNRGaussNewton(Optimizer):
         length = float(step.norm())
         return 1.0 if ceiling is None or length <= ceiling else float(ceiling) / length
 
-    def _move(self, step: Tensor) -> None:
-        """Add a vector to all parameters."""
-        params = self._params()
+    def _move(self, step: Tensor, units: Tensor | float) -> None:
+        """Add a vector, in these units, to all parameters."""
+        params, step = self._params(), step * units
         for p, part in zip(params, torch.split(step, [p.numel() for p in params]), strict=True):
             p.add_(part.view(p.shape).to(p))
 
     def _remember(
-        self, residuals: Residuals, tangent: Tangent, mu: float, back: float, scale: float
+        self,
+        residuals: Residuals,
+        tangent: Tangent | Posterior,
+        mu: float,
+        back: float,
+        scale: float,
     ) -> None:
         """Follow what changes of the data do to the parameters, and to the fit."""
         memory, probes = self._memory, self.param_groups[0]["probes"]
@@ -287,15 +376,18 @@ class SNRGaussNewton(Optimizer):
             memory["memorized"] = math.nan
             return
         params = self._params()
-        signs = _signs(count, probes).to(tangent.rows)
+        signs = random_signs(count, probes).to(tangent.rows)
         whole = tangent.rows.new_zeros(len(tangent.rows), probes)
         whole[tangent.noisy > 0] = signs
         own = [self.state[p].get("sensitivity") for p in params]
         pairs = zip(own, params, strict=True)
         parts = [p.new_zeros(p.numel(), probes) if x is None else x for x, p in pairs]
-        sensitivity = torch.cat(parts).double()
+        units = self._units(tangent)
+        columns = units[:, None] if isinstance(units, Tensor) else units
+        sensitivity = torch.cat(parts).double() / columns
         sensitivity += scale * tangent.response(sensitivity, whole, mu, back)
         fit = tangent.fitted(sensitivity)[tangent.noisy > 0]
+        sensitivity *= columns
         memory["memorized"] = float((fit * signs).sum() / (count * probes))
         sizes = [p.numel() for p in params]
         for p, part in zip(params, torch.split(sensitivity, sizes), strict=True):
@@ -303,72 +395,4 @@ class SNRGaussNewton(Optimizer):
 
     def describe(self) -> str:
         """What the optimizer does, in words, a line each."""
-        group = self.param_groups[0]
-        ceiling = (
-            "no learning rate" if group["lr"] is None else f"no step longer than {group['lr']:g}"
-        )
-        lines = [f"SNRGaussNewton: Levenberg-Marquardt in the tangent kernel's basis, {ceiling}"]
-        if group["z"] == 0:
-            lines.append("gate: none")
-        else:
-            follows = ", what is closed follows the exact rows" if group["follow"] else ""
-            lines.append(f"gate: {group['gate']}, z = {group['z']:g}{follows}")
-        lines.append(
-            f"exact rows beside noisy ones: {group['exact_weight']:g} times their weight, after "
-            f"{group['ramp_steps']} steps"
-        )
-        if self.steps:
-            lines.append(f"steps: {self.steps}, damping {self._memory['damping']:.2g}")
-        if not math.isnan(self.memorized):
-            lines.append(f"memorized: {100 * self.memorized:.1f} % of the noise")
-        return "\n".join([*lines, *([self.reason] if self.done else [])])
-
-
-def _moved(tangent: Tangent, step: Tensor) -> float:
-    """How far a step moves the fit; see :class:`GaussNewtonStats`."""
-    change = tangent.fitted(step)
-    count = float(tangent.noisy.sum())
-    if not count:
-        return float(change.norm() / tangent.rows.norm().clamp_min(1e-300))
-    return math.sqrt(float((change.square() * tangent.noisy).sum()) / count)
-
-
-def _signs(rows: int, probes: int) -> Tensor:
-    """Random signs, (rows, probes), the same ones every time."""
-    generator = torch.Generator("cpu").manual_seed(0)
-    signs = torch.randint(0, 2, (rows, probes), generator=generator, device="cpu")
-    return signs.double().mul_(2).sub_(1)
-
-
-def _check(options: dict[str, Any]) -> None:
-    """Refuse options out of range, by name."""
-    lr = options["lr"]
-    if lr is not None and not (isinstance(lr, (int, float)) and lr > 0):
-        raise ValueError(
-            f"lr must be None or a positive number, the longest step there may be; got {lr!r}."
-        )
-    if options["gate"] not in GATES:
-        raise ValueError(f"gate must be one of {', '.join(GATES)}; got {options['gate']!r}.")
-    for name in ("damping", "tolerance", "exact_weight"):
-        if not 0 < options[name] < math.inf:
-            raise ValueError(f"{name} must be a positive number, got {options[name]!r}.")
-    if not 0 <= options["z"] < math.inf:
-        raise ValueError(f"z must be a number >= 0, got {options['z']!r}.")
-    for name, least in {"max_trials": 1, "patience": 1, "probes": 0, "ramp_steps": 0}.items():
-        if not (isinstance(options[name], int) and options[name] >= least):
-            raise ValueError(f"{name} must be a whole number >= {least}, got {options[name]!r}.")
-
-
-def check_size(rows: int, parameters: int) -> None:
-    """Refuse a step that would take too long.
-
-    Raises:
-        ValueError: says what it would take.
-    """
-    if rows > MAX_ROWS:
-        gigabytes = 8 * (3 * rows**2 + 2 * rows * parameters) / 1e9
-        raise ValueError(
-            f"A Gauss-Newton step on {rows} residual rows and {parameters} parameters would take "
-            f"about {gigabytes:.0f} GB and minutes; up to {MAX_ROWS} rows are taken. Give fewer "
-            'points, or use "snr_adam".'
-        )
+        return described(self)

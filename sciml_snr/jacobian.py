@@ -60,10 +60,12 @@ class System(NamedTuple):
     jacobian: Tensor
     """(N, P), the network's dtype: derivatives of the rows by all parameters."""
 
-    def weighted(self, weights: Tensor) -> System:
-        """With each row, and its derivatives, times a number."""
-        columns = weights.to(self.jacobian)[:, None]
-        return System(self.rows * weights, self.noisy, self.jacobian * columns)
+    def weighted(self, weights: Tensor, units: Tensor | None = None) -> System:
+        """With each row, and its derivatives, times a number; and by parameters in these units."""
+        jacobian = self.jacobian * weights.to(self.jacobian)[:, None]
+        if units is not None:
+            jacobian *= units.to(jacobian)
+        return System(self.rows * weights, self.noisy, jacobian)
 
 
 class Residuals(ABC):

@@ -43,44 +43,52 @@ import torch
 from torch import Tensor
 
 from .jacobian import System
+from .spectrum import NOT_FINITE, Spectrum, spectrum_of
 
 ALONE = 2.5
 """Standard deviations from which a direction stands out by itself."""
 
 
 class Tangent:
-    """The kernel of a system of rows, decomposed in float64.
+    """The kernel of a system of rows, decomposed in float64: r directions.
 
     Args:
-        system: rows and Jacobian; products with the Jacobian are made in its dtype.
+        system: N rows and their Jacobian; products with the Jacobian are made in its dtype.
         z: threshold of the gate, in standard deviations; 0: all is open.
         gate: ``"monotone"`` or ``"stein"``.
         follow: whether what is closed follows the exact rows.
+        left_out: trace of the kernel that may be left out, see :func:`sciml_snr.spectrum.truncated`
+            (r as it comes); None: none, all eigenvectors (r = N).
+        spectrum: the Jacobian's, where it is known already.
 
     Raises:
         FloatingPointError: a row or a derivative is not finite.
     """
 
-    def __init__(self, system: System, z: float, gate: str, follow: bool) -> None:
-        rows, self.noisy, self._jacobian = system
-        kernel = (self._jacobian @ self._jacobian.T).double()
-        if not (rows.isfinite().all() and kernel.isfinite().all()):
-            raise FloatingPointError(
-                "A residual row, or its derivative by a parameter, is not finite. Parameters and "
-                "state are as they were before this step: look at the equation at its points."
-            )
-        values, self._basis = torch.linalg.eigh(kernel)
-        self.values = values.clamp_min(0)
+    def __init__(
+        self,
+        system: System,
+        z: float,
+        gate: str,
+        follow: bool,
+        left_out: float | None = None,
+        spectrum: Spectrum | None = None,
+    ) -> None:
+        rows, self.noisy, jacobian = system
+        self.spectrum = spectrum or spectrum_of(jacobian, left_out)
+        if not rows.isfinite().all():
+            raise FloatingPointError(NOT_FINITE)
+        self.values, self._basis = self.spectrum.values, self.spectrum.basis
         self.rows = rows
         self.noise = self._basis.square().T @ self.noisy
-        """(N,) v: the variance of each direction's coefficient under the noise alone."""
+        """(r,) v: the variance of each direction's coefficient under the noise alone."""
         self._exact = self._basis.T @ (rows * (1 - self.noisy))
         self._data = self._basis.T @ (rows * self.noisy)
         self.coefficients = self._exact + self._data
         count = self.noisy.sum()
         self.misfit = float((rows.square() * self.noisy).sum() / count) if count else 1.0
         self.gate = self._own(z)
-        """(N,) q, in the eigenvalues' order."""
+        """(r,) q, in the eigenvalues' order."""
         if gate == "monotone":
             share = self.noise.sqrt()
             pooled = share * self._pooled(z) + (1 - share) * self.gate
@@ -88,13 +96,13 @@ class Tangent:
         self._follow = follow and z > 0
 
     def _own(self, z: float) -> Tensor:
-        """The factor of each direction alone, (N,)."""
+        """The factor of each direction alone, (r,)."""
         floor = z**2 * self.noise / max(self.misfit, 1.0)
         ratio = floor / self.coefficients.square().clamp_min(1e-300)
-        return (1 - ratio).clamp_min(0)  # type: ignore[no-any-return]
+        return (1 - ratio).clamp_min(0)
 
     def _pooled(self, z: float) -> Tensor:
-        """Factors that fall with the eigenvalue, (N,)."""
+        """Factors that fall with the eigenvalue, (r,)."""
         floor = z**2 * self.noise / max(self.misfit, 1.0)
         return _falling(self._data.square().flip(0), floor.flip(0)).flip(0)
 
@@ -115,7 +123,7 @@ class Tangent:
         """The step as a linear map of coefficients, those of the exact and of the noisy rows.
 
         Args:
-            exact, data: (N,) or (N, m).
+            exact, data: (r,) or (r, m).
             damping: mu.
             back: a.
 
@@ -127,7 +135,7 @@ class Tangent:
         moved = gate * (exact + data)
         if self._follow:
             moved = moved + (1 - gate) * (exact - back * data)
-        return -self._transposed(self._basis @ (moved / (values + damping)))
+        return -self.spectrum.pulled(moved / (values + damping))
 
     def response(self, sensitivity: Tensor, signs: Tensor, damping: float, back: float) -> Tensor:
         """What a step adds to derivatives of the parameters by the noisy rows' errors.
@@ -142,20 +150,14 @@ class Tangent:
         Returns:
             (P, m).
         """
-        moved = self._product(sensitivity) - signs
+        moved = self.spectrum.pushed(sensitivity) - signs
         noisy = self.noisy[:, None]
         exact, data = self._basis.T @ (moved * (1 - noisy)), self._basis.T @ (moved * noisy)
         return self.apply(exact, data, damping, back)
 
     def fitted(self, step: Tensor) -> Tensor:
         """How a change of the parameters, (P,) or (P, m), changes the rows, (N,) or (N, m)."""
-        return self._product(step)
-
-    def _product(self, step: Tensor) -> Tensor:
-        return (self._jacobian @ step.to(self._jacobian)).double()
-
-    def _transposed(self, rows: Tensor) -> Tensor:
-        return (self._jacobian.T @ rows.to(self._jacobian)).double()
+        return self.spectrum.pushed(step)
 
 
 def _falling(data: Tensor, floor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 
 import sciml_snr
 from sciml_snr import NoisyRows, SNRGaussNewton
-from sciml_snr.gauss_newton import DONE, MAX_ROWS
+from sciml_snr.gauss_newton import DONE
 from sciml_snr.jacobian import ClosureRows, System
 from sciml_snr.tangent import Tangent
 from tests.cases import assert_plain, assert_same_bits, network, through_a_file
@@ -255,22 +255,23 @@ def test_a_step_that_lowers_nothing_is_taken_back_to_the_bit():
     assert optimizer.stats().moved == 0
 
 
+@pytest.mark.parametrize("gate", ["monotone", "evidence"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_resumes_to_the_bit(dtype):
-    x, y, _ = data(dtype=dtype)
+def test_resumes_to_the_bit(dtype, gate):
+    x, y, _ = data(220, dtype=dtype)
 
     def run(net, optimizer, steps):
         for _ in range(steps):
             optimizer.step(lambda net: rows(net, x, y))
 
     whole, halves = network(dtype), network(dtype)
-    straight = SNRGaussNewton(whole)
+    straight = SNRGaussNewton(whole, gate=gate)
     run(whole, straight, 6)
-    first = SNRGaussNewton(halves)
+    first = SNRGaussNewton(halves, gate=gate)
     run(halves, first, 3)
     state = through_a_file(first.state_dict())
     assert_plain(state)
-    second = SNRGaussNewton(halves)
+    second = SNRGaussNewton(halves, gate=gate)
     second.load_state_dict(state)
     run(halves, second, 3)
     assert_same_bits(
@@ -324,8 +325,9 @@ def test_rows_of_different_error_count_by_their_own():
 def test_describes_itself():
     net = network(torch.float64)
     x, y, _ = data()
-    optimizer = SNRGaussNewton(net, lr=0.5)
+    optimizer = SNRGaussNewton(net, lr=0.5, gate="monotone")
     assert "no step longer than 0.5" in optimizer.describe()
+    assert "prior of the weights" in SNRGaussNewton(net).describe()
     optimizer.step(lambda net: rows(net, x, y))
     assert "monotone, z = 1.25, what is closed follows the exact rows" in optimizer.describe()
     assert "steps: 1" in optimizer.describe() and "memorized" in optimizer.describe()
@@ -346,6 +348,7 @@ def test_describes_itself():
         ("patience", 0.5),
         ("tolerance", math.inf),
         ("probes", -1),
+        ("max_gigabytes", 0.0),
     ],
 )
 def test_options_out_of_range_are_refused_by_name(option, value):
@@ -379,13 +382,12 @@ def test_bad_input_is_refused_with_what_to_do():
         SNRGaussNewton([nn.Parameter(torch.zeros(2, dtype=torch.complex64))])
 
 
-def test_more_rows_than_fit_are_refused_with_their_size(monkeypatch):
-    monkeypatch.setattr("sciml_snr.gauss_newton.MAX_ROWS", 10)
+def test_more_than_fits_in_memory_is_refused_with_its_size():
     net = network()
     x, y, _ = data(dtype=torch.float32)
-    with pytest.raises(ValueError, match=r"40 residual rows .* GB"):
-        SNRGaussNewton(net).step(lambda net: rows(net, x, y, equation=False))
-    assert MAX_ROWS > 10
+    small = SNRGaussNewton(net, max_gigabytes=1e-6)
+    with pytest.raises(ValueError, match=r"40 residual rows and \d+ parameters .* GB"):
+        small.step(lambda net: rows(net, x, y, equation=False))
 
 
 def test_is_exported():

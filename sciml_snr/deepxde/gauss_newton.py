@@ -10,7 +10,7 @@ from deepxde import config
 from deepxde.data import PDE, DataSet, Function
 from deepxde.data.data import Data
 
-from ..gauss_newton import SNRGaussNewton, check_size
+from ..gauss_newton import SNRGaussNewton
 from ..noise import NoisyLoss
 from .jacobian import ModelRows
 from .options import SNR_options, has_gate
@@ -25,6 +25,9 @@ WARM_UP_STEPS = 400
 
 WARM_UP_RATE = 3e-3
 """Their learning rate, on every problem."""
+
+UNKNOWNS_UNIT = 30.0
+"""Of unknown coefficients, beside weights: see ``unit`` of :class:`sciml_snr.SNRGaussNewton`."""
 
 _SQUARES = ("mean_squared_error", "MSELoss")
 _RANDOM_OR_MIXING = (torch.nn.modules.batchnorm._NormBase, torch.nn.modules.dropout._DropoutNd)
@@ -42,7 +45,10 @@ def build(params: Iterable[Any], lr: float | None, decay: Any = None) -> SNRGaus
             "longest step there may be."
         )
     options: dict[str, Any] = {} if SNR_options["z"] is None else {"z": float(SNR_options["z"])}
-    return SNRGaussNewton(params, lr, **(options if has_gate() else {"z": 0.0}))
+    groups = list(params)
+    if len(groups) == 2 and isinstance(groups[1], dict):  # weights, unknown coefficients
+        groups[1] = {**groups[1], "unit": UNKNOWNS_UNIT}
+    return SNRGaussNewton(groups, lr, **(options if has_gate() else {"z": 0.0}))
 
 
 def adopt(optimizer: SNRGaussNewton, groups: Sequence[Any]) -> None:
@@ -54,7 +60,7 @@ def adopt(optimizer: SNRGaussNewton, groups: Sequence[Any]) -> None:
             names = [f"external_trainable_variables[{i}]" for i in range(len(missing))]
             named = "param_names" in optimizer.param_groups[0]
             params: Any = list(zip(names, missing, strict=True)) if named else missing
-            optimizer.add_param_group({"params": params})
+            optimizer.add_param_group({"params": params, "unit": UNKNOWNS_UNIT})
 
 
 def check(model: Any, losses: Any) -> None:
@@ -119,7 +125,7 @@ def install(model: Any, losses: Any) -> None:
     inputs, targets, aux = (*model.data.train_next_batch(None), None)[:3]
     rows.take(inputs, targets, aux)
     rows.draw(0)
-    check_size(len(rows.rows()), rows.parameters)
+    model.opt.check_size(len(rows.rows()))
     if reason := rows.why_not():
         raise _refused(reason)
 

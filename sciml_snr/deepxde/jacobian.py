@@ -25,7 +25,7 @@ from .conditions import NoisyCondition, conditions_of
 from .rows import clear_cache, loss_weights_of
 from .split_step import never_seen
 
-EQUATION_ROWS = 600
+EQUATION_ROWS = 1200
 """Rows of equations in a step; where there are more, so many are drawn anew in every step."""
 
 TOLERANCE = 1e-2
@@ -78,6 +78,8 @@ class ModelRows(Residuals):
         self.parameters = sum(p.numel() for p in trained)
         """Their number."""
         self._seen: Any = None
+        self._changed = False
+        """Whether there was another batch before."""
         self._parts: list[_Part] = []
         self._all: _Part | None = None
         """The equation at all points."""
@@ -85,26 +87,30 @@ class ModelRows(Residuals):
         """Which of them are in this step; None: all."""
         self._equations: int | None = None
         conditions = conditions_of(model.data)
-        self.data_stay = all(getattr(c, "batch_size", None) is None for c in conditions)
+        self._conditions_stay = all(getattr(c, "batch_size", None) is None for c in conditions)
+        self.data_stay = self._conditions_stay
 
     def take(self, inputs: Any, targets: Any, aux: Any) -> None:
         """Take over a batch, as DeepXDE gives it to a train step."""
         if inputs is self._seen:
             return
-        self._seen, data = inputs, self._model.data
+        self._changed, data = self._seen is not None, self._model.data
+        self._seen = inputs
         self._chosen = self._all = None
         if not isinstance(data, PDE):
             self._parts = [_Part(data, inputs, aux, targets)]
             return
-        ends = sum(data.num_bcs)
-        cut = [None, None] if aux is None else [aux[:ends], aux[ends:]]
-        self._parts = []
-        if ends:
-            points = never_seen(inputs[:ends], data.bcs)
-            self._parts.append(_Part(_pde(data, None, data.bcs, points), points, cut[0]))
-        if data.pde is not None and len(inputs) > ends:
-            points = inputs[ends:]
-            self._all = _Part(_pde(data, data.pde, [], points), points, cut[1])
+        self._parts, ends = [], np.cumsum([0, *data.num_bcs]).tolist()
+        # A part for each condition: its Jacobian takes a backward pass through its own points.
+        for condition, (beg, end) in zip(data.bcs, itertools.pairwise(ends), strict=True):
+            points = never_seen(inputs[beg:end], [condition])
+            own = None if aux is None else aux[beg:end]
+            self._parts.append(
+                _Part(_pde(data, None, [condition], [end - beg], points), points, own)
+            )
+        if data.pde is not None and len(inputs) > ends[-1]:
+            points, own = inputs[ends[-1] :], None if aux is None else aux[ends[-1] :]
+            self._all = _Part(_pde(data, data.pde, [], [], points), points, own)
             self._parts.insert(0, self._all)
 
     def draw(self, step: int) -> None:
@@ -174,16 +180,22 @@ class ModelRows(Residuals):
         made = [self._with_copies(part) for part in self._parts]
         terms = [term for found, _ in made for term in found]
         scales, noisy = self._scales([term.shape for term in terms])
-        rows, blocks, place = [], [], 0
-        for part, (found, copies) in zip(self._parts, made, strict=True):
-            for term, (beg, end) in zip(found, _spans(part, len(found)), strict=True):
+        whole = terms[0].new_zeros(sum(term.numel() for term in terms), self.parameters)
+        rows, place, first = [], 0, 0
+        for found, copies in made:
+            for term in found:
                 scaled = term.flatten(1) if term.ndim > 1 else term[:, None]
                 scaled = scaled * scales[place].to(scaled)
-                blocks.append(self._jacobian(scaled, copies, beg, end))
+                own = whole[first : first + scaled.numel()].view(*scaled.shape, -1)
+                self._jacobian(scaled, copies, own)
                 rows.append(scaled.detach().double().flatten())
-                place += 1
+                place, first = place + 1, first + scaled.numel()
         flags = torch.cat([flag.flatten() for flag in noisy]).to(rows[0].device)
-        return System(torch.cat(rows), flags, torch.cat(blocks))
+        is_drawn = self._changed or self._chosen is not None
+        equations = (self._equations or 0) if isinstance(self._model.data, PDE) else len(noisy)
+        drawn = noisy[:equations] if is_drawn else []
+        self.data_stay = self._conditions_stay and not any(bool(flag.any()) for flag in drawn)
+        return System(torch.cat(rows), flags, whole)
 
     def _with_copies(self, part: _Part) -> tuple[list[Tensor], list[Tensor]]:
         """The residuals of a part, and the parameters' copies that they depend on."""
@@ -207,29 +219,26 @@ class ModelRows(Residuals):
         clear_cache()
         return part.residuals(self._model, outputs, x), copies
 
-    def _jacobian(self, term: Tensor, copies: list[Tensor], beg: int, end: int) -> Tensor:
-        """Of a scaled term (n, m) on the points from beg to end: (n m, P)."""
+    def _jacobian(self, term: Tensor, copies: list[Tensor], into: Tensor) -> None:
+        """Of a scaled term (n, m), into zeros (n, m, P)."""
         n = len(term)
-        columns = []
         for j in range(term.shape[1]):
             own = term[:, j]
             found: tuple[Tensor | None, ...] = (None,) * len(copies)
             if own.requires_grad and copies:
                 found = torch.autograd.grad(own.sum(), copies, retain_graph=True, allow_unused=True)
-            parts: dict[str | int, Tensor] = {}
-            for name, p, g in zip(self._own, copies, found, strict=True):
-                block = p.new_zeros(n, p[0].numel()) if g is None else g[beg:end].flatten(1)
-                if len(block) == 2 * n:  # of pairs of points, such as those of a period
-                    block = block[:n] + block[n:]
-                if len(block) != n:
-                    raise ValueError(f"a term has {n} residuals on {len(block)} points")
-                parts[name] = block
+            parts = dict(zip(self._own, found, strict=True))
             others = iter(self._others)
-            blocks = [
-                _by_variable(own, next(others)) if k is None else parts[k] for k in self._order
-            ]
-            columns.append(torch.cat(blocks, 1))
-        return torch.stack(columns, 1).flatten(0, 1)
+            sizes = [p.numel() for p in self._trained]
+            for name, column in zip(self._order, torch.split(into[:, j], sizes, 1), strict=True):
+                if name is None:
+                    column.copy_(_by_variable(own, next(others)))
+                elif (block := parts[name]) is not None:
+                    if len(block) not in (n, 2 * n):
+                        raise ValueError(f"a term has {n} residuals on {len(block)} points")
+                    column.copy_(block[:n].flatten(1))
+                    if len(block) == 2 * n:  # of pairs of points, such as those of a period
+                        column.add_(block[n:].flatten(1))
 
     def why_not(self) -> str:
         """Why rows or Jacobian are not those of DeepXDE's own pass; empty where they are."""
@@ -257,7 +266,7 @@ class ModelRows(Residuals):
         if self._all is None:
             terms = [term for part in self._parts for term in self._terms(part)]
         else:
-            stand_in = _pde(data, data.pde, data.bcs, self._seen)
+            stand_in = _pde(data, data.pde, data.bcs, data.num_bcs, self._seen)
             terms = self._terms(_Part(stand_in, self._seen, data.train_aux_vars))
         if self._chosen is not None and self._equations:
             first = self._equations
@@ -267,24 +276,17 @@ class ModelRows(Residuals):
         return torch.cat([term.flatten() * s.flatten().to(term) for term, s in pairs])
 
 
-def _pde(data: Any, equation: Any, conditions: Sequence[Any], points: Any) -> SimpleNamespace:
-    """What ``PDE.losses`` sees in place of the data."""
+def _pde(
+    data: Any, equation: Any, conditions: Sequence[Any], sizes: Sequence[int], points: Any
+) -> SimpleNamespace:
+    """What ``PDE.losses`` sees in place of the data: conditions on so many points each."""
     return SimpleNamespace(
         pde=equation,
         bcs=list(conditions),
-        num_bcs=list(data.num_bcs) if conditions else [],
+        num_bcs=list(sizes),
         train_x=points,
         auxiliary_var_fn=data.auxiliary_var_fn,
     )
-
-
-def _spans(part: _Part, terms: int) -> list[tuple[int, int]]:
-    """Which points each term of a part is on."""
-    sizes = getattr(part.data, "num_bcs", None)
-    if not sizes:
-        return [(0, len(part.inputs))] * terms
-    ends = [0, *np.cumsum(sizes).tolist()]
-    return list(itertools.pairwise(ends))
 
 
 def _sigma(condition: Any, loss: Any) -> Tensor:

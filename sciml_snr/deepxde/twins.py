@@ -163,6 +163,7 @@ class ModelState:
         self._take_up(model)
         self._grads: dict[torch.Tensor, torch.Tensor | None] = {}
         self._opt: Any = None
+        self._stats: Any = None
 
     def _take_up(self, model: Any) -> None:
         """Begin with the model's own values of what it did not have before."""
@@ -191,10 +192,15 @@ class ModelState:
             self._grads[tensor], tensor.grad = tensor.grad, self._grads.get(tensor)
         if self._opt is not None:  # all that changes in a step, but for the options
             self._opt.state, self._state = self._state, self._opt.state
+            if hasattr(self._opt, "last_stats"):  # SNRGaussNewton's, of the last step
+                self._opt.last_stats, self._stats = self._stats, self._opt.last_stats
 
 
 class StepStart:
-    """Random numbers and learning rates at one moment; inside ``with`` it is that moment."""
+    """Random numbers and learning rates at one moment; inside ``with`` it is that moment.
+
+    Afterwards the model goes on training if it did before: what ends in there ends for itself.
+    """
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -211,6 +217,7 @@ class StepStart:
 
     def __enter__(self) -> None:
         self._scheduler, self.model.lr_scheduler = self.model.lr_scheduler, None
+        self._stopped = self.model.stop_training
         self._fork = torch.random.fork_rng(range(len(self._cuda)))
         self._fork.__enter__()
         torch.set_rng_state(self._cpu)
@@ -222,6 +229,7 @@ class StepStart:
         self._lr()
         self._fork.__exit__(*error)
         self.model.lr_scheduler = self._scheduler
+        self.model.stop_training = self._stopped
 
 
 def trained_tensors(model: Any) -> list[torch.Tensor]:

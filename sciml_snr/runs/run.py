@@ -113,7 +113,8 @@ class Summary:
     unknowns_reference: dict[str, float]
     memorized_estimate: float | None = None
     """The same guessed from the misfit, :func:`sciml_snr.share_from_misfit` (by ``snr_gn`` found
-    along its steps); None where sigma is unknown. :func:`memorization` measures it."""
+    along its own steps, without what its first stage has memorized); None where sigma is unknown.
+    :func:`memorization` measures it."""
     ended_by: str | None = None
     """Why the run ended before its budget; None where it did not, and where it was interrupted."""
     unknowns_standard_error: dict[str, float | None] | None = None

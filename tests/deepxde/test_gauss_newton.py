@@ -374,6 +374,13 @@ def test_where_an_equation_has_many_points_some_are_drawn_in_every_step(monkeypa
     assert not torch.equal(seen[0], seen[1])
 
 
+def test_errors_of_an_equation_whose_points_are_drawn_are_other_data_in_every_step(monkeypatch):
+    monkeypatch.setattr(room, "EQUATION_ROWS", 20)
+    m = compiled(model(measured(0.05), domain=50), loss=[NoisyLoss(0.3), "MSE"])
+    m.train(9, display_every=100, verbose=0)
+    assert math.isnan(m.opt.memorized) and not m.opt.done  # evidence of other data is no other
+
+
 def test_resampled_points():
     m = compiled(model(measured(0.05)))
     sampler = dde.callbacks.PDEPointResampler(period=1)
@@ -420,6 +427,26 @@ def test_twins_in_step_leave_the_model_alone_and_agree_on_what_is_memorized():
     )
     low, high = monitor.twins.rows[-1].interval()
     assert low <= alone.opt.memorized <= high
+
+
+def test_a_twin_that_is_done_neither_ends_the_model_nor_takes_its_stats():
+    m = compiled(model(measured(0.3), domain=12))
+    monitor = MemorizationMonitor(probes=1, period=100)
+    monitor.set_model(m)
+    steps = []
+
+    class Watch(dde.callbacks.Callback):
+        def on_epoch_end(self):
+            steps.append(m.opt.stats())
+            for twin in monitor._twin_states:  # the twin is done from now on, the model is not
+                with twin:
+                    m.opt._memory["still"] = 100
+
+    m.train(4, display_every=100, callbacks=[Watch(), monitor], verbose=0)
+    alone = compiled(model(measured(0.3), domain=12))
+    alone.train(4, display_every=100, verbose=0)
+    assert len(steps) == 4 and not m.stop_training
+    assert m.opt.stats() == alone.opt.stats() == steps[-1]
 
 
 def refused(m, **options):
@@ -474,10 +501,11 @@ def test_a_rate_that_is_not_there_does_not_decay():
     assert m.opt.param_groups[0]["lr"] == 0.125
 
 
-def test_too_many_rows_are_refused_at_compile(monkeypatch):
-    monkeypatch.setattr("sciml_snr.gauss_newton.MAX_ROWS", 10)
+def test_what_does_not_fit_in_memory_is_refused_at_compile():
+    m = model(measured())
+    small = SNRGaussNewton(m.net, max_gigabytes=1e-6)
     with pytest.raises(ValueError, match="16 residual rows"):
-        compiled(model(measured()))
+        m.compile(small, verbose=0)
 
 
 def test_other_points_are_noticed_where_some_are_drawn(monkeypatch):
