@@ -229,7 +229,7 @@ class ModelRows(Residuals):
                 found = torch.autograd.grad(own.sum(), copies, retain_graph=True, allow_unused=True)
             parts = dict(zip(self._own, found, strict=True))
             others = iter(self._others)
-            sizes = [p.numel() for p in self._trained]
+            sizes = [p.numel() for p in self.trained]
             for name, column in zip(self._order, torch.split(into[:, j], sizes, 1), strict=True):
                 if name is None:
                     column.copy_(_by_variable(own, next(others)))

@@ -451,6 +451,6 @@ def check_rows(residuals: Residuals, params: Sequence[Tensor]) -> None:
     Raises:
         ValueError: says how many there are.
     """
-    from ..gauss_newton import check_size
+    from ..step_size import check_size
 
     check_size(len(residuals.rows()), sum(p.numel() for p in params))
