@@ -21,11 +21,15 @@ from torch import Tensor, nn
 
 from ..jacobian import ClosureRows, Residuals
 from ..jacobian import joined as joined_gradients
+from ..step_size import check_size
 from .point_jacobian import Derivatives, point_jacobian
 from .regression import Array, Parts, Regression
 from .replicas import Replicas, moved
 
 METHODS = ("linear", "replicas")
+
+MAX_ROWS = 6000
+"""Beyond which error bars are refused."""
 
 POINTS = 512
 """Points whose gradients are held at a time."""
@@ -446,11 +450,15 @@ def error_bars(
 
 
 def check_rows(residuals: Residuals, params: Sequence[Tensor]) -> None:
-    """Refuse more rows than there is memory for.
+    """Refuse more rows than there is memory and time for.
 
     Raises:
-        ValueError: says how many there are.
+        ValueError: says how many there are, or what it would take.
     """
-    from ..step_size import check_size
-
-    check_size(len(residuals.rows()), sum(p.numel() for p in params))
+    rows = len(residuals.rows())
+    if rows > MAX_ROWS:
+        raise ValueError(
+            f"There are no error bars of {rows} residual rows: a matrix of {rows} x {rows} would "
+            f"have to be decomposed several times. Up to {MAX_ROWS} are taken."
+        )
+    check_size(rows, sum(p.numel() for p in params))

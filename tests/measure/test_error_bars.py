@@ -355,6 +355,13 @@ def test_what_cannot_be():
         bars(t)
 
 
+def test_too_many_rows_are_refused_before_the_work():
+    net = nn.Linear(1, 1)
+    x = torch.zeros(6001, 1)
+    with pytest.raises(ValueError, match="no error bars of 6001 residual rows"):
+        error_bars(net, lambda net: [NoisyRows(net(x), 0.1)])
+
+
 def test_rows_that_are_not_finite():
     net, t, y = decay_fit(0)
     y[3] = math.nan
