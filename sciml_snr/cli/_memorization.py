@@ -52,8 +52,8 @@ def _of_problem(folder: Path, probes: int) -> None:
 
 
 def _of_fit(path: Path, probes: int) -> Memorization:
-    from ..inr import ImageFit, SDFFit
-    from ..inr.archive import kind_of_fit
+    from ..fields import ImageFit, SDFFit
+    from ..fields.archive import kind_of_fit
 
     kind = ImageFit if kind_of_fit(path) == "image" else SDFFit
     fit = kind.load(path)

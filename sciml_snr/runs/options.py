@@ -215,7 +215,7 @@ class FitOptions(Config):
 
 @dataclass(frozen=True)
 class ImageOptions(FitOptions):
-    """What can be asked of :func:`sciml_snr.inr.fit_image`."""
+    """What can be asked of :func:`sciml_snr.fields.fit_image`."""
 
     HELP: ClassVar[dict[str, str]] = {
         "lr": "Learning rate [default: 1e-3 for fourier and wire, 3e-4 for others; snr_soap on "
@@ -256,7 +256,7 @@ class ImageOptions(FitOptions):
 
 @dataclass(frozen=True)
 class PointsOptions(FitOptions):
-    """What can be asked of :func:`sciml_snr.inr.fit_sdf`."""
+    """What can be asked of :func:`sciml_snr.fields.fit_sdf`."""
 
     HELP: ClassVar[dict[str, str]] = {
         "lr": "Learning rate [default: the network's].",

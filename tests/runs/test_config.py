@@ -12,7 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from sciml_snr.cli._options import parse_pairs, with_options
-from sciml_snr.inr import fit_image, fit_sdf
+from sciml_snr.fields import fit_image, fit_sdf
 from sciml_snr.runs.config import Config, as_json, check_keys, check_same, option, takes
 from sciml_snr.runs.loop import check_device, check_memory
 from sciml_snr.runs.options import FitOptions, ImageOptions, PointsOptions, ProblemConfig

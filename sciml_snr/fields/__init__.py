@@ -2,11 +2,11 @@
 
 from ..runs.options import FitOptions
 from .fit import Objective, Training, train
-from .images import ImageFit, fit_image
+from .image import ImageFit, fit_image
+from .isosurface import SurfaceMetrics, surface_metrics
 from .networks import NETWORKS, FourierFeatures, Siren, Softplus, Wire
 from .points import Cloud, estimate_normals, estimate_sigma_points, read_cloud
-from .sdf import SDFFit, Weights, fit_sdf
-from .surfaces import SurfaceMetrics, surface_metrics
+from .surface import SDFFit, Weights, fit_sdf
 
 __all__ = [
     "NETWORKS",

@@ -243,7 +243,7 @@ class ImageFit:
 
     @property
     def history(self) -> list[dict[str, float]]:
-        """The rows of the log, see :class:`sciml_snr.inr.Training`."""
+        """The rows of the log, see :class:`sciml_snr.fields.Training`."""
         return self.training.history
 
     @cached_property
@@ -480,7 +480,7 @@ def fit_image(
     NaN and infinite pixels are missing, as those of the mask are. Missing in one channel is missing
     in all. Of a last axis of 2 or 4 the last entry is an alpha channel, which is kept aside. The
     sizes that are not given go with the image. What a gate does not say is as in
-    :data:`sciml_snr.inr.fit.FIT_GATE`, but for ``rise_steps``: 300 for ``"snr_soap"`` where more
+    :data:`sciml_snr.fields.fit.FIT_GATE`, but for ``rise_steps``: 300 for ``"snr_soap"`` where more
     than 8,192 pixels are known, and a step takes a part of them.
 
     Args:

@@ -17,17 +17,17 @@ import torch
 from PIL import Image
 from torch import nn
 
-from sciml_snr.inr import images
-from sciml_snr.inr.archive import kind_of_fit
-from sciml_snr.inr.images import (
+from sciml_snr.fields import image as images
+from sciml_snr.fields.archive import kind_of_fit
+from sciml_snr.fields.image import (
     ImageFit,
     PixelObjective,
     coordinates,
     fit_image,
     predict,
 )
-from sciml_snr.inr.networks import Siren
-from sciml_snr.inr.picture import (
+from sciml_snr.fields.networks import Siren
+from sciml_snr.fields.picture import (
     check_writable,
     estimate_sigma,
     read_image,
