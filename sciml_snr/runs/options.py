@@ -255,6 +255,47 @@ class ImageOptions(FitOptions):
 
 
 @dataclass(frozen=True)
+class FieldOptions(FitOptions):
+    """What can be asked of :func:`sciml_snr.fields.fit_field`."""
+
+    HELP: ClassVar[dict[str, str]] = {
+        "lr": "Learning rate [default: by network and optimizer].",
+        "steps": "Budget [default: by the data].",
+        "batch_size": "Samples in a step [default: all of up to 8192, 4096 of more; of an "
+        "operator's measurements all].",
+        "cooldown": "Share of the steps, the last, in which the learning rate falls to 0 "
+        "[default: 0.3].",
+        "patience": "Stop when the estimated risk has not fallen for so many steps, and go back "
+        "to its lowest; for snr_adam and adam, and samples of the field itself.",
+    }
+
+    sigma: Any = option(
+        None,
+        "Standard deviation of the values' errors, in their units: a number, or one per output; "
+        "in Python also one per sample (n,), or (n, m). In a file: columns sigma, or sigma_NAME "
+        "[default: estimated from neighbouring samples].",
+        command="numbers",
+    )
+    scale: Any = option(
+        None,
+        "Lengths, one per coordinate, over which the function changes about as much: they make "
+        "up for anisotropy; only their ratios count [default: the samples' extent].",
+        command="numbers",
+    )
+    network: Any = option(
+        None,
+        "siren (the default), fourier, wire or softplus; in Python also a torch.nn.Module, which "
+        "is copied.",
+    )
+    network_options: dict[str, Any] | None = option(
+        None,
+        "E.g. hidden_features=256 or first_omega_0=8; repeatable.",
+        flag="network-option",
+        command="pairs",
+    )
+
+
+@dataclass(frozen=True)
 class PointsOptions(FitOptions):
     """What can be asked of :func:`sciml_snr.fields.fit_sdf`."""
 
