@@ -52,7 +52,6 @@ class LineIntegrals(nn.Module):
     """
 
     points: Tensor
-    matrix: Tensor
 
     def __init__(
         self,
@@ -79,18 +78,61 @@ class LineIntegrals(nn.Module):
         self.bounds = (middle - side / 2, middle + side / 2)
         cell = side / count
         axis = (np.arange(count) + 0.5) * cell - side / 2
-        grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
-        self.register_buffer("points", torch.as_tensor(grid + middle))
-        self.register_buffer("matrix", _line_matrix(theta, offsets, side, count))
+        self.register_buffer("points", torch.as_tensor(_mesh([axis, axis]) + middle))
+        self.matrix = SparseMatrix(_line_matrix(theta, offsets, side, count))
 
     def forward(self, field: FieldFunction) -> Tensor:
         """The integrals along all lines."""
-        values = field(self.points)
-        found = torch.sparse.mm(self.matrix, values.to(self.matrix.dtype))
-        return _squeezed(found.reshape(*self.shape, -1))
+        return _squeezed(self.matrix(field(self.points)).reshape(*self.shape, -1))
 
 
-def _line_matrix(theta: Array, offsets: Array, side: float, count: int) -> Tensor:
+class SparseMatrix(nn.Module):
+    """Products with a sparse matrix, in single precision; for operators of one's own, too.
+
+    torch's own backward pass is many times slower than a product with the transpose.
+
+    Args:
+        matrix: (r, c), of scipy.
+
+    Shapes:
+        input: (c, m).
+        output: (r, m).
+    """
+
+    def __init__(self, matrix: Any) -> None:
+        super().__init__()
+        for name, one in (("own", matrix), ("transposed", matrix.T)):
+            rows = scipy.sparse.csr_array(one)
+            parts = (rows.indptr.astype(np.int64), rows.indices.astype(np.int64), rows.data)
+            for part, array in zip(("starts", "columns", "entries"), parts, strict=True):
+                dtype = torch.float32 if part == "entries" else torch.int64
+                self.register_buffer(f"{name}_{part}", torch.as_tensor(array, dtype=dtype))
+        self.shape = matrix.shape
+
+    def _matrix(self, name: str, shape: tuple[int, int]) -> Tensor:
+        parts = (self.get_buffer(f"{name}_{p}") for p in ("starts", "columns", "entries"))
+        return torch.sparse_csr_tensor(*parts, size=shape, check_invariants=False)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """The product."""
+        rows, columns = self.shape
+        pair = self._matrix("own", (rows, columns)), self._matrix("transposed", (columns, rows))
+        return _Product.apply(values.float(), *pair)  # type: ignore[no-any-return]
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, matrix: Tensor, transposed: Tensor) -> Tensor:
+        ctx.pair = matrix, transposed
+        return matrix @ values
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        matrix, transposed = ctx.pair
+        return _Product.apply(gradient, transposed, matrix), None, None
+
+
+def _line_matrix(theta: Array, offsets: Array, side: float, count: int) -> Any:
     """(lines, cells): what each cell's value adds to each line's integral."""
     cell = side / count
     step = cell / 2
@@ -114,17 +156,8 @@ def _line_matrix(theta: Array, offsets: Array, side: float, count: int) -> Tenso
                 columns.append((x * count + y)[inside])
                 entries.append(step * weight[inside])
     shape = (len(theta) * len(offsets), count**2)
-    index = (np.concatenate(rows), np.concatenate(columns))
-    matrix = scipy.sparse.coo_array((np.concatenate(entries), index), shape=shape).tocoo()
-    matrix.sum_duplicates()
-    index = np.stack([matrix.row, matrix.col]).astype(np.int64)
-    found = torch.sparse_coo_tensor(
-        torch.as_tensor(index),
-        torch.as_tensor(matrix.data, dtype=torch.float32),
-        shape,
-        check_invariants=True,
-    )
-    return found.coalesce()
+    entries_at = (np.concatenate(entries), (np.concatenate(rows), np.concatenate(columns)))
+    return scipy.sparse.coo_array(entries_at, shape=shape).tocsr()
 
 
 class Blur(nn.Module):

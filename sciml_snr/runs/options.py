@@ -241,6 +241,12 @@ class ImageOptions(FitOptions):
         "last one, if it is of four at most].",
         command="whole",
     )
+    spacing: Any = option(
+        None,
+        "Lengths of a pixel or voxel along the axes, or one for all: repeatable; the field and "
+        "slopes are in their unit [default: 1].",
+        command="numbers",
+    )
     network: Any = option(
         None,
         "siren (the default), fourier, wire or softplus; in Python also a torch.nn.Module, which "
