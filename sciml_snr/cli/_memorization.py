@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 @app.command()
 def memorization(
     run_dir: Annotated[
-        Path, typer.Argument(help="Folder of a finished `solve`, `fit-image` or `fit-sdf` run.")
+        Path,
+        typer.Argument(
+            help="Folder of a finished `solve`, `fit-field`, `fit-image` or `fit-sdf` run."
+        ),
     ],
     probes: Annotated[
         int, typer.Option(min=1, max=1000, help="Number of twins; more make the error smaller.")
@@ -52,10 +55,13 @@ def _of_problem(folder: Path, probes: int) -> None:
 
 
 def _of_fit(path: Path, probes: int) -> Memorization:
-    from ..fields import ImageFit, SDFFit
+    from ..fields import FieldFit, ImageFit, SDFFit
     from ..fields.archive import kind_of_fit
 
-    kind = ImageFit if kind_of_fit(path) == "image" else SDFFit
-    fit = kind.load(path)
+    kinds = {"field": FieldFit, "image": ImageFit, "sdf": SDFFit}
+    name = kind_of_fit(path)
+    if name not in kinds:
+        raise ValueError(f"{path} is a saved fit of an unknown kind: {name!r}.")
+    fit = kinds[name].load(path)
     with blamed(path):
         return fit.memorization(probes=probes)

@@ -165,6 +165,8 @@ def fit_field(
             config = {**config, "options": asdict(settings)}
         else:
             choice = _choose(own_network, network_options, operator is not None)
+            if choice.options.get("positive"):
+                units = replace(units, mean=outputs * (0.0,))
             optimizer = options.get("optimizer", "snr_soap")
             default = default_training(
                 choice.name, len(samples.values), operator is not None, optimizer, given.batch_size

@@ -87,9 +87,9 @@ class Field(nn.Module):
             raise ValueError(f"points must be of the shape (..., {d}), got {tuple(points.shape)}.")
         inward = (points.to(self.center) - self.center) / self.length
         dtype = next((p.dtype for p in self.network.parameters()), points.dtype)
-        found = self.network(inward.reshape(-1, d).to(dtype))
+        found: Tensor = self.network(inward.reshape(-1, d).to(dtype))
         outward = found.to(self.mean) * self.deviation + self.mean
-        return outward.reshape(*points.shape[:-1], -1).to(points.dtype)
+        return outward.reshape(*points.shape[:-1], len(self.mean)).to(points.dtype)
 
     def evaluate(self, points: ArrayLike) -> Array:
         """Values (n, m) at points (n, d), numpy in and out, some at a time."""

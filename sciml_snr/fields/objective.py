@@ -82,9 +82,10 @@ def of_samples(
     points = (samples.points - units.center) / units.length
     values = (samples.values - units.mean) / units.deviation
     sigma = np.asarray(samples.sigma, dtype=float) / units.deviation
-    tensors = [torch.as_tensor(a, dtype=torch.float32, device=device) for a in (points, values)]
-    told = torch.as_tensor(sigma, dtype=torch.float32, device=device)
-    return SampleObjective(*tensors, told, batch_size)
+    x, y, told = (
+        torch.as_tensor(a, dtype=torch.float32, device=device) for a in (points, values, sigma)
+    )
+    return SampleObjective(x, y, told, batch_size)
 
 
 class OperatorObjective:

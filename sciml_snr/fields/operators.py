@@ -12,6 +12,7 @@ are the common ones. Their positions are in the user's units. An operator may st
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -111,7 +112,9 @@ class SparseMatrix(nn.Module):
 
     def _matrix(self, name: str, shape: tuple[int, int]) -> Tensor:
         parts = (self.get_buffer(f"{name}_{p}") for p in ("starts", "columns", "entries"))
-        return torch.sparse_csr_tensor(*parts, size=shape, check_invariants=False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+            return torch.sparse_csr_tensor(*parts, size=shape, check_invariants=False)
 
     def forward(self, values: Tensor) -> Tensor:
         """The product."""
@@ -250,15 +253,16 @@ class BoxMeans(nn.Module):
         if nodes < 1:
             raise ValueError(f"nodes must be at least 1, got {nodes}.")
         self.bounds = (first.min(axis=0), last.max(axis=0))
-        extends = (last > first).any(axis=0)
+        extends = np.asarray((last > first).any(axis=0))
         at, weight = np.polynomial.legendre.leggauss(nodes)
-        rules = [(at, weight / 2) if e else (np.zeros(1), np.ones(1)) for e in extends]
+        rules = [(at, weight / 2) if e else (np.zeros(1), np.ones(1)) for e in extends.tolist()]
         self.register_buffer("low", torch.as_tensor(first))
         self.register_buffer("high", torch.as_tensor(last))
         self.register_buffer("nodes", torch.as_tensor(_mesh([a for a, _ in rules])))
         weights = _mesh([w for _, w in rules]).prod(axis=-1)
         self.register_buffer("weights", torch.as_tensor(weights))
-        self._extends, self._integrate = extends, integrate
+        self._extends = np.flatnonzero(extends)
+        self._integrate = integrate
 
     @classmethod
     def of_grid(
@@ -280,8 +284,8 @@ class BoxMeans(nn.Module):
         low, high = self.low[rows], self.high[rows]
         middle, half = (low + high) / 2, (high - low) / 2
         points = middle[:, None] + half[:, None] * self.nodes
-        values = field(points.flatten(0, 1)).unflatten(0, points.shape[:2])
-        found = (self.weights.to(values)[:, None] * values).sum(dim=1)
+        values = field(points.flatten(0, 1)).reshape(*points.shape[:2], -1)
+        found: Tensor = (self.weights.to(values)[:, None] * values).sum(dim=1)
         if self._integrate:
             extent = (high - low)[:, torch.as_tensor(self._extends)].prod(dim=1)
             found = found * extent.to(found)[:, None]

@@ -25,6 +25,8 @@ Operator = Callable[[Callable[[Tensor], Tensor]], Tensor]
 MAX_DIMENSIONS = 4
 PATCHES, PATCH = 20, 5_000
 """Of more samples than both, sigma is estimated from so many patches of so many neighbours."""
+PROBES = 16
+"""Waves in the field that tells how much an operator makes of one."""
 _ROUND_OFF = 1e-6
 """Noise of less than this, relative to the values' standard deviation, is none."""
 
@@ -245,30 +247,40 @@ def units_of(samples: Samples, scale: ArrayLike | None) -> Units:
 def units_by_operator(
     samples: Samples, scale: ArrayLike | None, operator: Operator, outputs: int
 ) -> Units:
-    """Of measurements by an operator: the constant field that explains them best, and a size of
-    what it leaves, in units of a field.
+    """Of measurements by an operator: the constant field that explains them best; and how large
+    waves of about half the box must be to make as much as it leaves.
 
     Raises:
-        ValueError: the operator makes something else than the measurements of a constant field.
+        ValueError: the operator makes something else than the measurements.
     """
     center, length = lengths(samples.points, scale)
+    rng = np.random.default_rng(0)
+    waves = torch.as_tensor(rng.normal(scale=np.pi, size=(len(center), PROBES)) / length[:, None])
+    phases = torch.as_tensor(rng.uniform(0, 2 * np.pi, PROBES))
+    middle = torch.as_tensor(center)
 
-    def constant(value: float) -> Array:
-        def field(points: Tensor) -> Tensor:
-            return points.new_full((len(points), outputs), value)
-
+    def made(field: Callable[[Tensor], Tensor]) -> Array:
         with torch.no_grad():
-            return as_rows(operator(field), samples.values.shape).double().cpu().numpy()
+            rows = as_rows(operator(field), samples.values.shape)
+            found: Array = rows.double().cpu().numpy()
+            return found
 
-    zero, one = constant(0.0), constant(1.0)
-    slope, values = one - zero, samples.values - zero
+    def constant(value: float) -> Callable[[Tensor], Tensor]:
+        return lambda points: points.new_full((len(points), outputs), value)
+
+    def probe(points: Tensor) -> Tensor:
+        at = (points - middle.to(points)) @ waves.to(points)
+        sum_of_waves = (at + phases.to(points)).cos().sum(dim=1, keepdim=True)
+        return (2 / PROBES) ** 0.5 * sum_of_waves.expand(-1, outputs)
+
+    zero = made(constant(0.0))
+    slope, values = made(constant(1.0)) - zero, samples.values - zero
     gain = float((slope**2).sum())
     level = float((slope * values).sum()) / gain if gain > 0 and math.isfinite(gain) else 0.0
     left = values - level * slope
-    # Where a constant field shows, by its size; else (differences) by that of the values.
-    gain = math.sqrt(float((slope**2).mean()))
-    size = math.sqrt(float((left**2).mean())) / gain if gain > 0 else float(values.std())
-    size = max(size, abs(level)) if size > 0 and math.isfinite(size) else 1.0
+    gain = math.sqrt(float(np.mean((made(probe) - zero) ** 2)))
+    size = math.sqrt(float(np.mean(left**2))) / gain if gain > 0 else abs(level)
+    size = size if size > 0 and math.isfinite(size) else 1.0
     mean, deviation = outputs * (level,), outputs * (size,)
     return Units(tuple(center.tolist()), tuple(length.tolist()), mean, deviation)
 
