@@ -16,10 +16,12 @@ Every method is told the true sigma. What has no rule for its weight is at its b
 from __future__ import annotations
 
 import math
+import sys
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,7 +32,8 @@ import skimage.restoration
 import skimage.transform
 import torch
 
-from benchmarks.harness import RESULTS
+from benchmarks import text
+from benchmarks.harness import RESULTS, append_missing, read
 from sciml_snr.fields import Blur, LineIntegrals, fit_field
 
 PATH = RESULTS / "fields.csv"
@@ -510,17 +513,11 @@ def seconds() -> str:
     rows = [row for row in read(PATH) if row["task"] == "scattered"]
     for (size,), own in text.groups(rows, "size").items():
         methods = {name: found for (name,), found in text.groups(own, "method").items()}
-        lines.append(
-            [
-                size,
-                *(
-                    f"{median(text.column(methods[name], 'cpu_seconds')):.3g}"
-                    if name in methods
-                    else "-"
-                    for name in SCATTERED
-                ),
-            ]
-        )
+        cells = [
+            f"{median(text.column(methods[name], 'cpu_seconds')):.3g}" if name in methods else "-"
+            for name in SCATTERED
+        ]
+        lines.append([size, *cells])
     return text.table(("samples", *SCATTERED), lines)
 
 
