@@ -355,7 +355,7 @@ def total_variation(task: Any) -> tuple[Array, float]:
     shape = (SIDE, SIDE) if isinstance(task, Tomography) else task.operator.larger
     y = torch.as_tensor(task.y, dtype=torch.float32)
     found = {}
-    for weight in np.geomspace(0.05, 5, 7):
+    for weight in np.geomspace(0.005, 0.5, 6):
         image = _tv(task, y, shape, weight * task.sigma**2 * _TV_UNIT)
         found[weight] = _on_pixels(task, image.numpy())
     weight = max(found, key=lambda w: task.score(found[w]))

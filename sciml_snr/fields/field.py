@@ -26,7 +26,7 @@ from .archive import (
     sigma_to_json,
 )
 from .field_fit import FieldFit, objective_of
-from .fit import check_steps, completed_gate, fitted, read_checkpoint
+from .fit import FIT_GATE, check_steps, completed_gate, fitted, read_checkpoint
 from .function import Units
 from .objective import Watched
 from .samples import (
@@ -59,8 +59,19 @@ SMOOTH: dict[str, Any] = {
     "hidden_omega_0": 5.0,
 }
 """Of ``siren``, for scattered samples: few of them tell little of high frequencies."""
-DETAILED: dict[str, Any] = {"hidden_features": 128, "hidden_layers": 5, "first_omega_0": 14.0}
-"""Of ``siren``, for an operator's measurements: mostly of something like an image."""
+DETAILED: dict[str, Any] = {
+    "hidden_features": 64,
+    "hidden_layers": 3,
+    "first_omega_0": 14.0,
+    "hidden_omega_0": 10.0,
+}
+"""Of ``siren``, for an operator's measurements: mostly of something like an image, and the field
+is evaluated at many points for each step."""
+INDIRECT = "snr_adam"
+"""The optimizer for an operator's measurements: in the eigenbasis the gate closes more of them."""
+INDIRECT_Z = 0.5
+"""Their gate's threshold. Each of many directions shows little of the signal there, and the
+discrepancy closes the gate when the residuals are no larger than sigma says."""
 
 
 def default_network(name: str, has_operator: bool) -> dict[str, Any]:
@@ -71,19 +82,34 @@ def default_network(name: str, has_operator: bool) -> dict[str, Any]:
 
 
 def default_training(
-    name: str, samples: int, has_operator: bool, optimizer: str, batch_size: int | None
+    name: str,
+    samples: int,
+    optimizer: str,
+    batch_size: int | None = None,
+    *,
+    has_operator: bool = False,
+    sigma_is_known: bool = True,
 ) -> dict[str, Any]:
-    """Learning rate, steps, samples in a step (unless given), and options of the gate."""
-    batched = not has_operator and samples > max(FULL_BATCH, batch_size or 0)
-    rates = {"fourier": 1e-3, "wire": 1e-3, "siren": 3e-4 if has_operator else 3e-3}
-    lr = rates.get(name, 3e-4 if has_operator else 1e-3)
-    gated = optimizer == "snr_soap" and batched
+    """Learning rate, steps, samples in a step (unless given), and options of the gate.
+
+    In full batches, and with a known sigma, residuals larger than that open the gate
+    (``Gate.discrepancy``).
+    """
+    batched = batch_size is not None and batch_size < samples
+    if not has_operator and batch_size is None and samples > FULL_BATCH:
+        batched, batch_size = True, BATCH
+    gate: dict[str, Any] = {"discrepancy": sigma_is_known and not batched}
+    if has_operator:
+        gate["z"] = INDIRECT_Z
+    elif batched and optimizer == "snr_soap":
+        gate["rise_steps"] = RISE_STEPS
+    lr = {"siren": 3e-3}.get(name, 1e-3)
     return {
         "lr": lr / 3 if optimizer == "adam" else lr,
-        "steps": 1000,
-        "batch_size": BATCH if batched else None,
+        "steps": 500 if has_operator else 1000,
+        "batch_size": batch_size,
         "cooldown": COOLDOWN,
-        "gate": {"rise_steps": RISE_STEPS} if gated else {},
+        "gate": {} if optimizer == "adam" else gate,
     }
 
 
@@ -106,6 +132,10 @@ def fit_field(
     move the network. Units do not matter: coordinates and values are scaled inside. A sample counts
     by 1 / sigma^2. The first Ctrl-C ends the fit with a whole result; with ``out``, ``resume=True``
     continues it, with the bits of an uninterrupted one.
+
+    What a gate does not say is as in :data:`sciml_snr.fields.fit.FIT_GATE`; but where all samples
+    are in every step, and sigma is given, residuals that are larger than that open it
+    (``discrepancy``), and for an operator's measurements z is 0.5, and the optimizer ``snr_adam``.
 
     Args:
         x: (n, d) positions of the samples, d = 1 to 4; (n,) for d = 1. With an operator the corners
@@ -167,11 +197,19 @@ def fit_field(
             choice = _choose(own_network, network_options, operator is not None)
             if choice.options.get("positive"):
                 units = replace(units, mean=outputs * (0.0,))
-            optimizer = options.get("optimizer", "snr_soap")
-            default = default_training(
-                choice.name, len(samples.values), operator is not None, optimizer, given.batch_size
+            optimizer = options.setdefault(
+                "optimizer", "snr_soap" if operator is None else INDIRECT
             )
-            options["gate"] = completed_gate(default["gate"], options.get("gate"))
+            default = default_training(
+                choice.name,
+                len(samples.values),
+                optimizer,
+                given.batch_size,
+                has_operator=operator is not None,
+                sigma_is_known=given.sigma is not None,
+            )
+            if optimizer != "adam":
+                options["gate"] = completed_gate(FIT_GATE | default["gate"], options.get("gate"))
             settings = FitOptions(**default | options)
             config = _config(samples, choice, units, operator is not None, given.scale, settings)
         network = choice.build(len(units.center), outputs, settings.seed)

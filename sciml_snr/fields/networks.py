@@ -24,7 +24,6 @@ class Siren(nn.Module):
         first_omega_0: of the first layer: the highest spatial frequency, in radians per unit of
             coordinates, that the network starts with.
         hidden_omega_0: of the other sine layers.
-        positive: end in a softplus, so that no value is negative.
     """
 
     def __init__(
@@ -36,12 +35,10 @@ class Siren(nn.Module):
         *,
         first_omega_0: float = 30.0,
         hidden_omega_0: float = 30.0,
-        positive: bool = False,
     ) -> None:
         super().__init__()
         self.layers = _linear_layers(in_features, out_features, hidden_features, hidden_layers)
         self.omegas = [first_omega_0] + [hidden_omega_0] * (hidden_layers - 1)
-        self.positive = positive
         with torch.no_grad():
             for i, layer in enumerate(self.layers):
                 n = hidden_features if i else in_features
@@ -52,8 +49,7 @@ class Siren(nn.Module):
         """(n, in_features) -> (n, out_features)."""
         for omega, layer in zip(self.omegas, self.layers[:-1], strict=True):
             x = torch.sin(omega * layer(x))
-        x = self.layers[-1](x)
-        return nn.functional.softplus(x) if self.positive else x
+        return self.layers[-1](x)  # type: ignore[no-any-return]
 
 
 class FourierFeatures(nn.Module):

@@ -280,7 +280,8 @@ def units_by_operator(
     left = values - level * slope
     gain = math.sqrt(float(np.mean((made(probe) - zero) ** 2)))
     size = math.sqrt(float(np.mean(left**2))) / gain if gain > 0 else abs(level)
-    size = size if size > 0 and math.isfinite(size) else 1.0
+    size = max(size, abs(level)) if math.isfinite(size) else 0.0
+    size = size if size > 0 else 1.0
     mean, deviation = outputs * (level,), outputs * (size,)
     return Units(tuple(center.tolist()), tuple(length.tolist()), mean, deviation)
 

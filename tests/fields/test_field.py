@@ -229,8 +229,21 @@ def test_batches_of_many_samples_need_little_memory() -> None:
     assert max(seen) == 4096
     fit(x)
     assert max(seen) == 65_536
-    assert fit.options.gate["rise_steps"] == 300
-    assert default_training("siren", 8192, False, "snr_soap", None)["batch_size"] is None
+    assert fit.options.gate["rise_steps"] == 300 and not fit.options.gate["discrepancy"]
+    assert default_training("siren", 8192, "snr_soap")["batch_size"] is None
+
+
+def test_what_a_gate_takes_at_its_word_is_a_sigma_that_is_known() -> None:
+    """Given, and all samples in every step; an estimate may be off."""
+    gates = [
+        default_training("siren", 100, "snr_soap", batch, sigma_is_known=known)["gate"]
+        for batch, known in ((None, True), (200, True), (None, False), (50, True))
+    ]
+    assert [gate["discrepancy"] for gate in gates] == [True, True, False, False]
+    x, y = data(50)
+    found = [fit_field(x, y, sigma=s, steps=1, **TINY).options.gate for s in (0.1, None)]
+    assert [gate["discrepancy"] for gate in found] == [True, False]
+    assert fit_field(x, y, sigma=0.1, steps=1, gate={"z": 3.0}, **TINY).options.gate["z"] == 3.0
 
 
 def test_interrupted_and_resumed_fit_has_the_same_bits(tmp_path, monkeypatch) -> None:
