@@ -254,7 +254,10 @@ class Tomography(Indirect):
         self.sigma = noise * clean.max()
         self.sinogram = clean + self.sigma * np.random.default_rng(seed).normal(size=clean.shape)
         self.y = self.sinogram.T
-        self.operator = LineIntegrals(self.angles, np.arange(SIDE) - SIDE / 2, size=SIDE)
+        # One cell more than pixels: cells are then at the pixels that radon turns about the middle.
+        self.operator = LineIntegrals(
+            self.angles, np.arange(SIDE) - SIDE / 2, size=SIDE + 1, cells=SIDE + 1
+        )
         row, col = np.mgrid[:SIDE, :SIDE]
         self.points = np.stack([col - SIDE / 2, SIDE / 2 - row], axis=-1).reshape(-1, 2)
         self.classics = {"filtered back-projection": self.fbp, "SART": self.sart}
@@ -352,7 +355,7 @@ def ours_indirect(task: Any, run: Run) -> dict[str, Any]:
 def total_variation(task: Any) -> tuple[Array, float]:
     """The best of a grid of weights, by A. Chambolle and T. Pock, J. Math. Imaging Vis. 40 (2011)
     120, of values >= 0 on the operator's own grid."""
-    shape = (SIDE, SIDE) if isinstance(task, Tomography) else task.operator.larger
+    shape = (SIDE + 1, SIDE + 1) if isinstance(task, Tomography) else task.operator.larger
     y = torch.as_tensor(task.y, dtype=torch.float32)
     found = {}
     for weight in np.geomspace(0.005, 0.5, 6):
@@ -417,10 +420,8 @@ def _on_pixels(task: Any, image: Array) -> Array:
     if isinstance(task, Deconvolution):
         m = task.margin
         return image.reshape(task.operator.larger)[m:-m, m:-m]
-    grid = image.reshape(SIDE, SIDE)  # cell k of an axis is at k + 0.5 - SIDE / 2
-    at = (task.points + SIDE / 2 - 0.5).T
-    found = scipy.ndimage.map_coordinates(grid, at, order=1, mode="nearest")
-    return found.reshape(SIDE, SIDE)
+    grid = image.reshape(SIDE + 1, SIDE + 1)  # to the right, upwards
+    return grid.T[::-1][:SIDE, :SIDE]
 
 
 def fit(run: Run) -> dict[str, Any]:

@@ -58,10 +58,11 @@ def _of_fit(path: Path, probes: int) -> Memorization:
     from ..fields import FieldFit, ImageFit, SDFFit
     from ..fields.archive import kind_of_fit
 
-    kinds = {"field": FieldFit, "image": ImageFit, "sdf": SDFFit}
-    name = kind_of_fit(path)
-    if name not in kinds:
-        raise ValueError(f"{path} is a saved fit of an unknown kind: {name!r}.")
-    fit = kinds[name].load(path)
+    kind = kind_of_fit(path)
+    fit: FieldFit | ImageFit | SDFFit
+    if kind == "field":
+        fit = FieldFit.load(path)
+    else:
+        fit = ImageFit.load(path) if kind == "image" else SDFFit.load(path)
     with blamed(path):
         return fit.memorization(probes=probes)

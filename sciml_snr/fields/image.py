@@ -256,10 +256,10 @@ class ImageFit:
         ``fit.field.gradient(points)``.
         """
         picture = self.picture
-        middle = picture.shape * picture.sides / 2
+        middle = np.array(picture.shape) * picture.sides / 2
         length = np.full(len(middle), picture.longest / 2)
         found = (middle, length, picture.center, picture.scale)
-        return Field(self.network, Units(*(tuple(map(float, a)) for a in found)))
+        return Field(self.network, Units(*(tuple(a.tolist()) for a in found)))
 
     @cached_property
     def image(self) -> Array:

@@ -78,7 +78,7 @@ class LineIntegrals(nn.Module):
         check_memory(100.0 * self.shape[0] * self.shape[1] * count, "The matrix of the lines")
         self.bounds = (middle - side / 2, middle + side / 2)
         cell = side / count
-        axis = (np.arange(count) + 0.5) * cell - side / 2
+        axis = np.asarray((np.arange(count) + 0.5) * cell - side / 2, dtype=np.float64)
         self.register_buffer("points", torch.as_tensor(_mesh([axis, axis]) + middle))
         self.matrix = SparseMatrix(_line_matrix(theta, offsets, side, count))
 
@@ -111,16 +111,19 @@ class SparseMatrix(nn.Module):
         self.shape = matrix.shape
 
     def _matrix(self, name: str, shape: tuple[int, int]) -> Tensor:
-        parts = (self.get_buffer(f"{name}_{p}") for p in ("starts", "columns", "entries"))
+        parts = [self.get_buffer(f"{name}_{p}") for p in ("starts", "columns", "entries")]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-            return torch.sparse_csr_tensor(*parts, size=shape, check_invariants=False)
+            return torch.sparse_csr_tensor(
+                parts[0], parts[1], parts[2], size=shape, check_invariants=False
+            )
 
     def forward(self, values: Tensor) -> Tensor:
         """The product."""
         rows, columns = self.shape
         pair = self._matrix("own", (rows, columns)), self._matrix("transposed", (columns, rows))
-        return _Product.apply(values.float(), *pair)  # type: ignore[no-any-return]
+        found: Tensor = _Product.apply(values.float(), *pair)  # type: ignore[no-untyped-call]
+        return found
 
 
 class _Product(torch.autograd.Function):
@@ -130,9 +133,12 @@ class _Product(torch.autograd.Function):
         return matrix @ values
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         matrix, transposed = ctx.pair
-        return _Product.apply(gradient, transposed, matrix), None, None
+        found: Tensor = _Product.apply(  # type: ignore[no-untyped-call]
+            gradient.contiguous(), transposed, matrix
+        )
+        return found, None, None
 
 
 def _line_matrix(theta: Array, offsets: Array, side: float, count: int) -> Any:

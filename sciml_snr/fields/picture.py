@@ -54,7 +54,7 @@ class Picture:
     @property
     def longest(self) -> float:
         """Length of the longest axis."""
-        return float((self.shape * self.sides).max())
+        return float(np.max(np.array(self.shape) * self.sides))
 
     @property
     def shape(self) -> tuple[int, ...]:

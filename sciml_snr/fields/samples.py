@@ -271,7 +271,8 @@ def units_by_operator(
     def probe(points: Tensor) -> Tensor:
         at = (points - middle.to(points)) @ waves.to(points)
         sum_of_waves = (at + phases.to(points)).cos().sum(dim=1, keepdim=True)
-        return (2 / PROBES) ** 0.5 * sum_of_waves.expand(-1, outputs)
+        found: Tensor = (2 / PROBES) ** 0.5 * sum_of_waves.expand(-1, outputs)
+        return found
 
     zero = made(constant(0.0))
     slope, values = made(constant(1.0)) - zero, samples.values - zero
