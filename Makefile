@@ -40,6 +40,7 @@ bench: .venv/.installed-bench
 	$(BIN)/python -m benchmarks.heat
 	$(BIN)/python -m benchmarks.curves
 	$(BIN)/python -m benchmarks.images
+	$(BIN)/python -m benchmarks.fields
 	$(BIN)/python -m benchmarks.fit_images
 	$(BIN)/python -m benchmarks.fit_sdf
 	$(BIN)/python -m benchmarks.networks

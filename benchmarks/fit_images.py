@@ -38,10 +38,11 @@ from torch import nn
 
 from benchmarks import text
 from benchmarks.harness import RESULTS, append_missing, read
-from sciml_snr.inr import FitOptions, images, train
-from sciml_snr.inr import fit as loop
-from sciml_snr.inr.images import PixelObjective
-from sciml_snr.inr.networks import Siren
+from sciml_snr.fields import FitOptions, train
+from sciml_snr.fields import fit as loop
+from sciml_snr.fields import image as images
+from sciml_snr.fields.image import PixelObjective
+from sciml_snr.fields.networks import Siren
 from sciml_snr.measure.twins import memorized_share
 from sciml_snr.runs.folder import append_row
 

@@ -28,7 +28,7 @@ from torch import nn
 from benchmarks import text
 from benchmarks.harness import RESULTS, append_missing, read
 from sciml_snr import SigmaEstimate
-from sciml_snr.inr import (
+from sciml_snr.fields import (
     Cloud,
     FitOptions,
     SDFFit,
@@ -39,10 +39,11 @@ from sciml_snr.inr import (
     surface_metrics,
     train,
 )
-from sciml_snr.inr.archive import NetworkChoice
-from sciml_snr.inr.fit import ROWS
-from sciml_snr.inr.points import Array, Frame
-from sciml_snr.inr.sdf import (
+from sciml_snr.fields.archive import NetworkChoice
+from sciml_snr.fields.fit import ROWS
+from sciml_snr.fields.isosurface import grid_axes, zero_mesh
+from sciml_snr.fields.points import Array, Frame
+from sciml_snr.fields.surface import (
     COOLDOWN,
     FLOOR_EVERY,
     FULL_BATCH,
@@ -50,7 +51,6 @@ from sciml_snr.inr.sdf import (
     SurfaceObjective,
     default_training,
 )
-from sciml_snr.inr.surfaces import grid_axes, zero_mesh
 
 PATH = RESULTS / "fit_sdf.csv"
 POINTS = 20_000

@@ -35,7 +35,7 @@ from sciml_snr import (
     SNRAdam,
     Twins,
 )
-from sciml_snr.inr import Siren
+from sciml_snr.fields import Siren
 
 PATH = RESULTS / "memorization.csv"
 KEYS = ("case", "method", "lr", "seed")

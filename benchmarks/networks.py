@@ -21,7 +21,7 @@ import torch
 from benchmarks import text
 from benchmarks.harness import RESULTS, append_missing, read
 from benchmarks.images import CORNERS, SIZE
-from sciml_snr.inr import fit_image
+from sciml_snr.fields import fit_image
 from sciml_snr.measure.twins import memorized_share
 
 PATH = RESULTS / "networks.csv"

@@ -36,7 +36,7 @@ import torch
 
 from benchmarks import fuzz, text
 from benchmarks.harness import RESULTS, read
-from sciml_snr.inr import fit, fit_image, fit_sdf
+from sciml_snr.fields import fit, fit_image, fit_sdf
 from sciml_snr.runs import run
 from sciml_snr.runs.folder import CHECKPOINT, METRICS, rewrite_rows, unsealed
 from sciml_snr.runs.options import ProblemConfig

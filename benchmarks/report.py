@@ -20,6 +20,7 @@ from benchmarks import (
     coverage,
     curves,
     equal_time,
+    fields,
     fit_images,
     fit_sdf,
     gauss_newton,
@@ -41,7 +42,7 @@ from benchmarks.paper import report as paper
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("benchmarks", "convection", "images", "memorization", "problems", "research", "surfaces")
-PAGES += ("paper", "gauss-newton", "reliability", "error-bars")
+PAGES += ("paper", "gauss-newton", "reliability", "error-bars", "fields")
 DOCUMENTS = (ROOT / "README.md", *(ROOT / f"docs/{page}.md" for page in PAGES))
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -76,6 +77,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "replica_floor": replicas.table,
     "redesign": redesign.table,
     "reliability": reliability.table,
+    "fields_scattered": fields.scattered,
+    "fields_seconds": fields.seconds,
+    "fields_indirect": fields.indirect,
     "fit_image_cells": fit_images.cells,
     "fit_sdf_cells": fit_sdf.table,
     "fit_sdf_cooldown": fit_sdf.cooldowns,

@@ -125,7 +125,7 @@ def image_figure(
     figure.colorbar(shown, ax=axes[2], shrink=0.8)
     for ax in axes[:3]:
         ax.set_xticks([]), ax.set_yticks([])
-    _course(axes[3], history)
+    course(axes[3], history)
     return figure
 
 
@@ -166,7 +166,7 @@ def surface_figure(
             )
             ax.set_title(f"fit, {len(faces)} triangles")
     _section(figure.add_subplot(1, 4, 3), *section)
-    _course(figure.add_subplot(1, 4, 4), history)
+    course(figure.add_subplot(1, 4, 4), history)
     return figure
 
 
@@ -180,7 +180,7 @@ def curve_figure(section: tuple[Any, Any, Any, Any], history: list[dict[str, flo
     axes: Any = figure.subplots(1, 2)
     _section(axes[0], *section)
     axes[0].set_title("points and fit")
-    _course(axes[1], history)
+    course(axes[1], history)
     return figure
 
 
@@ -300,7 +300,7 @@ def _section(ax: Axes, first: Any, second: Any, distance: Any, near: Any) -> Non
     ax.set(aspect="equal", title="section: points, fit, level lines", xticks=[], yticks=[])
 
 
-def _course(ax: Axes, history: list[dict[str, float]]) -> None:
+def course(ax: Axes, history: list[dict[str, float]]) -> None:
     """The log of a fit of an image or a shape."""
     steps = [row["step"] for row in history]
     ax.loglog(steps, [row["misfit"] for row in history], color=COLORS[0], label="misfit")

@@ -35,7 +35,7 @@ def call(*arguments: str, code: int = 0) -> str:
 
 
 def test_help_and_version() -> None:
-    for command in ("problems", "solve", "compare", "fit-image", "fit-sdf"):
+    for command in ("problems", "solve", "compare", "fit-field", "fit-image", "fit-sdf"):
         assert command in call("--help")
         call(command, "--help")
     assert call("--version").strip()

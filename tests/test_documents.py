@@ -37,6 +37,7 @@ def test_a_stale_table_is_noticed(tmp_path, monkeypatch) -> None:
 SHORTER = {
     "10000": "20",
     "10_000": "20",
+    "fit_field(x, y, sigma=0.1)": "fit_field(x, y, sigma=0.1, steps=3, progress=False)",
     '"noisy.png"': '"noisy.png", steps=3, progress=False',
     '"scan.ply"': '"scan.ply", steps=3, progress=False',
     "resolution=128": "resolution=16",

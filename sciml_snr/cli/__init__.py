@@ -1,5 +1,5 @@
-"""Command line: ``sciml-snr problems``, ``solve``, ``compare``, ``bench``, ``fit-image``,
-``fit-sdf``, ``memorization``."""
+"""Command line: ``sciml-snr problems``, ``solve``, ``compare``, ``bench``, ``fit-field``,
+``fit-image``, ``fit-sdf``, ``memorization``."""
 
 import importlib
 
@@ -8,6 +8,7 @@ from ._app import app
 for _module in (
     "_problems",
     "_bench",
+    "_fields",
     "_images",
     "_shapes",
     "_memorization",

@@ -38,7 +38,8 @@ def fit_image(
     ] = False,
 ) -> None:
     """Remove the noise from an image; Ctrl-C ends it early and leaves a usable result."""
-    from ..inr import images, picture
+    from ..fields import image as images
+    from ..fields import picture
 
     folders = run_folders(image.stem, "image", given, compare, out_run, resume)
     optimizer = next(iter(folders))

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 @app.command()
 def memorization(
     run_dir: Annotated[
-        Path, typer.Argument(help="Folder of a finished `solve`, `fit-image` or `fit-sdf` run.")
+        Path,
+        typer.Argument(
+            help="Folder of a finished `solve`, `fit-field`, `fit-image` or `fit-sdf` run."
+        ),
     ],
     probes: Annotated[
         int, typer.Option(min=1, max=1000, help="Number of twins; more make the error smaller.")
@@ -63,10 +66,14 @@ def _print_bars(found: dict[str, Any] | None) -> None:
 
 
 def _of_fit(path: Path, probes: int) -> Memorization:
-    from ..inr import ImageFit, SDFFit
-    from ..inr.archive import kind_of_fit
+    from ..fields import FieldFit, ImageFit, SDFFit
+    from ..fields.archive import kind_of_fit
 
-    kind = ImageFit if kind_of_fit(path) == "image" else SDFFit
-    fit = kind.load(path)
+    kind = kind_of_fit(path)
+    fit: FieldFit | ImageFit | SDFFit
+    if kind == "field":
+        fit = FieldFit.load(path)
+    else:
+        fit = ImageFit.load(path) if kind == "image" else SDFFit.load(path)
     with blamed(path):
         return fit.memorization(probes=probes)

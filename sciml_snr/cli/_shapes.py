@@ -46,8 +46,8 @@ def fit_sdf(
     ] = False,
 ) -> None:
     """Make a clean surface of a noisy scan; Ctrl-C ends it early and leaves a usable result."""
-    from ..inr import read_cloud, sdf
-    from ..inr.surfaces import check_resolution, read_surface
+    from ..fields import read_cloud, surface
+    from ..fields.isosurface import check_resolution, read_surface
 
     folders = run_folders(points.stem, "sdf", given, compare, out_run, resume)
     optimizer = next(iter(folders))
@@ -58,7 +58,7 @@ def fit_sdf(
         for name in folders
     }
     for path in paths.values():
-        sdf.check_exportable(path, dim=dim)
+        surface.check_exportable(path, dim=dim)
     check_resolution(resolution)
     truth = None if reference is None else read_surface(reference)
     if truth is not None and dim != getattr(truth, "shape", (0, 3))[1]:  # a mesh has none
@@ -66,7 +66,7 @@ def fit_sdf(
     fits = {}
     for name, folder in folders.items():
         goes_on = resume and (name == optimizer or RunFolder(folder, "sdf").holds_run)
-        fit = sdf.fit_sdf(
+        fit = surface.fit_sdf(
             points,
             "auto" if normals else None,
             **options_of(name, optimizer, given),

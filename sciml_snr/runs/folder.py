@@ -45,7 +45,7 @@ class RunFolder:
 
     Args:
         path: the folder.
-        kind: of run: "problem", "image" or "sdf".
+        kind: of run: "problem", "field", "image" or "sdf".
         anew: how a user chooses another folder, for messages.
 
     Raises:

@@ -215,7 +215,7 @@ class FitOptions(Config):
 
 @dataclass(frozen=True)
 class ImageOptions(FitOptions):
-    """What can be asked of :func:`sciml_snr.inr.fit_image`."""
+    """What can be asked of :func:`sciml_snr.fields.fit_image`."""
 
     HELP: ClassVar[dict[str, str]] = {
         "lr": "Learning rate [default: 1e-3 for fourier and wire, 3e-4 for others; snr_soap on "
@@ -241,6 +241,12 @@ class ImageOptions(FitOptions):
         "last one, if it is of four at most].",
         command="whole",
     )
+    spacing: Any = option(
+        None,
+        "Lengths of a pixel or voxel along the axes, or one for all: repeatable; the field and "
+        "slopes are in their unit [default: 1].",
+        command="numbers",
+    )
     network: Any = option(
         None,
         "siren (the default), fourier, wire or softplus; in Python also a torch.nn.Module, which "
@@ -255,8 +261,51 @@ class ImageOptions(FitOptions):
 
 
 @dataclass(frozen=True)
+class FieldOptions(FitOptions):
+    """What can be asked of :func:`sciml_snr.fields.fit_field`."""
+
+    HELP: ClassVar[dict[str, str]] = {
+        "optimizer": "snr_soap, snr_adam, or adam (for comparison: it memorizes) [default: "
+        "snr_soap; in Python, with an operator, snr_adam].",
+        "lr": "Learning rate [default: 3e-3 for siren, 1e-3 for others; adam: a third].",
+        "steps": "Budget [default: 1000; with an operator 500].",
+        "batch_size": "Samples in a step [default: all of up to 8192, 4096 of more; of an "
+        "operator's measurements all].",
+        "cooldown": "Share of the steps, the last, in which the learning rate falls to 0 "
+        "[default: 0.3].",
+        "patience": "Stop when the estimated risk has not fallen for so many steps, and go back "
+        "to its lowest; for snr_adam and adam, and samples of the field itself.",
+    }
+
+    sigma: Any = option(
+        None,
+        "Standard deviation of the values' errors, in their units: a number, or one per output; "
+        "in Python also one per sample (n,), or (n, m). In a file: columns sigma, or sigma_NAME "
+        "[default: estimated from neighbouring samples].",
+        command="numbers",
+    )
+    scale: Any = option(
+        None,
+        "Lengths, one per coordinate, over which the function changes about as much: they make "
+        "up for anisotropy; only their ratios count [default: the samples' extent].",
+        command="numbers",
+    )
+    network: Any = option(
+        None,
+        "siren (the default), fourier, wire or softplus; in Python also a torch.nn.Module, which "
+        "is copied.",
+    )
+    network_options: dict[str, Any] | None = option(
+        None,
+        "E.g. hidden_features=256 or first_omega_0=8; repeatable.",
+        flag="network-option",
+        command="pairs",
+    )
+
+
+@dataclass(frozen=True)
 class PointsOptions(FitOptions):
-    """What can be asked of :func:`sciml_snr.inr.fit_sdf`."""
+    """What can be asked of :func:`sciml_snr.fields.fit_sdf`."""
 
     HELP: ClassVar[dict[str, str]] = {
         "lr": "Learning rate [default: the network's].",

@@ -12,10 +12,16 @@ import typer
 from typer.testing import CliRunner
 
 from sciml_snr.cli._options import parse_pairs, with_options
-from sciml_snr.inr import fit_image, fit_sdf
+from sciml_snr.fields import fit_field, fit_image, fit_sdf
 from sciml_snr.runs.config import Config, as_json, check_keys, check_same, option, takes
 from sciml_snr.runs.loop import check_device, check_memory
-from sciml_snr.runs.options import FitOptions, ImageOptions, PointsOptions, ProblemConfig
+from sciml_snr.runs.options import (
+    FieldOptions,
+    FitOptions,
+    ImageOptions,
+    PointsOptions,
+    ProblemConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,8 @@ def test_its_signature_and_docstring_name_the_options() -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "config"), [(fit_image, ImageOptions), (fit_sdf, PointsOptions)]
+    ("function", "config"),
+    [(fit_field, FieldOptions), (fit_image, ImageOptions), (fit_sdf, PointsOptions)],
 )
 def test_the_fits_take_the_options_of_their_config(function, config) -> None:
     parameters = set(inspect.signature(function).parameters)

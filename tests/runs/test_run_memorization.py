@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from sciml_snr import Twins, figures
 from sciml_snr.cli import app
-from sciml_snr.inr import fit_image, fit_sdf
+from sciml_snr.fields import fit_image, fit_sdf
 from sciml_snr.measure.channel import Channel
 from sciml_snr.runs.folder import read_arrays, write_arrays
 from sciml_snr.runs.run import ProblemConfig, memorization, solve

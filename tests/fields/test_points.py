@@ -9,8 +9,8 @@ import trimesh
 
 from benchmarks.fit_sdf import diagonal, scan, true_surface
 from sciml_snr import SigmaEstimate
-from sciml_snr.inr import points as module
-from sciml_snr.inr.points import (
+from sciml_snr.fields import points as module
+from sciml_snr.fields.points import (
     Frame,
     estimate_normals,
     estimate_sigma_points,

@@ -17,17 +17,18 @@ import torch
 from PIL import Image
 from torch import nn
 
-from sciml_snr.inr import images
-from sciml_snr.inr.archive import kind_of_fit
-from sciml_snr.inr.images import (
+from sciml_snr.fields import image as images
+from sciml_snr.fields.archive import kind_of_fit
+from sciml_snr.fields.image import (
     ImageFit,
     PixelObjective,
     coordinates,
     fit_image,
     predict,
+    tiles,
 )
-from sciml_snr.inr.networks import Siren
-from sciml_snr.inr.picture import (
+from sciml_snr.fields.networks import Siren
+from sciml_snr.fields.picture import (
     check_writable,
     estimate_sigma,
     read_image,
@@ -586,3 +587,42 @@ def test_a_resumed_fit_touches_nothing_before_its_first_step(tmp_path) -> None:
         fit_image(image, out=tmp_path, resume=True, steps=8, progress=False)
     after = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     assert after | {".lock": b""} == before | {".lock": b""}
+
+
+@pytest.mark.parametrize("spacing", [None, (2.0, 0.5)])
+def test_the_field_of_an_image_is_its_function(spacing, tmp_path) -> None:
+    """At the pixels' centres the fit, with the fit's slopes; lengths are those of the spacing."""
+    fit = fit_image(noisy(20, 12), sigma=20, spacing=spacing, **QUICK)
+    sides = np.ones(2) if spacing is None else np.array(spacing)
+    centers = (np.argwhere(np.ones((20, 12))) + 0.5) * sides
+    values = fit.field.evaluate(centers).reshape(20, 12)
+    clipped = np.clip(values, fit.picture.values.min(), fit.picture.values.max())
+    np.testing.assert_allclose(clipped, fit.image, rtol=1e-4)
+    slopes = fit.field.gradient(centers).reshape(20, 12, 2)
+    np.testing.assert_allclose(slopes, fit.gradient(), rtol=1e-3, atol=1e-2)
+    fit.save(tmp_path / "fit.npz")
+    again = ImageFit.load(tmp_path / "fit.npz")
+    np.testing.assert_array_equal(again.field.evaluate(centers), fit.field.evaluate(centers))
+
+
+def test_spacing_makes_up_for_long_voxels() -> None:
+    """Coordinates are in proportion to lengths; one number for all axes changes nothing."""
+    picture = take_apart(noisy(20, 12), spacing=(1.0, 3.0))
+    (found,) = tiles(picture, (20, 12), None, torch.device("cpu"))
+    assert found[:, 1].max() == pytest.approx(33 / 36) and found[:, 0].max() < 20 / 36
+    plain, same = (fit_image(noisy(20, 12), sigma=20, spacing=s, **QUICK) for s in (None, 7.0))
+    np.testing.assert_allclose(same.image, plain.image, rtol=1e-5)
+    np.testing.assert_allclose(7 * same.gradient(), plain.gradient(), rtol=1e-3, atol=1e-3)
+    for bad in (0.0, (1.0, 2.0, 3.0), (1.0, np.nan)):
+        with pytest.raises(ValueError, match="spacing must be"):
+            fit_image(noisy(20, 12), sigma=20, spacing=bad, **QUICK)
+
+
+def test_a_run_is_resumed_with_its_spacing(tmp_path) -> None:
+    options = {**QUICK, "steps": 3}
+    fit = fit_image(noisy(20, 12), sigma=20, spacing=(1.0, 3.0), out=tmp_path, **options)
+    longer = {"steps": 5, "progress": False, "out": tmp_path, "resume": True}
+    again = fit_image(noisy(20, 12), **longer)
+    assert again.picture.spacing == fit.picture.spacing == (1.0, 3.0)
+    with pytest.raises(ValueError, match="has spacing = "):
+        fit_image(noisy(20, 12), spacing=2.0, **longer)

@@ -187,7 +187,7 @@ def load_fit(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Any
 
 
 def kind_of_fit(path: str | Path) -> str:
-    """ "image" or "sdf"; raises as :func:`load_fit`."""
+    """ "field", "image" or "sdf"; raises as :func:`load_fit`."""
     return str(_read_fit(Path(path))[0]["kind"])
 
 

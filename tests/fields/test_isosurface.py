@@ -7,8 +7,8 @@ import pytest
 import trimesh
 from scipy.ndimage import gaussian_filter
 
-from sciml_snr.inr import surfaces
-from sciml_snr.inr.surfaces import grid_axes, surface_metrics, zero_contours, zero_mesh
+from sciml_snr.fields import isosurface
+from sciml_snr.fields.isosurface import grid_axes, surface_metrics, zero_contours, zero_mesh
 
 
 def ball(x: np.ndarray) -> np.ndarray:
@@ -58,7 +58,7 @@ def test_slabs_do_not_matter(monkeypatch, slab: int) -> None:
         return volume[tuple(x.astype(int).T)]
 
     whole = mesh_of(field, axes)
-    monkeypatch.setattr(surfaces, "SLAB", slab)
+    monkeypatch.setattr(isosurface, "SLAB", slab)
     parts = mesh_of(field, axes)
     assert whole.is_watertight and parts.is_watertight
     assert len(parts.vertices) == len(whole.vertices) and len(parts.faces) == len(whole.faces)
@@ -77,7 +77,7 @@ def test_memory_is_that_of_a_slab(monkeypatch) -> None:
         return found
 
     whole = peak()
-    monkeypatch.setattr(surfaces, "SLAB", 4 * 129**2)
+    monkeypatch.setattr(isosurface, "SLAB", 4 * 129**2)
     assert peak() < whole / 5
 
 
@@ -117,7 +117,7 @@ def test_the_same_surface_is_at_distance_0() -> None:
 def test_distances_to_faces_against_all_faces() -> None:
     mesh = trimesh.creation.torus(1.0, 0.4, major_sections=24, minor_sections=12)
     points = np.random.default_rng(0).uniform(-1.3, 1.3, (60, 3))
-    found, normals = surfaces._sampled(mesh, 3000, 0).nearest(points)
+    found, normals = isosurface._sampled(mesh, 3000, 0).nearest(points)
     repeated = np.repeat(points, len(mesh.faces), axis=0)
     triangles = np.tile(mesh.triangles, (len(points), 1, 1))
     apart = np.linalg.norm(

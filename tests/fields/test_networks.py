@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sciml_snr.inr.networks import NETWORKS, FourierFeatures, Siren, Wire
+from sciml_snr.fields.networks import NETWORKS, FourierFeatures, Siren, Wire
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -14,14 +14,14 @@ import trimesh
 from torch import nn
 
 from sciml_snr import Gate, SigmaEstimate
-from sciml_snr.inr import sdf
-from sciml_snr.inr.archive import NetworkChoice
-from sciml_snr.inr.fit import FitOptions, Training, fitted
-from sciml_snr.inr.points import Cloud
-from sciml_snr.inr.sdf import SDFFit, SurfaceObjective, Weights, fit_sdf
+from sciml_snr.fields import surface
+from sciml_snr.fields.archive import NetworkChoice
+from sciml_snr.fields.fit import FitOptions, Training, fitted
+from sciml_snr.fields.points import Cloud
+from sciml_snr.fields.surface import SDFFit, SurfaceObjective, Weights, fit_sdf
 from sciml_snr.runs.folder import write_arrays
 from tests.cases import assert_same_bits
-from tests.inr.test_points import circle, sphere
+from tests.fields.test_points import circle, sphere
 
 SMALL = {"hidden_features": 16, "hidden_layers": 2}
 QUICK = dict(network_options=SMALL, steps=4, progress=False)
@@ -91,9 +91,9 @@ def test_every_term_against_its_formula() -> None:
         objective(weights).terms(network, torch.Generator().manual_seed(seed))[1]
         for seed in range(50)
     ]
-    low, high = sdf.fit_box(points, 0.05)
+    low, high = surface.fit_box(points, 0.05)
     box = torch.as_tensor(np.random.default_rng(0).uniform(low, high, (200_000, 3)))
-    mean = torch.exp(-sdf.ALPHA * network(box.float()).abs()).mean().item()
+    mean = torch.exp(-surface.ALPHA * network(box.float()).abs()).mean().item()
     assert torch.stack(found).mean().item() == pytest.approx(mean, rel=0.15)
 
 
@@ -184,7 +184,7 @@ def test_a_mesh_is_closed_and_round() -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "gate"), [(None, sdf.BATCH_GATES["snr_soap"]), (None, {}), (50, {})]
+    ("batch_size", "gate"), [(None, surface.BATCH_GATES["snr_soap"]), (None, {}), (50, {})]
 )
 def test_the_gate_closes_by_sigma(batch_size: int | None, gate: dict) -> None:
     """The same points, told to be bad, to be good: the floor is that of the told sigma."""
@@ -199,16 +199,16 @@ def test_the_gate_closes_by_sigma(batch_size: int | None, gate: dict) -> None:
 def test_small_clouds_are_in_every_step_as_a_whole() -> None:
     for optimizer, z in (("snr_adam", 1.0), ("snr_soap", 1.5)):
         for options in (dict(shape=(2048, 3)), dict(shape=(9000, 3), batch_size=9000)):
-            small = sdf.default_training(optimizer=optimizer, **options)
+            small = surface.default_training(optimizer=optimizer, **options)
             assert small["batch_size"] == options.get("batch_size")
             assert small["gate"] == {"z": z, "follow": True}
-        assert sdf.default_training((2048, 2), optimizer)["gate"] == {"z": z, "follow": False}
+        assert surface.default_training((2048, 2), optimizer)["gate"] == {"z": z, "follow": False}
         for options in (dict(shape=(2049, 3)), dict(shape=(100, 3), batch_size=99)):
-            large = sdf.default_training(optimizer=optimizer, **options)
+            large = surface.default_training(optimizer=optimizer, **options)
             assert large["batch_size"] == options.get("batch_size", 512)
             assert large["gate"]["form"] == "snr" and large["gate"]["warmup_steps"] == 500
             assert large["gate"]["follow"] is False
-    assert sdf.default_training((9000, 3), "adam")["gate"] == {}
+    assert surface.default_training((9000, 3), "adam")["gate"] == {}
     options = fit_sdf(sphere(50)[0], **QUICK).options
     assert options.batch_size is None and options.gate == {"z": 1.5, "follow": True}
     assert fit_sdf(circle(50)[0], gate={"alpha": 2.0}, **QUICK).options.gate["z"] is None
@@ -247,7 +247,7 @@ def test_memorization_is_that_of_twins_by_hand() -> None:
     points, normals = circle(60, 0.1)
     fit = fit_sdf(points, normals, sigma=0.1, **QUICK)
     found = fit.memorization(progress=False)
-    shifts = sdf.Twins(np.zeros(60), 0.1).shifts[0]
+    shifts = surface.Twins(np.zeros(60), 0.1).shifts[0]
     moved = SurfaceObjective.__init__
 
     def shifted(self, *args, **kwargs):  # labels in the fit's units
@@ -261,7 +261,7 @@ def test_memorization_is_that_of_twins_by_hand() -> None:
     finally:
         SurfaceObjective.__init__ = moved
     fits = [
-        f.distance(points) / np.linalg.norm(f.gradient(points), axis=1).clip(sdf.MIN_SLOPE)
+        f.distance(points) / np.linalg.norm(f.gradient(points), axis=1).clip(surface.MIN_SLOPE)
         for f in (fit, twin)
     ]
     share = shifts @ (fits[1] - fits[0]) / (shifts @ shifts)
@@ -468,7 +468,7 @@ def test_memorization_repeats_a_fit_that_was_resumed_with_more_steps(tmp_path: P
     fit_sdf(points, normals, **run | {"steps": 10})
     fit = fit_sdf(points, normals, resume=True, **run | {"steps": 16})
     twin = fit.choice.build(2, 1, fit.options.seed)
-    unmoved = sdf._objective(fit.cloud, fit.sigma, fit.weights, fit.options)
+    unmoved = surface._objective(fit.cloud, fit.sigma, fit.weights, fit.options)
     fitted(twin, unmoved, fit.options, progress=False, like=fit.training)
     assert_same_bits(twin.state_dict(), fit.network.state_dict())
     fit.save(tmp_path / "fit.npz")
@@ -515,7 +515,7 @@ def test_figures(curve: SDFFit) -> None:
         (dict(sigma=math.nan), "sigma must be a finite number"),
         (dict(sigma=np.ones(50)), "sigma must be a finite number"),
         (dict(sigma="auto"), "sigma must be a finite number"),
-        (dict(weights={"surface": 3}), "weights must be a sciml_snr.inr.Weights"),
+        (dict(weights={"surface": 3}), "weights must be a sciml_snr.fields.Weights"),
         (dict(normals="there"), "normals must be"),
         (dict(normals=np.zeros((50, 3))), "length 0"),
         (dict(network="resnet"), "no network 'resnet'"),

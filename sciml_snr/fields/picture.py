@@ -43,6 +43,18 @@ class Picture:
     """Whether the last channel is an alpha channel, which is kept aside."""
     missing: NDArray[np.bool_]
     """Pixels that are not known, of the shape of one channel."""
+    spacing: tuple[float, ...] | None = None
+    """Lengths of a pixel or voxel along the axes; None where they are 1."""
+
+    @property
+    def sides(self) -> NDArray[np.float64]:
+        """(axes,) lengths of a pixel."""
+        return np.ones(len(self.shape)) if self.spacing is None else np.array(self.spacing)
+
+    @property
+    def longest(self) -> float:
+        """Length of the longest axis."""
+        return float(np.max(np.array(self.shape) * self.sides))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -244,11 +256,12 @@ def take_apart(
     image: ArrayLike | str | Path,
     mask: ArrayLike | str | Path | None = None,
     channel_axis: int | str | None = "auto",
+    spacing: ArrayLike | None = None,
 ) -> Picture:
     """Check an image, and tell pixels from channels.
 
     Args:
-        image, mask, channel_axis: as for :func:`fit_image`.
+        image, mask, channel_axis, spacing: as for :func:`fit_image`.
 
     Raises:
         ValueError: it cannot be fitted; the message says why.
@@ -273,7 +286,23 @@ def take_apart(
     known = colors[~missing].reshape((~missing).sum(), -1)
     if (known == known[0]).all():
         raise ValueError(f"image is constant ({known[0].tolist()}): there is nothing to fit.")
-    return Picture(pixels, axis, alpha, missing)
+    return Picture(pixels, axis, alpha, missing, check_spacing(spacing, len(shape)))
+
+
+def check_spacing(spacing: ArrayLike | None, axes: int) -> tuple[float, ...] | None:
+    """Lengths of a pixel along the axes, a number for each; None for None.
+
+    Raises:
+        ValueError: one is not positive, or their number is wrong.
+    """
+    if spacing is None:
+        return None
+    found = np.asarray(spacing, dtype=float)
+    if found.size not in (1, axes) or not (np.isfinite(found) & (found > 0)).all():
+        raise ValueError(
+            f"spacing must be a positive number, or one for each of {axes} axes; got {spacing}."
+        )
+    return tuple(np.broadcast_to(found.reshape(-1), axes).tolist())
 
 
 def _layout(pixels: Array, channel_axis: int | str | None) -> tuple[Array, int | None, bool]:

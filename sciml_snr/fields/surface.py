@@ -63,8 +63,8 @@ from .archive import (
     sigma_to_json,
 )
 from .fit import Training, check_steps, completed_gate, fitted, read_checkpoint
+from .isosurface import SurfaceMetrics, grid_axes, surface_metrics, zero_contours, zero_mesh
 from .points import Cloud, Frame, estimate_normals, estimate_sigma_points, read_cloud
-from .surfaces import SurfaceMetrics, grid_axes, surface_metrics, zero_contours, zero_mesh
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -281,7 +281,7 @@ class SDFFit:
 
     @property
     def history(self) -> list[dict[str, float]]:
-        """The rows of the log, see :class:`sciml_snr.inr.Training`."""
+        """The rows of the log, see :class:`sciml_snr.fields.Training`."""
         return self.training.history
 
     def distance(self, points: ArrayLike) -> Array:
@@ -374,7 +374,7 @@ class SDFFit:
     def metrics(
         self, reference: Any, *, resolution: int = 128, threshold: float | None = None
     ) -> SurfaceMetrics:
-        """Distance from a reference: see :func:`sciml_snr.inr.surface_metrics`.
+        """Distance from a reference: see :func:`sciml_snr.fields.surface_metrics`.
 
         Args:
             reference: a ``trimesh.Trimesh``, a file, or points (n, d).
@@ -672,7 +672,7 @@ def fit_sdf(
             told = estimate_sigma_points(cloud.points) if sigma is None else _checked_sigma(sigma)
             weights = weights or Weights()
             if not isinstance(weights, Weights):
-                raise ValueError(f"weights must be a sciml_snr.inr.Weights, got {weights!r}.")
+                raise ValueError(f"weights must be a sciml_snr.fields.Weights, got {weights!r}.")
             with_normals = normals is not None and weights.normal > 0
             default: dict[str, Any] = {
                 "lr": LEARNING_RATES.get(choice.name, 1e-4),

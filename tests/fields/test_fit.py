@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from sciml_snr import Gate, NoisyLoss, NoisyTerm
-from sciml_snr.inr import fit
-from sciml_snr.inr.fit import (
+from sciml_snr.fields import fit
+from sciml_snr.fields.fit import (
     Training,
     build_optimizer,
     check_kept,
@@ -23,7 +23,7 @@ from sciml_snr.inr.fit import (
     total_loss,
     train,
 )
-from sciml_snr.inr.networks import Siren
+from sciml_snr.fields.networks import Siren
 from sciml_snr.runs.options import FIT_OPTIMIZERS, FitOptions
 from tests.cases import assert_plain, assert_same_bits
 
@@ -476,5 +476,5 @@ def test_inr_does_not_import_deepxde() -> None:
     import subprocess
     import sys
 
-    code = "import sys, sciml_snr.inr; sys.exit('deepxde' in sys.modules)"
+    code = "import sys, sciml_snr.fields; sys.exit('deepxde' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

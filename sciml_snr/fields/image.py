@@ -1,8 +1,9 @@
 r"""Images and volumes as a network of the coordinates, fitted without memorizing their noise.
 
-A pixel k of an axis with n pixels is at :math:`(2k + 1 - n)/\max n`, so that the longest axis spans
-[-1, 1] and pixels are square. Values are standardized per channel. Missing pixels have no term in
-the loss; the network fills them in.
+The case of :mod:`sciml_snr.fields.field` in which the samples are a grid. Pixel k of an axis with n
+pixels is at :math:`(2k + 1 - n)/\max n`, so that the longest axis spans [-1, 1] and pixels are
+square (with ``spacing`` as long as that says). Values are standardized per channel. Missing pixels
+have no term in the loss; the network fills them in.
 """
 
 from __future__ import annotations
@@ -22,11 +23,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from ..measure.twins import Memorization, Twins
-from ..noise import NoisyLoss
 from ..runs.config import check_keys, takes
 from ..runs.folder import CHECKPOINT, CONFIG, SUMMARY, readable
 from ..runs.options import FitOptions, ImageOptions
-from ..terms import NoisyTerm, check_squares
 from .archive import (
     NetworkChoice,
     check_asked,
@@ -39,10 +38,13 @@ from .archive import (
     sigma_to_json,
 )
 from .fit import Training, check_kept, check_steps, completed_gate, fitted, read_checkpoint
+from .function import TILE, Field, Units
+from .objective import SampleObjective
 from .picture import (
     Array,
     Picture,
     check_sigma,
+    check_spacing,
     estimate_sigma,
     take_apart,
 )
@@ -51,9 +53,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Box = Sequence[tuple[float, float]]
-
-TILE = 65_536
-"""Points that are evaluated at a time."""
 
 FULL_BATCH = 8_192
 """Known pixels up to which all are in every step."""
@@ -72,7 +71,20 @@ RISE_STEPS = 300
 noise passes by chance."""
 
 
-class PixelObjective:
+class Pixels:
+    """The coordinates of a picture's known pixels, made when they are asked for."""
+
+    def __init__(self, picture: Picture, device: torch.device) -> None:
+        self._picture = picture
+        self._known = torch.as_tensor(np.flatnonzero(~picture.missing), device=device)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """(k, axes) of these rows."""
+        picture = self._picture
+        return coordinates(self._known[rows], picture.shape, picture.spacing)
+
+
+class PixelObjective(SampleObjective):
     """The known pixels of a picture, in batches that are drawn anew in every step.
 
     Args:
@@ -94,32 +106,15 @@ class PixelObjective:
         reference: NDArray[np.float64] | None = None,
     ) -> None:
         self.picture = picture
-        self.batch_size = batch_size
-        standard = (values - picture.center) / picture.scale
-        self.values = torch.as_tensor(standard, dtype=torch.float32, device=device)
-        deviation = np.asarray(sigma) / picture.scale
-        self.sigma = torch.as_tensor(deviation, dtype=torch.float32, device=device)
-        check_squares(self.sigma, torch.float32)
-        self.noise = NoisyLoss(self.sigma)
-        known = np.flatnonzero(~picture.missing)
-        self.known = torch.as_tensor(known, device=device)
         self.reference = reference
-        self._all: Tensor | None = None
-
-    def terms(
-        self, network: nn.Module, rng: torch.Generator
-    ) -> tuple[list[NoisyTerm], Tensor | None]:
-        """One term: the pixels of this step's batch."""
-        n = len(self.values)
-        if self.batch_size is None or self.batch_size >= n:
-            if self._all is None:
-                self._all = coordinates(self.known, self.picture.shape)
-            residual = network(self._all) - self.values
-        else:
-            rows = torch.randint(n, (self.batch_size,), generator=rng, device=self.values.device)
-            x = coordinates(self.known[rows], self.picture.shape)
-            residual = network(x) - self.values[rows]
-        return [NoisyTerm(residual, self.sigma, population=n)], None
+        standard = (values - picture.center) / picture.scale
+        deviation = np.asarray(sigma) / picture.scale
+        super().__init__(
+            Pixels(picture, device),
+            torch.as_tensor(standard, dtype=torch.float32, device=device),
+            torch.as_tensor(deviation, dtype=torch.float32, device=device),
+            batch_size,
+        )
 
     def metrics(self, network: nn.Module) -> dict[str, float]:
         """Root mean square error against the reference, in units of the image, if there is one."""
@@ -129,10 +124,16 @@ class PixelObjective:
         return {"rmse": float(np.sqrt(np.nanmean((fit - self.reference) ** 2)))}
 
 
-def coordinates(flat: Tensor, shape: tuple[int, ...]) -> Tensor:
+def coordinates(
+    flat: Tensor, shape: tuple[int, ...], spacing: Sequence[float] | None = None
+) -> Tensor:
     """Flat indices (n,) of pixels -> their coordinates (n, len(shape))."""
     axes = torch.unravel_index(flat, shape)
-    columns = [(2 * k + 1 - n) / max(shape) for k, n in zip(axes, shape, strict=True)]
+    sides = [1.0] * len(shape) if spacing is None else spacing
+    longest = max(n * side for n, side in zip(shape, sides, strict=True))
+    columns = [
+        (2 * k + 1 - n) * side / longest for k, n, side in zip(axes, shape, sides, strict=True)
+    ]
     return torch.stack(columns, dim=-1)
 
 
@@ -141,10 +142,10 @@ def tiles(
 ) -> Iterator[Tensor]:
     """Coordinates of the centers of ``shape`` cells that divide the box, some rows at a time."""
     sides = [(0.0, float(n)) for n in picture.shape] if box is None else box
-    longest = max(picture.shape)
     axes = [
-        (2 * (low + (torch.arange(m, dtype=torch.float64) + 0.5) * (high - low) / m) - n) / longest
-        for m, (low, high), n in zip(shape, sides, picture.shape, strict=True)
+        (2 * (low + (torch.arange(m, dtype=torch.float64) + 0.5) * (high - low) / m) - n)
+        * (side / picture.longest)
+        for m, (low, high), n, side in zip(shape, sides, picture.shape, picture.sides, strict=True)
     ]
     for flat in torch.split(torch.arange(math.prod(shape)), TILE):
         index = torch.unravel_index(flat, shape)
@@ -243,8 +244,22 @@ class ImageFit:
 
     @property
     def history(self) -> list[dict[str, float]]:
-        """The rows of the log, see :class:`sciml_snr.inr.Training`."""
+        """The rows of the log, see :class:`sciml_snr.fields.Training`."""
         return self.training.history
+
+    @cached_property
+    def field(self) -> Field:
+        """The fit as a function: a ``torch.nn.Module`` from points (..., axes) to (..., channels).
+
+        Points are in pixels, pixel k of an axis from k to k + 1, or times ``spacing``; values in
+        units of the image, not rounded or clipped. Arrays: ``fit.field.evaluate(points)``,
+        ``fit.field.gradient(points)``.
+        """
+        picture = self.picture
+        middle = np.array(picture.shape) * picture.sides / 2
+        length = np.full(len(middle), picture.longest / 2)
+        found = (middle, length, picture.center, picture.scale)
+        return Field(self.network, Units(*(tuple(a.tolist()) for a in found)))
 
     @cached_property
     def image(self) -> Array:
@@ -291,7 +306,7 @@ class ImageFit:
 
         Returns:
             (*shape, axes), or (*shape, channels, axes) for an image with channels (without alpha),
-            in units of the image per pixel.
+            in units of the image per pixel, or where ``spacing`` was given per its unit.
 
         Raises:
             ValueError: shape, scale or box cannot be.
@@ -306,7 +321,7 @@ class ImageFit:
                 channels = self.network(x).unbind(-1)
             slopes = [torch.autograd.grad(c.sum(), x, retain_graph=True)[0] for c in channels]
             found.append(torch.stack(slopes, dim=1).detach().cpu())
-        per_pixel = 2 / max(picture.shape) * picture.scale[:, None]
+        per_pixel = 2 / picture.longest * picture.scale[:, None]
         slopes_all: NDArray[np.float64] = torch.cat(found).double().numpy() * per_pixel
         slopes_all = slopes_all.reshape(*shape, len(picture.scale), len(picture.shape))
         return slopes_all if picture.has_channels else slopes_all[..., 0, :]
@@ -365,6 +380,7 @@ class ImageFit:
             "kind": "image",
             "channel_axis": picture.channel_axis,
             "alpha": picture.alpha,
+            "spacing": picture.spacing,
             "network": self.choice.name,
             "network_options": self.choice.options,
             "options": asdict(self.options),
@@ -390,7 +406,11 @@ class ImageFit:
         about, fields = load_fit(path, "image")
         with readable(Path(path)):
             picture = Picture(
-                fields["pixels"], about["channel_axis"], about["alpha"], fields["missing"]
+                fields["pixels"],
+                about["channel_axis"],
+                about["alpha"],
+                fields["missing"],
+                check_spacing(about.get("spacing"), fields["missing"].ndim),
             )
             sigma = tuple(map(sigma_from_json, about["sigma"]))
             options = FitOptions(**{**about["options"], "device": None})
@@ -480,7 +500,7 @@ def fit_image(
     NaN and infinite pixels are missing, as those of the mask are. Missing in one channel is missing
     in all. Of a last axis of 2 or 4 the last entry is an alpha channel, which is kept aside. The
     sizes that are not given go with the image. What a gate does not say is as in
-    :data:`sciml_snr.inr.fit.FIT_GATE`, but for ``rise_steps``: 300 for ``"snr_soap"`` where more
+    :data:`sciml_snr.fields.fit.FIT_GATE`, but for ``rise_steps``: 300 for ``"snr_soap"`` where more
     than 8,192 pixels are known, and a step takes a part of them.
 
     Args:
@@ -510,7 +530,8 @@ def fit_image(
     folder = open_folder(out, "image", resume)
     axis, given_network = options.pop("channel_axis", "auto"), options.pop("network", None)
     network_options = options.pop("network_options", None)
-    picture = take_apart(image, options.pop("mask", None), axis)
+    spacing = options.pop("spacing", None)
+    picture = take_apart(image, options.pop("mask", None), axis, spacing)
     clean = None if reference is None else _clean_values(reference, picture, axis)
     inputs, outputs = len(picture.shape), picture.values.shape[1]
     sigma = options.pop("sigma", None)
@@ -522,6 +543,7 @@ def fit_image(
             stack.enter_context(folder.locked())
             config, state = read_checkpoint(folder)
             where = folder.path / CHECKPOINT
+            config = {"spacing": None, **config}  # which runs did not always have
             check_keys(config, _CONFIG, where)
             if config["image"] != picture.fingerprint():
                 raise ValueError(f"The run in {out} is of another image, or with another mask.")
@@ -532,6 +554,8 @@ def fit_image(
             own = {**config, "sigma": list(map(float, told))}
             steps = options.pop("steps", None)
             asked = {**options, "sigma": given}
+            asked["spacing"] = None if spacing is None else picture.spacing
+            picture = replace(picture, spacing=check_spacing(config["spacing"], inputs))
             check_asked(folder.path, own, given_network, network_options, asked)
             check_steps(folder, state, steps)
             if steps is not None:
@@ -609,7 +633,7 @@ def _clean_values(
     return replace(picture, pixels=clean, missing=np.zeros(picture.shape, dtype=bool)).values
 
 
-_CONFIG = ("image", "network", "network_options", "sigma", "options")
+_CONFIG = ("image", "network", "network_options", "sigma", "options", "spacing")
 
 
 def _config(
@@ -622,5 +646,6 @@ def _config(
         choice.options,
         [sigma_to_json(s) for s in sigma],
         asdict(options),
+        picture.spacing,
     )
     return dict(zip(_CONFIG, values, strict=True))
