@@ -14,8 +14,10 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from ..jacobian import NoisyRows
-from ..measure.twins import Memorization, Twins
+from ..jacobian import ClosureRows, NoisyRows
+from ..measure.error_bars import ErrorBars, check_rows
+from ..measure.local_risk import WHOLE, LocalBars
+from ..measure.twins import TAU, Memorization, Twins
 from ..runs.folder import readable
 from ..runs.options import FitOptions
 from .archive import (
@@ -209,13 +211,56 @@ class FieldFit:
             ValueError: sigma is 0: there is nothing to memorize; no step was taken; or the fit was
                 loaded without its operator.
         """
+        twins, own, fits = self._twins(probes, progress)
+        return twins.record(self.training.kept_step, own, fits)
+
+    def error_bars(self, *, probes: int = 1, progress: bool = True) -> LocalBars | ErrorBars:
+        """How sure is the fit? Standard errors at any points, in the user's units.
+
+        Of samples of the field by twins, which takes as long as the fit, once per probe: see
+        :mod:`sciml_snr.measure.local_risk`. Of an operator's measurements by the fit's Jacobian:
+        see :func:`sciml_snr.error_bars`; their outputs are (n, m) also where values are (n,).
+
+        Args:
+            probes: number of twins.
+            progress: draw a progress bar.
+
+        Returns:
+            ``bars(points)``, ``bars.band(points, level)``, ``print(bars)``.
+
+        Raises:
+            ValueError: as for :meth:`memorization`; or an operator has too many measurements for
+                the size of the network.
+        """
+        if self.operator is not None:
+            params = [p for p in self.network.parameters() if p.requires_grad]
+            rows = ClosureRows(lambda: [self.residual_rows()], params)
+            check_rows(rows, params)
+            return ErrorBars(self.module, rows, params, {}, [])
+        twins, own, fits = self._twins(probes, progress, WHOLE)
+        samples = self.samples
+        return LocalBars(
+            samples.points,
+            samples.values,
+            own,
+            samples.sigma_array,
+            twins,
+            fits,
+            lambda points: self.module.evaluate(self._points(points)),
+            self.units.length,
+        )
+
+    def _twins(
+        self, probes: int, progress: bool, tau: float = TAU
+    ) -> tuple[Twins, Array, list[Array]]:
+        """Twins, the fit at the measurements, and that of each twin."""
         check_kept(self.training)
         sigma = self.samples.sigma_array
         if not sigma.any():
             raise ValueError("sigma is 0: there is no noise to memorize.")
         own = self.predicted()
         options = replace(self.options, patience=None)
-        twins = Twins(self.samples.values, sigma, probes=probes, seed=options.seed)
+        twins = Twins(self.samples.values, sigma, probes=probes, tau=tau, seed=options.seed)
         fits = []
         for i, shifted in enumerate(twins.labels):
             samples = replace(self.samples, values=np.asarray(shifted))
@@ -223,9 +268,8 @@ class FieldFit:
             objective = objective_of(samples, self.units, self.operator, options)
             name = "twin" if probes == 1 else f"twin {i + 1} of {probes}"
             fitted(twin, objective, options, progress=progress, label=name, like=self.training)
-            found = replace_network(self, twin).predicted()
-            fits.append(found)
-        return twins.record(self.training.kept_step, own, fits)
+            fits.append(replace_network(self, twin).predicted())
+        return twins, own, fits
 
     def figure(self) -> Figure:
         """Fit and samples (of more than two coordinates a section), residuals, and the course."""

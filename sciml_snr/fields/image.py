@@ -22,7 +22,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from ..measure.twins import Memorization, Twins
+from ..measure.local_risk import WHOLE, LocalBars
+from ..measure.twins import TAU, Memorization, Twins
 from ..runs.config import check_keys, takes
 from ..runs.folder import CHECKPOINT, CONFIG, SUMMARY, readable
 from ..runs.options import FitOptions, ImageOptions
@@ -344,6 +345,49 @@ class ImageFit:
         Raises:
             ValueError: sigma is 0: there is no noise to memorize; or no step was taken.
         """
+        twins, own, fits = self._twins(probes, progress)
+        return twins.record(self.training.kept_step, own, fits)
+
+    def error_bars(self, *, probes: int = 1, progress: bool = True) -> LocalBars:
+        """How sure is the fit? Standard errors at any points.
+
+        By twins, which takes as long as the fit, once per probe: see
+        :mod:`sciml_snr.measure.local_risk`.
+
+        Args:
+            probes: number of twins.
+            progress: draw a progress bar.
+
+        Returns:
+            ``bars(points)``, (k, channels) in units of the image, at points (k, axes) as
+            :attr:`field` has them; the pixels' are :meth:`pixel_centers`.
+
+        Raises:
+            ValueError: as for :meth:`memorization`.
+        """
+        twins, own, fits = self._twins(probes, progress, WHOLE)
+        picture = self.picture
+        known = ~picture.missing.reshape(-1)
+        return LocalBars(
+            self.pixel_centers()[known],
+            picture.values[known],
+            own,
+            np.asarray(self.sigma),
+            twins,
+            fits,
+            self.field.evaluate,
+        )
+
+    def pixel_centers(self) -> Array:
+        """The pixels' centers (pixels, axes), last axis fastest, as points of :attr:`field`."""
+        picture = self.picture
+        places = np.indices(picture.shape).reshape(len(picture.shape), -1).T
+        return (places + 0.5) * picture.sides
+
+    def _twins(
+        self, probes: int, progress: bool, tau: float = TAU
+    ) -> tuple[Twins, Array, list[Array]]:
+        """Twins, the fit at the known pixels, and that of each twin."""
         picture, training = self.picture, self.training
         options = replace(self.options, patience=None)
         known = ~picture.missing.reshape(-1)
@@ -351,7 +395,7 @@ class ImageFit:
         check_kept(self.training)
         if not any(self.sigma):
             raise ValueError("sigma is 0: there is no noise to memorize.")
-        twins = Twins(labels, np.asarray(self.sigma), probes=probes, seed=options.seed)
+        twins = Twins(labels, np.asarray(self.sigma), probes=probes, tau=tau, seed=options.seed)
         fits = []
         for i, shifted in enumerate(twins.labels):
             twin = self.choice.build(len(picture.shape), len(self.sigma), options.seed)
@@ -359,8 +403,7 @@ class ImageFit:
             name = "twin" if probes == 1 else f"twin {i + 1} of {probes}"
             fitted(twin, objective, options, progress=progress, label=name, like=training)
             fits.append(predict(twin, picture, picture.shape)[known])
-        own = predict(self.network, picture, picture.shape)[known]
-        return twins.record(training.kept_step, own, fits)
+        return twins, predict(self.network, picture, picture.shape)[known], fits
 
     def figure(self) -> Figure:
         """Noisy image, fit, what was taken away, and the course of the fit."""

@@ -45,7 +45,8 @@ from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
 from ..gate import BESIDE_EXACT
-from ..measure.twins import Memorization, Twins
+from ..measure.local_risk import WHOLE, LocalBars
+from ..measure.twins import TAU, Memorization, Twins
 from ..noise import NoisyLoss
 from ..runs.config import check_keys, takes
 from ..runs.folder import CHECKPOINT, CONFIG, SUMMARY, check_can_write, readable
@@ -409,10 +410,47 @@ class SDFFit:
         Raises:
             ValueError: sigma is 0: there is no noise to memorize.
         """
+        twins, own, fits = self._twins(probes, progress)
+        return twins.record(self.training.kept_step, own, fits)
+
+    def error_bars(self, *, probes: int = 1, progress: bool = True) -> LocalBars:
+        """How far is the surface from where the fit has it? Standard errors along the normal.
+
+        By twins, which takes as long as the fit, once per probe: see
+        :mod:`sciml_snr.measure.local_risk`.
+
+        Args:
+            probes: number of twins.
+            progress: draw a progress bar.
+
+        Returns:
+            ``bars(points)``: (k, 1) at points (k, d) on or near the surface, such as a mesh's
+            vertices, in the points' units.
+
+        Raises:
+            ValueError: sigma is 0: there is no noise.
+        """
+        twins, own, fits = self._twins(probes, progress, WHOLE)
+        points, columns = self.cloud.points, [fit[:, None] for fit in fits]
+        return LocalBars(
+            points,
+            np.zeros((len(points), 1)),
+            own[:, None],
+            np.array(float(self.sigma)),
+            twins,
+            columns,
+            lambda places: np.asarray(self.distance(places))[:, None],
+        )
+
+    def _twins(
+        self, probes: int, progress: bool, tau: float = TAU
+    ) -> tuple[Twins, Array, list[Array]]:
+        """Twins, the fit's distances at the points, and those of each twin."""
         if not self.sigma:
             raise ValueError("sigma is 0: there is no noise to memorize.")
         points, options, training = self.cloud.points, self.options, self.training
-        twins = Twins(np.zeros(len(points)), float(self.sigma), probes=probes, seed=options.seed)
+        none = np.zeros(len(points))
+        twins = Twins(none, float(self.sigma), probes=probes, tau=tau, seed=options.seed)
         fits = []
         for i, labels in enumerate(twins.labels):
             twin = self.choice.build(points.shape[1], 1, options.seed)
@@ -420,7 +458,7 @@ class SDFFit:
             name = "twin" if probes == 1 else f"twin {i + 1} of {probes}"
             fitted(twin, objective, options, progress=progress, label=name, like=training)
             fits.append(self._to_surface(twin))
-        return twins.record(training.kept_step, self._to_surface(self.network), fits)
+        return twins, self._to_surface(self.network), fits
 
     def figure(self, resolution: int = 40) -> Figure:
         """Points, fit, a section through both, and the course of the fit.

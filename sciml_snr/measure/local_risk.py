@@ -25,10 +25,15 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 from scipy.spatial import cKDTree
 
 from .twins import Array, Twins
+
+WHOLE = 1.0
+"""tau, the size of the twins' signs in sigmas: as large as the errors are. What two trainings
+differ by for no reason, from rounding on, counts less beside it than beside small signs."""
 
 NEIGHBOURS = 64
 """k, the samples whose mean is an error bar's square."""
@@ -44,13 +49,14 @@ class LocalBars:
     """Standard errors of a fit to many samples, by twins: see this module's text.
 
     Args:
-        points: (n, d) the samples' places, in units in which distances compare.
+        points: (n, d) the samples' places.
         values: (n, m).
         fit: (n, m), at the samples.
         sigma: broadcastable to the values.
         twins: their twins.
         twin_fits: (n, m) each.
-        predict: the fit at any points, in the units of ``points``.
+        predict: the fit at any points (k, d): (k, m).
+        scale: (d,) by which coordinates are divided, so that distances compare.
         neighbours: how many samples make an error bar.
 
     Attributes:
@@ -71,13 +77,16 @@ class LocalBars:
         twins: Twins,
         twin_fits: list[Array],
         predict: Callable[[Any], Array],
+        scale: ArrayLike = 1.0,
         neighbours: int = NEIGHBOURS,
     ) -> None:
         variance = np.broadcast_to(np.asarray(sigma, dtype=np.float64) ** 2, values.shape)
         answers = np.stack([(twin - fit) / twins.tau for twin in twin_fits])
-        taken = (np.asarray(twins.shifts) / twins.tau * answers).mean(0)
+        signs = np.reshape(twins.shifts, answers.shape) / twins.tau
+        taken = (signs * answers).mean(0)
         residual = values - fit
-        self._tree, self._predict = cKDTree(points), predict
+        self._scale = np.broadcast_to(np.asarray(scale, dtype=np.float64), points.shape[1:])
+        self._tree, self._predict = cKDTree(points / self._scale), predict
         self._neighbours = min(neighbours, len(points))
         self._wider = min(WIDER * neighbours, len(points))
         self._variance, self._noise = variance, np.square(answers).mean(0)
@@ -93,7 +102,7 @@ class LocalBars:
         found = np.empty((len(points), numbers.shape[1]))
         for start in range(0, len(points), 1024):
             chunk = slice(start, start + 1024)
-            _, near = self._tree.query(points[chunk], k=count)
+            _, near = self._tree.query(points[chunk] / self._scale, k=count)
             found[chunk] = numbers[near.reshape(len(near), -1)].mean(1)
         return found
 

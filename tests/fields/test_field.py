@@ -363,3 +363,33 @@ def test_fingerprint_is_of_points_and_values() -> None:
     one, same = Samples(X, Y[:, None], (0.1,)), Samples(X.copy(), Y[:, None], (0.3,))
     assert one.fingerprint() == same.fingerprint()
     assert one.fingerprint() != Samples(X + 1, Y[:, None], (0.1,)).fingerprint()
+
+
+def test_error_bars_hold_the_truth_and_are_in_the_users_units() -> None:
+    held = []
+    for seed in range(3):
+        x, y = data(600, sigma=0.3, seed=seed)
+        fit = fit_field(1000 * x, 50 * y, sigma=15.0, steps=150, **SMALL)
+        bars = fit.error_bars(progress=False)
+        places = np.random.default_rng(9).random((500, 2))
+        low, high = bars.band(1000 * places, 0.9)
+        truth = 50 * smooth(places)
+        held.append(((low[:, 0] <= truth) & (truth <= high[:, 0])).mean())
+    assert 0.75 < np.mean(held) < 0.99
+    assert "memorized" in str(bars)
+
+
+def test_error_bars_of_an_operators_measurements_are_linear() -> None:
+    truth = np.sin(3 * np.linspace(0, 1, 20))
+    y = np.cumsum(truth) / 20 + 0.02 * np.random.default_rng(0).normal(size=20)
+
+    def integrals(field):
+        return torch.cumsum(field(torch.linspace(0, 1, 20)[:, None])[:, 0], 0) / 20
+
+    options = {"network_options": {"hidden_features": 16}, "progress": False}
+    fit = fit_field([[0.0], [1.0]], y, operator=integrals, sigma=0.02, steps=200, **options)
+    bars = fit.error_bars()
+    assert bars.method == "linear"
+    found = bars(np.linspace(0, 1, 5)[:, None])
+    assert found.shape == (5, 1)
+    assert (found > 0).all()

@@ -626,3 +626,16 @@ def test_a_run_is_resumed_with_its_spacing(tmp_path) -> None:
     assert again.picture.spacing == fit.picture.spacing == (1.0, 3.0)
     with pytest.raises(ValueError, match="has spacing = "):
         fit_image(noisy(20, 12), spacing=2.0, **longer)
+
+
+def test_error_bars_of_pixels() -> None:
+    rng = np.random.default_rng(0)
+    rows, columns = np.indices((24, 24)) / 24
+    clean = 0.5 + 0.3 * np.sin(5 * rows) * np.cos(4 * columns)
+    noisy = clean + 0.1 * rng.normal(size=clean.shape)
+    fit = fit_image(noisy, sigma=0.1, steps=100, progress=False)
+    bars = fit.error_bars(progress=False)
+    stated = bars(fit.pixel_centers()).reshape(clean.shape)
+    error = fit.image - clean
+    assert np.sqrt(np.mean(stated**2)) == pytest.approx(np.sqrt(np.mean(error**2)), rel=0.5)
+    assert fit.field.evaluate(fit.pixel_centers()).reshape(clean.shape) == pytest.approx(fit.image)

@@ -547,3 +547,12 @@ def test_a_gate_given_again_is_completed_as_the_run_s_was(tmp_path: Path, gate) 
     fit_sdf(points, normals, optimizer="snr_soap", steps=2, **run)
     resumed = fit_sdf(points, normals, steps=3, resume=True, **run)
     assert (resumed.options.optimizer, resumed.training.step) == ("snr_soap", 3)
+
+
+def test_error_bars_along_the_normal() -> None:
+    points, normals = circle(200, 0.03)
+    fit = fit_sdf(points, normals, sigma=0.03, steps=150, progress=False)
+    bars = fit.error_bars(progress=False)
+    found = bars(points)
+    assert found.shape == (200, 1)
+    assert ((found > 0) & (found < 0.06)).all()
