@@ -69,6 +69,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain, no gate": {**PLAIN, "z": 0.0},
     "exact 10 from the start": {**PLAIN, "exact_weight": 10.0, "ramp_steps": 0},
     "exact 100 from the start": {**PLAIN, "exact_weight": 100.0, "ramp_steps": 0},
+    "warm up 1000": {"warm_up": 1000},
     "monotone, warm up 1000": {**MONOTONE, "warm_up": 1000},
     "rows 600": {"equation_rows": 600},
     "cold": {"warm_up": 0},
