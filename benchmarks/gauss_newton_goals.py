@@ -97,9 +97,12 @@ def table() -> str:
         own = [row for row in every if row["problem"] == problem]
         if not own:
             continue
-        seeds = {row["seed"] for row in own}
         adam = tables.tuned(zoo._beside(plan))[problem]["adam"].rows
-        pairs = {"snr_gn": own, "Adam": [row for row in adam if row["seed"] in seeds]}
+        seeds = {row["seed"] for row in own} & {row["seed"] for row in adam}
+        pairs = {
+            name: [row for row in rows if row["seed"] in seeds]
+            for name, rows in {"snr_gn": own, "Adam": adam}.items()
+        }
         for name, rows in pairs.items():
             figures = [_figure(problem, row) for row in rows]
             lines.append(
