@@ -443,35 +443,6 @@ def methods() -> str:
     return text.table(titles, lines)
 
 
-def agreement() -> str:
-    """Noise's part of the coefficients' standard errors: linear over replicas."""
-    linear = {(row["problem"], row["seed"]): row for row in rows_of("snr_gn")}
-    found: dict[str, list[float]] = {}
-    for row in rows_of("replicas"):
-        other = linear.get((row["problem"], row["seed"]))
-        if other is None:
-            continue
-        ours, theirs = (json.loads(r["noise_of_unknowns"]) for r in (other, row))
-        for name in ours:
-            found.setdefault(f"{row['problem']}: {name}", []).append(ours[name] / theirs[name])
-    lines = [
-        [name, str(len(r)), f"{median(r):.2f}", f"{min(r):.2f} to {max(r):.2f}"]
-        for name, r in found.items()
-    ]
-    if found:
-        every = [x for r in found.values() for x in r]
-        off = median(abs(x - 1) for x in every)
-        lines.append(
-            [
-                "*all*",
-                str(len(every)),
-                f"{median(every):.2f}",
-                f"off by {100 * off:.0f} % in the median",
-            ]
-        )
-    return text.table("coefficient|draws|linear / replicas, median|range", lines)
-
-
 def _seconds(rows: list[dict[str, str]], name: str) -> str:
     known = [float(row[name]) for row in rows if row.get(name) not in (None, "", "nan")]
     return f"{median(known):.2g}" if known else "-"
