@@ -10,5 +10,6 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def coarse_bands(monkeypatch):
-    """Bands in run folders from few points: time."""
+    """Error bars of runs from few rows, and bands from few points: time."""
     monkeypatch.setattr("sciml_snr.runs.bars.POINTS", 50)
+    monkeypatch.setattr("sciml_snr.deepxde.error_bars.EQUATION_ROWS", 100)

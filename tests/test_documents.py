@@ -52,7 +52,7 @@ SHORTER = {
 @pytest.mark.parametrize(
     "which",
     range(len(EXAMPLES)),
-    ids=["deepxde", "torch", "label", "fits", "memorization", "gauss_newton"],
+    ids=["deepxde", "torch", "label", "fits", "error_bars", "memorization", "gauss_newton"],
 )
 def test_readme_example_runs(which: int, tmp_path, monkeypatch) -> None:
     """With fewer iterations, and with the network, data and files that it takes for granted."""
@@ -74,7 +74,10 @@ def test_readme_example_runs(which: int, tmp_path, monkeypatch) -> None:
     names = {"torch": torch, "sciml_snr": sciml_snr, "net": net, "points": points}
     names |= {"x": x, "y": 2 * x, "batches": [(x, 2 * x)] * 3}
     names["physics"] = lambda net: net(x).square().mean()
-    goes_on = "model.train" in EXAMPLES[which] and which > 0  # with the model of the first
+    asks = "error_bars(model" in EXAMPLES[which]
+    if asks:
+        names |= {"points": rng.random((5, 2)), "k": torch.nn.Parameter(torch.ones(()))}
+    goes_on = ("model.train" in EXAMPLES[which] and which > 0) or asks  # with the first's model
     code = (EXAMPLES[0] if goes_on else "") + EXAMPLES[which]
     for long, short in SHORTER.items():
         code = code.replace(long, short)

@@ -12,6 +12,9 @@ from ..measure.error_bars import check_rows
 from .gauss_newton import why_no_rows
 from .jacobian import ModelRows
 
+EQUATION_ROWS = 1200
+"""Rows of equations; where there are more, so many are drawn."""
+
 
 def parts_of(
     model: Any, unknowns: Mapping[str, Any] | None
@@ -40,7 +43,7 @@ def parts_of(
             "There are no error bars for batches of measurements: train with batch_size=None."
         )
     rows.take(*(*model.data.train_next_batch(None), None)[:3])
-    rows.draw(0)
+    rows.draw(0, EQUATION_ROWS)
     params = rows.trained
     check_rows(rows, params)
     if reason := rows.why_not():

@@ -113,14 +113,19 @@ class ModelRows(Residuals):
             self._all = _Part(_pde(data, data.pde, [], [], points), points, own)
             self._parts.insert(0, self._all)
 
-    def draw(self, step: int) -> None:
-        """Draw the equation's points of this step, where there are too many for all of them."""
+    def draw(self, step: int, most: int | None = None) -> None:
+        """Draw the equation's points of this step, where there are too many for all of them.
+
+        Args:
+            step: seeds the draw.
+            most: rows of the equations; :data:`EQUATION_ROWS` unless given.
+        """
         if self._all is None:
             return
         if self._equations is None:
             self._equations = len(self._terms(self._all))
         points, aux = self._all.inputs, self._all.aux
-        wanted = max(EQUATION_ROWS // max(self._equations, 1), 1)
+        wanted = max((most or EQUATION_ROWS) // max(self._equations, 1), 1)
         if len(points) <= wanted:
             return
         generator = torch.Generator("cpu").manual_seed(step)

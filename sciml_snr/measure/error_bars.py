@@ -108,6 +108,12 @@ class ErrorBars:
 
     def _doubt(self) -> str:
         regression = self._regression
+        if regression.is_doubtful and regression.misfit > 1.5 * regression.scale:
+            return (
+                f"the fit is far from its end: the mean square of residual / sigma is "
+                f"{regression.misfit:.2f}, and {regression.scale:.2f} if it were led there, not 1. "
+                "Train on, before anything is said of sigma or the model."
+            )
         if regression.is_doubtful:
             return (
                 f"the measurements do not fit the model within their errors: led to the end, the "

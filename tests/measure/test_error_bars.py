@@ -136,7 +136,7 @@ def test_unknowns_and_prior_together_against_dense_algebra():
 
 @pytest.mark.parametrize("method", ["linear", "replicas"])
 def test_intervals_hold_the_truth_as_often_as_they_say(method):
-    held, count = {"a": 0, "k": 0}, 200 if method == "linear" else 60
+    held, count = {"a": 0, "k": 0}, 120 if method == "linear" else 40
     truth = {"a": 2.0, "k": 0.5}
     for seed in range(count):
         bars = decay_bars(*decay_fit(seed), method=method, replicas=8, seed=seed)
@@ -147,9 +147,9 @@ def test_intervals_hold_the_truth_as_often_as_they_say(method):
 
 
 def test_standard_errors_are_the_scatter_over_draws():
-    fits = [decay_fit(seed) for seed in range(150)]
+    fits = [decay_fit(seed) for seed in range(120)]
     scatter = np.std([float(net.log_k.detach().exp()) for net, _, _ in fits])
-    stated = np.median([decay_bars(*fit).unknowns["k"].standard_error for fit in fits[:20]])
+    stated = np.median([decay_bars(*fit).unknowns["k"].standard_error for fit in fits[:10]])
     assert stated == pytest.approx(scatter, rel=0.2)
     places = np.linspace(0, 4, 5)[:, None]
     fields = [net(torch.as_tensor(places)).detach().numpy() for net, _, _ in fits]
@@ -164,6 +164,16 @@ def test_replicas_agree_with_the_linear_way():
     assert np.allclose(replicas(t[::10]), linear(t[::10]), rtol=0.25)
     assert replicas.quantile(0.95) > linear.quantile(0.95)  # Student's
     assert "replicas (200)" in str(replicas)
+
+
+def test_a_fit_far_from_its_end_is_told_to_train_on():
+    net, x, y, sigma, _ = linear_fit(noise=2.0)
+    with torch.no_grad():
+        net.weight.add_(1)
+    with pytest.warns(UserWarning, match="far from its end"):
+        error_bars(
+            net, lambda net: [NoisyRows(net(x) - y, sigma)], variables=list(net.parameters())
+        )
 
 
 @pytest.mark.parametrize("method", ["linear", "replicas"])
@@ -236,7 +246,7 @@ def test_sigma_that_is_too_small_is_in_doubt_and_widens():
 
 def test_unknown_sigma_is_estimated_and_its_own_uncertainty_counts():
     """Student's intervals of a linear model: exact for any number of data."""
-    held, count = 0, 400
+    held, count = 0, 200
     for seed in range(count):
         net, x, y, sigma, truth = linear_fit(seed, noise=3.0, n=7)
         bars = error_bars(
@@ -289,7 +299,7 @@ def test_covariance_of_unknowns_holds_their_standard_errors():
 
 def test_risk_is_the_mean_square_error_on_average():
     stated, true = [], []
-    for seed in range(60):
+    for seed in range(40):
         net, t, y = decay_fit(seed)
         stated.append(decay_bars(net, t, y).risk)
         error = (net(t).detach() - 2 * torch.exp(-t / 2)) / 0.05
