@@ -107,3 +107,11 @@ def parts_of(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
         torch.view_as_complex(piece.view(*x.shape, 2))
         for piece, x in zip(pieces, like, strict=True)
     ]
+
+
+@torch.no_grad()
+def add_vector(params: Sequence[Tensor], step: Tensor) -> None:
+    """Add a vector (P,) of any dtype to parameters, in place."""
+    parts = torch.split(step, [p.numel() for p in params])
+    for p, part in zip(params, parts, strict=True):
+        p.add_(part.view(p.shape).to(p))

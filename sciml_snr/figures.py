@@ -406,51 +406,35 @@ def _around(
 
 def _field_width(figure: Figure, ax: Axes, fields: dict[str, Any]) -> None:
     """Half the width of the first output's 95 % band, on the evaluation grid."""
-    points = fields["points"]
-    shown = (points[:, 2:] == points[-1, 2:]).all(axis=1)
-    first, second = (np.unique(points[:, i]) for i in range(2))
-    width = (fields["fit_high"] - fields["fit_low"])[shown, 0] / 2
-    image = ax.pcolormesh(
-        second,
-        first,
-        width.reshape(len(first), len(second)),
-        cmap="viridis",
-        vmin=0,
-        rasterized=True,
-    )
-    ax.set(
-        title="half width of the 95 % band",
-        xlabel=str(fields["coordinates"][1]),
-        ylabel=str(fields["coordinates"][0]),
-    )
+    width = (fields["fit_high"] - fields["fit_low"])[:, 0] / 2
+    image = _plane(ax, fields, width, cmap="viridis", vmin=0)
+    ax.set_title("half width of the 95 % band")
     figure.colorbar(image, ax=ax)
 
 
 def _field_pair(figure: Figure, axes: Any, fields: dict[str, Any]) -> None:
-    """Truth and fit of the first output on the evaluation grid, on one colour scale.
-
-    Of a grid in more than two coordinates the last plane.
-    """
-    points = fields["points"]
-    shown = (points[:, 2:] == points[-1, 2:]).all(axis=1)
-    first, second = (np.unique(points[:, i]) for i in range(2))
-    limit = float(np.abs(fields["reference"][shown, 0]).max())
+    """Truth and fit of the first output on the evaluation grid, on one colour scale."""
+    limit = float(np.abs(fields["reference"][_last_plane(fields), 0]).max())
     for ax, key in zip(axes, ("reference", "fit"), strict=True):
-        image = ax.pcolormesh(
-            second,
-            first,
-            fields[key][shown, 0].reshape(len(first), len(second)),
-            cmap="RdBu_r",
-            vmin=-limit,
-            vmax=limit,
-            rasterized=True,
-        )
-        ax.set(
-            title="truth" if key == "reference" else "fit",
-            xlabel=str(fields["coordinates"][1]),
-            ylabel=str(fields["coordinates"][0]),
-        )
+        image = _plane(ax, fields, fields[key][:, 0], cmap="RdBu_r", vmin=-limit, vmax=limit)
+        ax.set_title("truth" if key == "reference" else "fit")
     figure.colorbar(image, ax=list(axes), label=str(fields["outputs"][0]))
+
+
+def _plane(ax: Axes, fields: dict[str, Any], values: Any, **style: Any) -> Any:
+    """Numbers (n,) on the evaluation grid; in more than two coordinates its last plane."""
+    shown = _last_plane(fields)
+    first, second = (np.unique(fields["points"][:, i]) for i in range(2))
+    image = ax.pcolormesh(
+        second, first, values[shown].reshape(len(first), len(second)), rasterized=True, **style
+    )
+    ax.set(xlabel=str(fields["coordinates"][1]), ylabel=str(fields["coordinates"][0]))
+    return image
+
+
+def _last_plane(fields: dict[str, Any]) -> Any:
+    points = fields["points"]
+    return (points[:, 2:] == points[-1, 2:]).all(axis=1)
 
 
 def error_band(ax: Axes, runs: list[list[dict[str, float]]], label: str, color: str) -> None:

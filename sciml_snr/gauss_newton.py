@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
+from ._tensors import add_vector
 from .evidence import LEFT_OUT as LEFT_OUT_OF_NOISE
 from .evidence import Posterior
 from .jacobian import ClosureRows, Residuals, System
@@ -235,7 +236,7 @@ class SNRGaussNewton(Optimizer):
         for _ in range(group["max_trials"]):
             step, back = tangent.step(mu)
             scale = self._shortened(step, group["lr"])
-            self._move(scale * step, self._units(tangent))
+            add_vector(self._params(), scale * step * self._units(tangent))
             after = float((weights * residuals.rows()).square().sum())
             if after + self._penalty(tangent) < before + self._penalty(tangent, kept):
                 moved = moved_by(tangent, scale * step)
@@ -354,12 +355,6 @@ class SNRGaussNewton(Optimizer):
     def _shortened(step: Tensor, ceiling: float | None) -> float:
         length = float(step.norm())
         return 1.0 if ceiling is None or length <= ceiling else float(ceiling) / length
-
-    def _move(self, step: Tensor, units: Tensor | float) -> None:
-        """Add a vector, in these units, to all parameters."""
-        params, step = self._params(), step * units
-        for p, part in zip(params, torch.split(step, [p.numel() for p in params]), strict=True):
-            p.add_(part.view(p.shape).to(p))
 
     def _remember(
         self,

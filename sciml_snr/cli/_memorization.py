@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..measure.error_bars import ends, text
+from ..measure.intervals import statement
 from ..runs.folder import blamed, read_json
 from ._app import app, console
 
@@ -61,8 +61,7 @@ def _print_bars(found: dict[str, Any] | None) -> None:
     for name, one in (found or {}).get("unknowns", {}).items():
         error, (low, high) = one["standard_error"], one["interval"]
         if None not in (error, low, high):
-            value = text(one["value"], error)
-            console.print(f"{name} = {value} (95 %: {ends(low, high)})", soft_wrap=True)
+            console.print(statement(name, one["value"], error, (low, high)), soft_wrap=True)
 
 
 def _of_fit(path: Path, probes: int) -> Memorization:

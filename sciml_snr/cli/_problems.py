@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from ..measure.error_bars import ends, text
+from ..measure.intervals import statement
 from ..runs.options import ProblemConfig
 from ._app import app, console, to_stderr
 from ._options import with_options
@@ -177,11 +177,11 @@ def _print_unknowns(summary: Summary) -> None:
     for name, value in summary.unknowns.items():
         reference = summary.unknowns_reference[name]
         difference = f"{100 * (value - reference) / reference:+.1f} %"
-        found = f"{value:.4g}"
+        found = f"{name} = {value:.4g}"
         error, both = errors.get(name), intervals.get(name)
         if error is not None and both is not None and None not in both:
             low, high = (float(end or 0) for end in both)
-            found = f"{text(value, error)} (95 %: {ends(low, high)})"
-        console.print(f"{name} = {found}, reference {reference:.4g} ({difference})", soft_wrap=True)
+            found = statement(name, value, error, (low, high))
+        console.print(f"{found}, reference {reference:.4g} ({difference})", soft_wrap=True)
     if summary.error_bars_note:
         to_stderr(f"Note: {summary.error_bars_note}")

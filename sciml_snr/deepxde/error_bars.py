@@ -7,18 +7,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..jacobian import Residuals
+from ..jacobian import Residuals, System
 from ..measure.error_bars import check_rows
 from .gauss_newton import why_no_rows
-from .jacobian import ModelRows
-
-EQUATION_ROWS = 1200
-"""Rows of equations; where there are more, so many are drawn."""
+from .jacobian import EQUATION_ROWS, ModelRows
 
 
 def parts_of(
     model: Any, unknowns: Mapping[str, Any] | None
-) -> tuple[nn.Module, Residuals, list[Tensor], dict[str, Any], Sequence[Tensor]]:
+) -> tuple[nn.Module, Residuals, System, list[Tensor], dict[str, Any], Sequence[Tensor]]:
     """What error bars of a model are made of.
 
     Args:
@@ -26,7 +23,8 @@ def parts_of(
         unknowns: name -> variable or function; None: its external variables.
 
     Returns:
-        Network, rows, trained tensors, unknowns, and the variables outside the network.
+        Network, rows, their Jacobian, trained tensors, unknowns, and the variables outside the
+        network.
 
     Raises:
         ValueError: the model is not compiled, or has no rows.
@@ -46,13 +44,14 @@ def parts_of(
     rows.draw(0, EQUATION_ROWS)
     params = rows.trained
     check_rows(rows, params)
-    if reason := rows.why_not():
+    system, reason = rows.checked_system()
+    if system is None or reason:
         raise ValueError(f"There are no error bars for this model: {reason}.")
     inside = {id(p) for p in model.net.parameters()}
     free = [p for p in params if id(p) not in inside]
     if unknowns is None:
         unknowns = {f"unknown_{i}" if len(free) > 1 else "unknown": p for i, p in enumerate(free)}
-    return model.net, rows, params, dict(unknowns), free
+    return model.net, rows, system, params, dict(unknowns), free
 
 
 def _own(loss: Any) -> Any:

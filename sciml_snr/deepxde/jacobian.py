@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from deepxde.data import PDE
 from torch import Tensor
-from torch.func import functional_call, vmap
 
 from ..jacobian import Residuals, System, joined
+from ..measure.point_jacobian import PointCopies
 from ..noise import NoisyLoss
 from .conditions import NoisyCondition, conditions_of
 from .rows import clear_cache, loss_weights_of
@@ -207,22 +207,15 @@ class ModelRows(Residuals):
         net = self._model.net
         net.train(mode=True)
         x = part.inputs.detach().clone().requires_grad_()
-        copies = [
-            p.detach().expand(len(x), *p.shape).clone().requires_grad_() for p in self._own.values()
-        ]
-        fixed = {n: p for n, p in net.named_parameters() if n not in self._own}
-        buffers = dict(net.named_buffers())
 
-        def one(own: Sequence[Tensor], point: Tensor, aux: Tensor | None = None) -> Tensor:
+        def prepare(aux: Tensor | None = None) -> None:
             net.auxiliary_vars = None if aux is None else aux[None]
-            state = {**buffers, **fixed, **dict(zip(self._own, own, strict=True))}
-            return functional_call(net, state, (point[None],))[0]  # type: ignore[no-any-return]
 
-        extra = () if part.aux is None else (part.aux,)
-        outputs = vmap(one)(tuple(copies), x, *extra)
+        made = PointCopies(net, self._own, len(x), prepare)
+        outputs = made(x, *(() if part.aux is None else (part.aux,)))
         net.auxiliary_vars = part.aux
         clear_cache()
-        return part.residuals(self._model, outputs, x), copies
+        return part.residuals(self._model, outputs, x), list(made.copies.values())
 
     def _jacobian(self, term: Tensor, copies: list[Tensor], into: Tensor) -> None:
         """Of a scaled term (n, m), into zeros (n, m, P)."""
@@ -247,10 +240,19 @@ class ModelRows(Residuals):
 
     def why_not(self) -> str:
         """Why rows or Jacobian are not those of DeepXDE's own pass; empty where they are."""
+        return self.checked_system()[1]
+
+    def checked_system(self) -> tuple[System | None, str]:
+        """The rows and their Jacobian, None where there is none; and :meth:`why_not`."""
         try:
             system = self.system()
         except (RuntimeError, ValueError, NotImplementedError, IndexError) as error:
-            return f"its network or residuals do not work point by point ({_first_line(error)})"
+            reason = f"its network or residuals do not work point by point ({_first_line(error)})"
+            return None, reason
+        return system, self._difference(system)
+
+    def _difference(self, system: System) -> str:
+        """In what a system is not that of DeepXDE's own pass."""
         if not system.jacobian.isfinite().all():
             return ""  # the step says so
         values = self._common()

@@ -26,7 +26,7 @@ from .archive import (
     sigma_to_json,
 )
 from .field_fit import FieldFit, objective_of
-from .fit import FIT_GATE, check_steps, completed_gate, fitted, read_checkpoint
+from .fit import FIT_GATE, check_steps, completed_gate, fitted, read_checkpoint, summary_of
 from .function import Units
 from .objective import Watched
 from .samples import (
@@ -416,20 +416,15 @@ def errors_to_plain(sigma: Sequence[float] | Array | str) -> Any:
 
 def summary(fit: FieldFit) -> dict[str, Any]:
     """How a fit ended."""
-    last = {k: v for k, v in fit.training.kept_row.items() if k not in ("step", "seconds")}
     sigma = fit.samples.sigma
     typical = [float(s) for s in fit.samples.typical_sigma]
     methods = [getattr(s, "method", "given") for s in sigma] if isinstance(sigma, tuple) else []
-    return {
-        "optimizer": fit.options.optimizer,
-        "lr": fit.options.lr,
-        "steps": fit.training.step,
-        "kept_step": fit.training.kept_step,
-        "interrupted": fit.training.interrupted,
-        "seconds": fit.training.seconds,
-        "parameters": sum(p.numel() for p in fit.network.parameters()),
-        "samples": len(fit.samples.values),
-        "sigma": [s if math.isfinite(s) else None for s in typical],
-        "sigma_method": methods or ["given per sample"],
-        **last,
-    }
+    return summary_of(
+        fit.options,
+        fit.training,
+        fit.network,
+        kept_step=fit.training.kept_step,
+        samples=len(fit.samples.values),
+        sigma=[s if math.isfinite(s) else None for s in typical],
+        sigma_method=methods or ["given per sample"],
+    )

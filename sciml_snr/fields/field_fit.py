@@ -14,8 +14,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from ..jacobian import ClosureRows, NoisyRows
-from ..measure.error_bars import ErrorBars, check_rows
+from ..jacobian import NoisyRows
+from ..measure.error_bars import ErrorBars, error_bars
 from ..measure.local_risk import WHOLE, LocalBars
 from ..measure.twins import TAU, Memorization, Twins
 from ..runs.folder import readable
@@ -29,7 +29,7 @@ from .archive import (
     sigma_from_json,
     sigma_to_json,
 )
-from .fit import Objective, Training, check_kept, fitted
+from .fit import Objective, Training, check_kept, fits_of_twins
 from .function import Array, Field, Units
 from .objective import OperatorObjective, of_samples
 from .samples import Operator, Samples, as_rows, check_finite, numbers, on_device
@@ -233,10 +233,7 @@ class FieldFit:
                 the size of the network.
         """
         if self.operator is not None:
-            params = [p for p in self.network.parameters() if p.requires_grad]
-            rows = ClosureRows(lambda: [self.residual_rows()], params)
-            check_rows(rows, params)
-            return ErrorBars(self.module, rows, params, {}, [])
+            return error_bars(self.module, lambda _: [self.residual_rows()])
         twins, own, fits = self._twins(probes, progress, WHOLE)
         samples = self.samples
         return LocalBars(
@@ -258,17 +255,23 @@ class FieldFit:
         sigma = self.samples.sigma_array
         if not sigma.any():
             raise ValueError("sigma is 0: there is no noise to memorize.")
-        own = self.predicted()
-        options = replace(self.options, patience=None)
-        twins = Twins(self.samples.values, sigma, probes=probes, tau=tau, seed=options.seed)
-        fits = []
-        for i, shifted in enumerate(twins.labels):
-            samples = replace(self.samples, values=np.asarray(shifted))
-            twin = self.choice.build(len(self.units.center), len(self.units.mean), options.seed)
-            objective = objective_of(samples, self.units, self.operator, options)
-            name = "twin" if probes == 1 else f"twin {i + 1} of {probes}"
-            fitted(twin, objective, options, progress=progress, label=name, like=self.training)
-            fits.append(replace_network(self, twin).predicted())
+        seed, units = self.options.seed, self.units
+        twins = Twins(self.samples.values, sigma, probes=probes, tau=tau, seed=seed)
+
+        def objective(labels: Array) -> Objective:
+            samples = replace(self.samples, values=np.asarray(labels))
+            return objective_of(samples, units, self.operator, self.options)
+
+        own = self.predicted()  # refuses, before the work, what was loaded without its operator
+        fits = fits_of_twins(
+            twins,
+            lambda: self.choice.build(len(units.center), len(units.mean), seed),
+            objective,
+            lambda network: replace_network(self, network).predicted(),
+            self.options,
+            self.training,
+            progress,
+        )
         return twins, own, fits
 
     def figure(self) -> Figure:

@@ -11,7 +11,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from ..gate import Gate, overrides
 from ..measure.risk import PopulationRisk
-from ..measure.twins import share_from_misfit
+from ..measure.twins import Twins, share_from_misfit
 from ..noise import NoisyLoss
 from ..runs.config import (
     anything,
@@ -270,6 +270,52 @@ def fitted(
             loop.save()  # whatever happens, the fit can be resumed
         loop.run(progress, label, options.steps if like is None else like.kept_step)
     return loop.training
+
+
+def fits_of_twins(
+    twins: Twins,
+    build: Callable[[], nn.Module],
+    objective_of: Callable[[Any], Objective],
+    fit_of: Callable[[nn.Module], Any],
+    options: FitOptions,
+    training: Training,
+    progress: bool,
+) -> list[Any]:
+    """The same fit to the labels of every twin.
+
+    Args:
+        twins: whose labels.
+        build: makes the network as it was before the first step.
+        objective_of: what a network is fitted to, for labels.
+        fit_of: what a fitted network makes of the data.
+        options: of the fit; its steps and learning rates are those of ``training``.
+        training: of the fit.
+        progress: draw a progress bar.
+    """
+    options, fits = replace(options, patience=None), []
+    for i, labels in enumerate(twins.labels):
+        network = build()
+        name = "twin" if twins.probes == 1 else f"twin {i + 1} of {twins.probes}"
+        fitted(network, objective_of(labels), options, progress=progress, label=name, like=training)
+        fits.append(fit_of(network))
+    return fits
+
+
+def summary_of(
+    options: FitOptions, training: Training, network: nn.Module, **own: Any
+) -> dict[str, Any]:
+    """How a fit ended: what every fit says, what it says beside, and the last row of its log."""
+    last = {k: v for k, v in training.kept_row.items() if k not in ("step", "seconds")}
+    return {
+        "optimizer": options.optimizer,
+        "lr": options.lr,
+        "steps": training.step,
+        "interrupted": training.interrupted,
+        "seconds": training.seconds,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        **own,
+        **last,
+    }
 
 
 def total_loss(noise: NoisyLoss, terms: Iterable[NoisyTerm], extra: Tensor | None) -> Tensor:

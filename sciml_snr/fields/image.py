@@ -38,7 +38,16 @@ from .archive import (
     sigma_from_json,
     sigma_to_json,
 )
-from .fit import Training, check_kept, check_steps, completed_gate, fitted, read_checkpoint
+from .fit import (
+    Training,
+    check_kept,
+    check_steps,
+    completed_gate,
+    fits_of_twins,
+    fitted,
+    read_checkpoint,
+    summary_of,
+)
 from .function import TILE, Field, Units
 from .objective import SampleObjective
 from .picture import (
@@ -388,22 +397,27 @@ class ImageFit:
         self, probes: int, progress: bool, tau: float = TAU
     ) -> tuple[Twins, Array, list[Array]]:
         """Twins, the fit at the known pixels, and that of each twin."""
-        picture, training = self.picture, self.training
-        options = replace(self.options, patience=None)
+        picture = self.picture
         known = ~picture.missing.reshape(-1)
-        labels = picture.values[known]
         check_kept(self.training)
         if not any(self.sigma):
             raise ValueError("sigma is 0: there is no noise to memorize.")
-        twins = Twins(labels, np.asarray(self.sigma), probes=probes, tau=tau, seed=options.seed)
-        fits = []
-        for i, shifted in enumerate(twins.labels):
-            twin = self.choice.build(len(picture.shape), len(self.sigma), options.seed)
-            objective = _objective(picture, shifted, self.sigma, options)
-            name = "twin" if probes == 1 else f"twin {i + 1} of {probes}"
-            fitted(twin, objective, options, progress=progress, label=name, like=training)
-            fits.append(predict(twin, picture, picture.shape)[known])
-        return twins, predict(self.network, picture, picture.shape)[known], fits
+        seed, told = self.options.seed, np.asarray(self.sigma)
+        twins = Twins(picture.values[known], told, probes=probes, tau=tau, seed=seed)
+
+        def fit_of(network: nn.Module) -> Array:
+            return predict(network, picture, picture.shape)[known]
+
+        fits = fits_of_twins(
+            twins,
+            lambda: self.choice.build(len(picture.shape), len(self.sigma), seed),
+            lambda labels: _objective(picture, labels, self.sigma, self.options),
+            fit_of,
+            self.options,
+            self.training,
+            progress,
+        )
+        return twins, fit_of(self.network), fits
 
     def figure(self) -> Figure:
         """Noisy image, fit, what was taken away, and the course of the fit."""
@@ -637,20 +651,15 @@ def fit_image(
 
 def summary(fit: ImageFit) -> dict[str, Any]:
     """How a fit ended."""
-    last = {k: v for k, v in fit.training.kept_row.items() if k not in ("step", "seconds")}
-    return {
-        "optimizer": fit.options.optimizer,
-        "lr": fit.options.lr,
-        "steps": fit.training.step,
-        "kept_step": fit.training.kept_step,
-        "interrupted": fit.training.interrupted,
-        "seconds": fit.training.seconds,
-        "parameters": sum(p.numel() for p in fit.network.parameters()),
-        "sigma": [float(s) for s in fit.sigma],
-        "sigma_method": [getattr(s, "method", "given") for s in fit.sigma],
-        "missing_pixels": int(fit.picture.missing.sum()),
-        **last,
-    }
+    return summary_of(
+        fit.options,
+        fit.training,
+        fit.network,
+        kept_step=fit.training.kept_step,
+        sigma=[float(s) for s in fit.sigma],
+        sigma_method=[getattr(s, "method", "given") for s in fit.sigma],
+        missing_pixels=int(fit.picture.missing.sum()),
+    )
 
 
 def _objective(

@@ -63,7 +63,15 @@ from .archive import (
     sigma_from_json,
     sigma_to_json,
 )
-from .fit import Training, check_steps, completed_gate, fitted, read_checkpoint
+from .fit import (
+    Training,
+    check_steps,
+    completed_gate,
+    fits_of_twins,
+    fitted,
+    read_checkpoint,
+    summary_of,
+)
 from .isosurface import SurfaceMetrics, grid_axes, surface_metrics, zero_contours, zero_mesh
 from .points import Cloud, Frame, estimate_normals, estimate_sigma_points, read_cloud
 
@@ -448,16 +456,17 @@ class SDFFit:
         """Twins, the fit's distances at the points, and those of each twin."""
         if not self.sigma:
             raise ValueError("sigma is 0: there is no noise to memorize.")
-        points, options, training = self.cloud.points, self.options, self.training
-        none = np.zeros(len(points))
-        twins = Twins(none, float(self.sigma), probes=probes, tau=tau, seed=options.seed)
-        fits = []
-        for i, labels in enumerate(twins.labels):
-            twin = self.choice.build(points.shape[1], 1, options.seed)
-            objective = _objective(self.cloud, self.sigma, self.weights, options, labels)
-            name = "twin" if probes == 1 else f"twin {i + 1} of {probes}"
-            fitted(twin, objective, options, progress=progress, label=name, like=training)
-            fits.append(self._to_surface(twin))
+        points, sigma, seed = self.cloud.points, self.sigma, self.options.seed
+        twins = Twins(np.zeros(len(points)), float(sigma), probes=probes, tau=tau, seed=seed)
+        fits = fits_of_twins(
+            twins,
+            lambda: self.choice.build(points.shape[1], 1, seed),
+            lambda labels: _objective(self.cloud, sigma, self.weights, self.options, labels),
+            self._to_surface,
+            self.options,
+            self.training,
+            progress,
+        )
         return twins, self._to_surface(self.network), fits
 
     def figure(self, resolution: int = 40) -> Figure:
@@ -757,21 +766,16 @@ def fit_sdf(
 
 def summary(fit: SDFFit) -> dict[str, Any]:
     """How a fit ended."""
-    last = {k: v for k, v in fit.training.kept_row.items() if k not in ("step", "seconds")}
-    return {
-        "optimizer": fit.options.optimizer,
-        "lr": fit.options.lr,
-        "steps": fit.training.step,
-        "interrupted": fit.training.interrupted,
-        "seconds": fit.training.seconds,
-        "parameters": sum(p.numel() for p in fit.network.parameters()),
-        "points": len(fit.cloud.points),
-        "merged_points": fit.cloud.merged,
-        "normals": fit.cloud.normals is not None,
-        "sigma": float(fit.sigma),
-        "sigma_method": getattr(fit.sigma, "method", "given"),
-        **last,
-    }
+    return summary_of(
+        fit.options,
+        fit.training,
+        fit.network,
+        points=len(fit.cloud.points),
+        merged_points=fit.cloud.merged,
+        normals=fit.cloud.normals is not None,
+        sigma=float(fit.sigma),
+        sigma_method=getattr(fit.sigma, "method", "given"),
+    )
 
 
 def _given(normals: ArrayLike | str | None) -> ArrayLike | None:

@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
-from ..jacobian import ClosureRows, Residuals
+from ..jacobian import ClosureRows, Residuals, System
 from ..jacobian import joined as joined_gradients
 from ..step_size import check_size
+from .intervals import statement
 from .point_jacobian import Derivatives, point_jacobian
-from .regression import Array, Parts, Regression
+from .regression import Array, Parts, Regression, quantile
 from .replicas import Replicas, moved
 
 METHODS = ("linear", "replicas")
@@ -56,6 +56,7 @@ class ErrorBars:
         method: ``"linear"`` or ``"replicas"``.
         unknowns: name -> :class:`Unknown`.
         covariance: (k, k) of the unknowns, in their order, by the linear way.
+        precision: of the normal prior of the network's weights, where it is most likely.
         degrees_of_freedom: of the fit to the noisy measurements, led to the end.
         misfit: mean square of residual / sigma over them, at the fit.
         risk: estimate of the mean square error at the measurements, in units of sigma squared
@@ -67,6 +68,7 @@ class ErrorBars:
         self,
         net: nn.Module,
         residuals: Residuals,
+        system: System,
         params: Sequence[Tensor],
         unknowns: Mapping[str, Tensor | Callable[[], Any]],
         free: Sequence[Tensor],
@@ -83,20 +85,19 @@ class ErrorBars:
         )
         self._kept = [p.detach().clone() for p in self._params]
         weights = torch.cat([p.detach().double().flatten() for p in self._params])
-        system = residuals.system()
         self._regression = Regression(system, weights, mask, sigma_known)
         regression = self._regression
         self._replicas: Replicas | None = None
         if method == "replicas":
             self._replicas = Replicas(regression, residuals, self._params, replicas, seed)
+        self.precision = regression.ridge.precision
         self.degrees_of_freedom = regression.degrees_of_freedom
         self.misfit = regression.misfit
         self.doubt = self._doubt()
         if self.doubt:
             warnings.warn(f"error_bars: {self.doubt}", stacklevel=3)
         self._functions = {name: _function(what) for name, what in unknowns.items()}
-        self._free = list(free)
-        gradients = [self._gradient(f)[0] for f in self._functions.values()]
+        gradients = [self._gradient(f) for f in self._functions.values()]
         self._gradients = torch.cat(gradients) if gradients else weights.new_zeros(0, len(mask))
         self.covariance = regression.covariance(self._gradients)
         self.unknowns = self._of_unknowns()
@@ -138,12 +139,11 @@ class ErrorBars:
             found[name] = Unknown(value, float(parts.total[0]), *numbers)
         return found
 
-    def _gradient(self, function: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-        """Of a function of the parameters, each entry: (q, P); and its values."""
+    def _gradient(self, function: Callable[[], Tensor]) -> Tensor:
+        """Of a function of the parameters, each entry: (q, P)."""
         with torch.enable_grad():
-            values = function().flatten()
             rows = []
-            for value in values:
+            for value in function().flatten():
                 found: Sequence[Tensor | None] = [None] * len(self._params)
                 if value.requires_grad:
                     found = torch.autograd.grad(
@@ -151,7 +151,7 @@ class ErrorBars:
                     )
                 ones = [None if g is None else g[None] for g in found]
                 rows.append(joined_gradients(ones, self._params, 1))
-        return torch.cat(rows).double(), values.detach()
+        return torch.cat(rows).double()
 
     def _check_unmoved(self) -> None:
         pairs = zip(self._params, self._kept, strict=True)
@@ -170,13 +170,10 @@ class ErrorBars:
         Raises:
             ValueError: the level is not between 0 and 1.
         """
-        if not 0 < level < 1:
-            raise ValueError(f"level must be between 0 and 1, such as 0.95; got {level!r}.")
         degrees = self._regression.student
         if self._replicas is not None:
             degrees = min(degrees, self._replicas.count)
-        found = stats.norm if math.isinf(degrees) else stats.t(degrees)
-        return float(found.ppf((1 + level) / 2))
+        return quantile(level, degrees)
 
     def interval(self, level: float = 0.95) -> dict[str, tuple[float, float]]:
         """Low and high end of each unknown's interval.
@@ -220,9 +217,8 @@ class ErrorBars:
 
     def band(self, points: Any, level: float = 0.95) -> tuple[Array, Array]:
         """Low and high end, (n, m) each, of pointwise intervals of the outputs at points."""
-        width = self.quantile(level) * self(points)
-        values = self._outputs(self._as_points(points)).detach().double().cpu().numpy()
-        return values - width, values + width
+        width, fit = self.quantile(level) * self(points), self._fit(points)
+        return fit - width, fit + width
 
     def of(self, function: Callable[[], Any]) -> Array:
         """Standard errors of any differentiable function of the network and the unknowns.
@@ -236,11 +232,14 @@ class ErrorBars:
         """
         self._check_unmoved()
         made = _function(function)
-        gradients, _ = self._gradient(made)
-        parts = self._regression.parts(gradients)
+        parts = self._regression.parts(self._gradient(made))
         if self._replicas is not None:
             parts = self._replicas.parts(made, parts.unresolved)
         return parts.total
+
+    def _fit(self, points: Any) -> Array:
+        found: Array = self._outputs(self._as_points(points)).double().cpu().numpy()
+        return found
 
     def _as_points(self, points: Any) -> Tensor:
         own = next(p for p in self._net.parameters())
@@ -324,15 +323,16 @@ class ErrorBars:
             "covariance": self.covariance,
         }
         if points is not None:
-            low, high = self.band(points, level)
-            arrays |= {"points": np.asarray(points), "standard_error": self(points)}
-            arrays |= {"low": low, "high": high}
+            errors, fit = self(points), self._fit(points)
+            width = self.quantile(level) * errors
+            arrays |= {"points": np.asarray(points), "standard_error": errors}
+            arrays |= {"low": fit - width, "high": fit + width}
         np.savez(path, **arrays)
 
     def __str__(self) -> str:
         intervals = self.interval()
         lines = [
-            f"{name} = {text(u.value, u.standard_error)} (95 %: {ends(*intervals[name])})"
+            statement(name, u.value, u.standard_error, intervals[name])
             for name, u in self.unknowns.items()
         ]
         count = "" if self._replicas is None else f" ({self._replicas.count})"
@@ -341,27 +341,6 @@ class ErrorBars:
             f"{self._regression.count} measurements, misfit {self.misfit:.2f}"
         )
         return "\n".join([*lines, *([f"in doubt: {self.doubt}"] if self.doubt else [])])
-
-
-def text(value: float, standard_error: float) -> str:
-    """A value and its standard error with two digits of it: 0.713 +- 0.031."""
-    if not math.isfinite(standard_error):
-        return f"{value:.4g} +- ?"
-    if standard_error == 0:
-        return f"{value:.4g} +- 0"
-    place = math.floor(math.log10(standard_error)) - 1
-    if place >= 0 or place < -8:
-        return f"{value:.4g} +- {standard_error:.2g}"
-    return f"{value:.{-place}f} +- {standard_error:.{-place}f}"
-
-
-def ends(low: float, high: float) -> str:
-    """Both ends of an interval, with digits that its width bears."""
-    width = high - low
-    if not (math.isfinite(width) and width > 0):
-        return f"{low:.4g} to {high:.4g}"
-    digits = max(0, 1 - math.floor(math.log10(width)))
-    return f"{low:.4g} to {high:.4g}" if digits > 8 else f"{low:.{digits}f} to {high:.{digits}f}"
 
 
 def _finite(number: float) -> float | None:
@@ -452,7 +431,7 @@ def error_bars(
     closure = rows
     residuals = ClosureRows(lambda: closure(model), params)
     check_rows(residuals, params)
-    return ErrorBars(model, residuals, params, named, free, **options)
+    return ErrorBars(model, residuals, residuals.system(), params, named, free, **options)
 
 
 def check_rows(residuals: Residuals, params: Sequence[Tensor]) -> None:

@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 from scipy.spatial import cKDTree
 
+from .regression import quantile
 from .twins import Array, Twins
 
 WHOLE = 1.0
@@ -125,9 +125,7 @@ class LocalBars:
         Raises:
             ValueError: the level is not between 0 and 1.
         """
-        if not 0 < level < 1:
-            raise ValueError(f"level must be between 0 and 1, such as 0.95; got {level!r}.")
-        return float(stats.norm.ppf((1 + level) / 2))
+        return quantile(level)
 
     def band(self, points: Any, level: float = 0.95) -> tuple[Array, Array]:
         """Low and high end, (k, m) each, of pointwise intervals at points (k, d)."""

@@ -2,13 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from ..jacobian import joined
+
+
+class PointCopies:
+    """A network in which each of n points has its own copy of the parameters.
+
+    One backward pass through a sum over points then gives the gradient of every point.
+
+    Args:
+        net: treats points one by one.
+        own: the parameters that have copies, by their names in the network.
+        count: n.
+        prepare: called before a point goes through, with what belongs to it.
+
+    Attributes:
+        copies: (n, *shape) of each, in the graph.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        own: Mapping[str, Tensor],
+        count: int,
+        prepare: Callable[..., None] | None = None,
+    ) -> None:
+        self.copies = {
+            name: p.detach().expand(count, *p.shape).clone().requires_grad_()
+            for name, p in own.items()
+        }
+        self._net, self._prepare = net, prepare
+        self._state = {**dict(net.named_buffers()), **dict(net.named_parameters())}
+
+    def __call__(self, points: Tensor, *belongs: Tensor) -> Tensor:
+        """Outputs (n, m) at points (n, d), and what belongs to each."""
+
+        def one(own: dict[str, Tensor], point: Tensor, *its: Tensor) -> Tensor:
+            if self._prepare is not None:
+                self._prepare(*its)
+            return functional_call(self._net, {**self._state, **own}, (point[None],))[0]  # type: ignore[no-any-return]
+
+        return vmap(one)(self.copies, points, *belongs)
 
 
 class Derivatives:
@@ -32,8 +72,6 @@ def point_jacobian(
 ) -> Tensor:
     """Gradients of a network's outputs, or of their derivatives, at points.
 
-    Every point has its own copy of the parameters, so that one backward pass an output is enough.
-
     Args:
         net: treats points one by one.
         params: (P in all); those that are not the network's have the gradient 0.
@@ -48,20 +86,9 @@ def point_jacobian(
     """
     names = {id(p): name for name, p in net.named_parameters()}
     own = {names[id(p)]: p for p in params if id(p) in names}
-    state = {**dict(net.named_buffers()), **dict(net.named_parameters())}
-    copies = {
-        name: p.detach().expand(len(points), *p.shape).clone().requires_grad_()
-        for name, p in own.items()
-    }
-
-    def one(mine: dict[str, Tensor], point: Tensor) -> Tensor:
-        return functional_call(net, {**state, **mine}, (point[None],))[0]  # type: ignore[no-any-return]
-
-    def every(x: Tensor) -> Tensor:
-        return vmap(one)(copies, x)
-
+    made = PointCopies(net, own, len(points))
     try:
-        outputs = every(points) if by is None else by.values(every, points)
+        outputs = made(points) if by is None else by.values(made, points)
     except (RuntimeError, IndexError) as error:
         raise ValueError(
             f"The network does not take points one by one: {str(error).splitlines()[0]}"
@@ -71,9 +98,9 @@ def point_jacobian(
     columns = []
     for j in range(flat.shape[1]):
         found = torch.autograd.grad(
-            flat[:, j].sum(), list(copies.values()), retain_graph=True, allow_unused=True
+            flat[:, j].sum(), list(made.copies.values()), retain_graph=True, allow_unused=True
         )
-        parts = dict(zip(copies, found, strict=True))
+        parts = dict(zip(made.copies, found, strict=True))
         mine = [parts.get(names.get(id(p), "")) for p in params]
         columns.append(joined(mine, params, len(points)))
     return torch.stack(columns, 1).reshape(len(points), *rest, -1)

@@ -77,6 +77,22 @@ class Parts(NamedTuple):
         return found
 
 
+def quantile(level: float, degrees: float = math.inf) -> float:
+    """Standard errors to either side of an interval of this level.
+
+    Args:
+        level: between 0 and 1.
+        degrees: of freedom, of Student's distribution; infinite: the normal one.
+
+    Raises:
+        ValueError: the level is not between 0 and 1.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, such as 0.95; got {level!r}.")
+    distribution = stats.norm if math.isinf(degrees) else stats.t(degrees)
+    return float(distribution.ppf((1 + level) / 2))
+
+
 class Split:
     """A Jacobian by parameters of both kinds.
 
@@ -223,8 +239,7 @@ class Regression:
         self.free, self.noisy = free, system.noisy > 0
         self.factors = torch.where(self.noisy, 1.0, math.sqrt(exact_weight)).double()
         """What rows are multiplied by."""
-        jacobian = system.jacobian.double() * self.factors[:, None]
-        self.rows = system.rows.double() * self.factors
+        self.rows, _, jacobian = in_float64(system).weighted(self.factors)
         if not (jacobian.isfinite().all() and self.rows.isfinite().all()):
             raise FloatingPointError(
                 "A residual row, or its derivative by a parameter, is not finite."
@@ -273,6 +288,11 @@ class Regression:
         shift = spread.answers.T @ self.rows
         found = spread.covariance() + (self.scale - 1) * noise.T @ noise + shift.outer(shift)
         return found.cpu().numpy()
+
+
+def in_float64(system: System) -> System:
+    """The same with derivatives in float64."""
+    return system._replace(jacobian=system.jacobian.double())
 
 
 def _likeliest(jacobian: Tensor, free: Tensor, rows: Tensor, weights: Tensor) -> Ridge:

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._tensors import add_vector
 from ..jacobian import Residuals
-from .regression import Array, Parts, Regression, Ridge, Split
+from .regression import Array, Parts, Regression, Ridge, Split, in_float64
 
 ROUNDS, TRIALS, STILL = 20, 8, 0.01
 """A replica has so many Levenberg-Marquardt steps, each tried with so many dampings, until one
@@ -72,9 +73,8 @@ class Replicas:
         for _ in range(ROUNDS):
             with moved(self._params, change):
                 system = self._residuals.system()
-            jacobian = system.jacobian.double() * regression.factors[:, None]
-            rows = system.rows.double() * regression.factors - error
-            split = Split(jacobian, regression.free)
+            rows, _, jacobian = in_float64(system).weighted(regression.factors)
+            rows, split = rows - error, Split(jacobian, regression.free)
             for _ in range(TRIALS):
                 # Towards the prior's middle, and from there to the data.
                 back = -change * (prior / (prior + damping))
@@ -118,11 +118,7 @@ class moved:
 
     def __enter__(self) -> None:
         self._kept = [p.detach().clone() for p in self._params]
-        sizes = [p.numel() for p in self._params]
-        with torch.no_grad():
-            parts = torch.split(self._change, sizes)
-            for p, part in zip(self._params, parts, strict=True):
-                p.add_(part.view(p.shape).to(p))
+        add_vector(self._params, self._change)
 
     def __exit__(self, *_: object) -> None:
         with torch.no_grad():

@@ -567,13 +567,9 @@ def _fits(value: Any, hint: str) -> bool:
     """Whether a summary's value is of its type; what is not finite is null in the file."""
     if hint == "dict[str, float]":
         return isinstance(value, dict) and all(map(is_number, value.values()))
-    if hint.startswith("dict[str, float | None]"):
-        known = value if isinstance(value, dict) else {}
-        return value is None or (
-            isinstance(value, dict) and all(x is None or is_number(x) for x in known.values())
-        )
-    if hint.startswith("dict[str, list"):
-        return value is None or (isinstance(value, dict) and all(map(_is_pair, value.values())))
+    if hint.startswith("dict[str, ") and hint.endswith(" | None"):
+        test = _is_pair if "list" in hint else _is_end
+        return value is None or (isinstance(value, dict) and all(map(test, value.values())))
     tests: dict[str, Callable[[Any], bool]] = {
         "int": is_whole,
         "str": lambda x: isinstance(x, str),
@@ -583,10 +579,14 @@ def _fits(value: Any, hint: str) -> bool:
     return tests.get(hint, lambda x: x is None or is_number(x))(value)
 
 
+def _is_end(value: Any) -> bool:
+    """A number; what is not finite is null in the file."""
+    return value is None or is_number(value)
+
+
 def _is_pair(value: Any) -> bool:
-    """Two ends of an interval; what is not finite is null in the file."""
-    is_two = isinstance(value, list) and len(value) == 2
-    return is_two and all(x is None or is_number(x) for x in value)
+    """Two ends of an interval."""
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_end, value))
 
 
 def _with_bars(summary: Summary, bars: RunBars) -> Summary:

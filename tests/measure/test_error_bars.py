@@ -91,7 +91,7 @@ def test_linear_model_has_the_covariance_of_least_squares():
 def test_prior_of_weights_has_the_covariance_of_ridge_regression():
     net, x, y, sigma, _ = linear_fit()
     bars = bars_of(net, x, y, sigma, flat=False)
-    precision = bars._regression.ridge.precision
+    precision = bars.precision
     scaled = x / sigma
     posterior = torch.linalg.inv(scaled.T @ scaled + precision * torch.eye(3))
     places = torch.randn(7, 3, dtype=torch.float64)
@@ -112,7 +112,7 @@ def test_precision_is_where_the_likelihood_is_largest():
         stats.multivariate_normal.logpdf(target, cov=scaled @ scaled.T / mu + np.eye(len(target)))
         for mu in grid
     ]
-    found = bars._regression.ridge.precision
+    found = bars.precision
     assert abs(math.log(found / grid[int(np.argmax(density))])) < 0.3
 
 
