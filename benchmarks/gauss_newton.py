@@ -25,6 +25,7 @@ import torch
 from benchmarks import text, zoo
 from benchmarks.equal_time import ENDING, job, rivals
 from benchmarks.harness import RESULTS, append_missing, read
+from benchmarks.second_order import RIVALS
 from sciml_snr import gauss_newton as engine
 from sciml_snr.bench import tables
 from sciml_snr.bench.rows import number
@@ -77,8 +78,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "all eigenvectors": {"exact_rows": 10**9},
     "three times the seconds": {"limit": 3.0},
     "five times the seconds": {"limit": 5.0},
+    **{f"ENGD-W, {x:g}": {"rival": "ENGD-W", "damping": x} for x in (1e-8, 1e-6, 1e-4, 1e-2)},
+    **{
+        f"SPRING, {x:g}": {"rival": "ENGD-W", "damping": x, "momentum": 0.9}
+        for x in (1e-6, 1e-4, 1e-2)
+    },
+    **{f"PDE-aware, {x:g}": {"rival": "PDE-aware", "lr": x} for x in (1e-3, 1e-2, 1e-1, 1.0)},
+    "SSBroyden": {"rival": "SSBroyden", "dtype": "float64"},
 }
-"""What can be run: options of the optimizer; steps of first order, rows of equations, dtype."""
+"""What can be run: options of the optimizer; steps of first order, rows of equations, dtype. Rivals
+have ``rival``, their name in :mod:`benchmarks.second_order`, and start with steps of Adam."""
 
 
 EARLIER = (
@@ -113,7 +122,9 @@ def fit(run: Run) -> dict[str, Any]:
     room.EQUATION_ROWS = options.pop("equation_rows", EQUATION_ROWS)
     engine.EXACT_ROWS = options.pop("exact_rows", EXACT_ROWS)
     limit = options.pop("limit", LIMIT)
-    dde.config.set_default_float(options.pop("dtype", "float32"))
+    rival = options.pop("rival", None)
+    dtype = options.pop("dtype", "float32")
+    dde.config.set_default_float("float32")
     case = zoo.plan().cases[run.problem]
 
     def model_of() -> tuple[Any, Any]:
@@ -133,6 +144,7 @@ def fit(run: Run) -> dict[str, Any]:
     problem, model = model_of()
     compiled(model, problem, "adam", 1e-3)
     adam = case.iterations * _seconds_of_a_step(model)
+    dde.config.set_default_float(dtype)
     problem, model = model_of()
     clock, course, error = Clock(), [], ""
 
@@ -152,20 +164,25 @@ def fit(run: Run) -> dict[str, Any]:
     class Watch(dde.callbacks.Callback):  # type: ignore[misc]
         def on_epoch_end(self) -> None:
             clock.stop()
-            look(model.opt.steps)
+            look(optimizer.steps)
             if clock.spent > limit * adam or not math.isfinite(course[-1]["relative_l2"]):
                 model.stop_training = True
             clock.start()
 
     try:
         if warm_up:
-            compiled(model, problem, "snr_adam", WARM_UP_RATE)
+            compiled(model, problem, "adam" if rival else "snr_adam", WARM_UP_RATE)
             clock.start()
             model.train(warm_up, display_every=10**9, verbose=0)
             clock.stop()
             look(0)
         clock.start()
-        compiled(model, problem, _optimizer(model, problem, options), None)
+        if rival:
+            compiled(model, problem, "adam", WARM_UP_RATE)
+            optimizer: Any = RIVALS[rival](model, **options)
+        else:
+            compiled(model, problem, _optimizer(model, problem, options), None)
+            optimizer = model.opt
         model.train(10**6, display_every=10**9, callbacks=[Watch()], verbose=0)
     except DIVERGED as reason:
         error = str(reason).splitlines()[0]
