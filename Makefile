@@ -35,6 +35,8 @@ bench: .venv/.installed-bench
 	$(BIN)/sciml-snr bench benchmarks/outliers.toml --out benchmarks/results/outliers.csv
 	$(BIN)/sciml-snr bench benchmarks/goals.toml --out benchmarks/results/goals.csv
 	$(BIN)/sciml-snr bench benchmarks/goals_burgers.toml --out benchmarks/results/goals_burgers.csv
+	$(BIN)/sciml-snr bench benchmarks/goals_schroedinger.toml --out benchmarks/results/goals_schroedinger.csv
+	$(BIN)/python -m benchmarks.gauss_newton_goals
 	$(BIN)/python -m benchmarks.convection
 	$(BIN)/python -m benchmarks.gauss_newton default 5
 	$(BIN)/python -m benchmarks.heat

@@ -9,6 +9,7 @@ goals_burgers.csv (benchmarks/zoo.py), Adam at the best rate of its first seed.
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import dataclass
 from statistics import median
@@ -34,6 +35,7 @@ GOALS: dict[str, tuple[int, dict[str, Any], str, str, float]] = {
     "poisson": (20, {}, "goals", "k", 0.04),
     "burgers_bajaj": (5, {}, "goals_burgers", "", 0.008),
     "burgers_inverse": (5, {"noise": 0.061, "points": 2000}, "goals_burgers", "lambda_2", 0.05),
+    "schroedinger": (3, {"duration": math.pi / 2}, "goals_schroedinger", "", 0.0123),
 }
 """Problem: seeds, settings, plan of its rivals, unknown (none: mean squared error), goal."""
 
@@ -85,7 +87,7 @@ def _figure(problem: str, row: Any) -> float:
     unknown = GOALS[problem][3]
     if unknown:
         return float(json.loads(row["unknown_errors"])[unknown])
-    one = PROBLEMS[problem]()
+    one = PROBLEMS[problem](**GOALS[problem][1])
     square = float((one.reference(one.evaluation_points()) ** 2).mean())
     return square * number(row["final_error"]) ** 2
 
@@ -95,13 +97,13 @@ def table() -> str:
     lines, every = [], [dict(row) for row in read(PATH)]
     for problem, (_, _, plan, unknown, goal) in GOALS.items():
         own = [row for row in every if row["problem"] == problem]
-        if not own:
+        adam = tables.tuned(zoo._beside(plan)).get(problem, {})
+        if not own or "adam" not in adam:
             continue
-        adam = tables.tuned(zoo._beside(plan))[problem]["adam"].rows
-        seeds = {row["seed"] for row in own} & {row["seed"] for row in adam}
+        seeds = {row["seed"] for row in own} & {row["seed"] for row in adam["adam"].rows}
         pairs = {
             name: [row for row in rows if row["seed"] in seeds]
-            for name, rows in {"snr_gn": own, "Adam": adam}.items()
+            for name, rows in {"snr_gn": own, "Adam": adam["adam"].rows}.items()
         }
         for name, rows in pairs.items():
             figures = [_figure(problem, row) for row in rows]
