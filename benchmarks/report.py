@@ -42,7 +42,7 @@ from benchmarks.paper import report as paper
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("benchmarks", "convection", "images", "memorization", "problems", "research", "surfaces")
-PAGES += ("paper", "gauss-newton", "reliability", "error-bars", "fields")
+PAGES += ("paper", "gauss-newton", "reliability", "error-bars", "fields", "deepxde")
 DOCUMENTS = (ROOT / "README.md", *(ROOT / f"docs/{page}.md" for page in PAGES))
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -8,8 +8,8 @@ long as the zoo's. The rules:
 - *by hand*: what the problem's author has found;
 - *one*: all weights 1;
 - *sigma*: noisy terms 1 / sigma^2, so that each is the misfit, which is 1 at the truth; others 1;
-- *gradients*: noisy terms 1; every other term as large a gradient at the start as all noisy ones
-  together (S. Wang, Y. Teng, P. Perdikaris, SIAM J. Sci. Comput. 43 (2021) A3055, first step);
+- *gradients*: :func:`sciml_snr.balanced_weights`: noisy terms 1; every other term as large a
+  gradient at the start as all noisy ones together;
 - *misfit*: begins like *gradients*; every 100 iterations the weights of the other terms are divided
   by the root of the misfit, which so comes to 1 (V. A. Morozov's discrepancy principle).
 """
@@ -30,6 +30,7 @@ import torch
 from benchmarks import text, zoo
 from benchmarks.equal_time import job
 from benchmarks.harness import RESULTS, append_missing, read
+from sciml_snr import balanced_weights
 from sciml_snr.bench import tables
 from sciml_snr.bench.rows import number
 from sciml_snr.bench.training import DIVERGED, Course
@@ -82,17 +83,7 @@ def weights(rule: str, model: Any) -> list[float]:
         return [1.0] * len(noise)
     if rule == "sigma":
         return [1.0 if variance is None else 1 / variance for variance in noise]
-    params = list(model.net.parameters())
-    gradients = []
-    for i in range(len(noise)):
-        found = torch.autograd.grad(_losses(model)[i], params, allow_unused=True)
-        gradients.append(torch.cat([g.flatten() for g in found if g is not None]))
-    noisy = [g for g, v in zip(gradients, noise, strict=True) if v is not None]
-    size = float(torch.stack([g.norm() for g in noisy]).norm())
-    return [
-        size / float(g.norm()) if variance is None else 1.0
-        for g, variance in zip(gradients, noise, strict=True)
-    ]
+    return balanced_weights(model)
 
 
 class Misfit(dde.callbacks.Callback):  # type: ignore[misc]
@@ -145,37 +136,37 @@ def runs() -> list[Run]:
 
 
 def table() -> str:
-    """Errors over those with the weights set by hand."""
-    rows = read(PATH)
-    seeds = {
-        seed
-        for seed in map(str, SEEDS)
-        if sum(row["seed"] == seed for row in rows) == len(RULES) * len(zoo.plan().cases)
-    }
+    """Errors over those with the weights set by hand, on the seeds that a rule has."""
     found = {
-        (problem, rule): median(
-            number(row["final_error"])
-            for row in rows
-            if (row["problem"], row["rule"]) == (problem, rule) and row["seed"] in seeds
-        )
-        for problem in zoo.plan().cases
-        for rule in RULES
-        if seeds
+        (row["problem"], row["rule"], row["seed"]): number(row["final_error"]) for row in read(PATH)
     }
-    lines = []
-    for problem in zoo.plan().cases if seeds else ():
-        by_hand = found[problem, "by hand"]
-        ratios = [f"{found[problem, rule] / by_hand:.2f}" for rule in RULES[1:]]
-        lines.append([problem, f"{by_hand:.3f}", *ratios])
-    if lines:
-        means = [
-            tables.geometric_mean(
-                found[problem, rule] / found[problem, "by hand"] for problem in zoo.plan().cases
-            )
-            for rule in RULES[1:]
+    cases = zoo.plan().cases
+    columns = {}
+    for rule in RULES[1:]:
+        seeds = [s for s in map(str, SEEDS) if all((p, rule, s) in found for p in cases)]
+        columns[rule] = seeds
+    if not all(columns.values()):
+        return text.table("", [])
+
+    def error(problem: str, rule: str, seeds: list[str]) -> float:
+        return median(found[problem, rule, seed] for seed in seeds)
+
+    ratios = {
+        rule: [error(p, rule, seeds) / error(p, "by hand", seeds) for p in cases]
+        for rule, seeds in columns.items()
+    }
+    lines = [
+        [
+            problem,
+            f"{found[problem, 'by hand', '0']:.3f}",
+            *(f"{own[i]:.2f}" for own in ratios.values()),
         ]
-        lines.append(["*geometric mean*", "", *(f"{mean:.2f}" for mean in means)])
-    titles = ["problem", "error, by hand", *(f"{rule} / by hand" for rule in RULES[1:])]
+        for i, problem in enumerate(cases)
+    ]
+    means = [f"{tables.geometric_mean(own):.2f}" for own in ratios.values()]
+    lines.append(["*geometric mean*", "", *means])
+    lines.append(["*seeds*", "", *(str(len(seeds)) for seeds in columns.values())])
+    titles = ["problem", "error, by hand (seed 0)", *(f"{rule} / by hand" for rule in columns)]
     return text.table(titles, lines)
 
 

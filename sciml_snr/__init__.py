@@ -27,6 +27,7 @@ _LATER = {
         "NoisyPointSetBC",
         "PopulationRiskMonitor",
         "ProgressBar",
+        "balanced_weights",
         "noisy",
         "set_SNR_options",
     ),

@@ -4,6 +4,7 @@ import deepxde as _deepxde  # noqa: F401  (before our own: what waits for it imp
 
 from .compile import register
 from .conditions import NoisyPointSetBC, noisy
+from .loss_weights import balanced_weights
 from .model_noise import noise_of
 from .monitors import MemorizationMonitor, PopulationRiskMonitor
 from .options import SNR_options, set_SNR_options
@@ -15,6 +16,7 @@ __all__ = [
     "PopulationRiskMonitor",
     "ProgressBar",
     "SNR_options",
+    "balanced_weights",
     "noise_of",
     "noisy",
     "register",
