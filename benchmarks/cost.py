@@ -2,8 +2,9 @@
 
     python -m benchmarks.cost
 
-writes benchmarks/results/cost.csv (iterations of DeepXDE models) and step_cost.csv (the optimizer's
-step alone): medians over rounds of the time in units of Adam's in the same round.
+writes benchmarks/results/cost.csv (iterations of DeepXDE models), step_cost.csv (the optimizer's
+step alone) and pass_cost.csv (the gradient of 256 measured points and a draw of their noise, made
+in several ways): medians over rounds of the time in units of the first's in the same round.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from sciml_snr.runs.options import ProblemConfig
 from sciml_snr.runs.run import compile_model
 
 PATH, STEPS = RESULTS / "cost.csv", RESULTS / "step_cost.csv"
+PASSES = RESULTS / "pass_cost.csv"
 OWN = {"coordinates": "own"}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "adam": ("adam", {}),
@@ -153,6 +155,70 @@ def steps(size: str, chunk: int = rule.CHUNK, rounds: int = 15) -> list[dict[str
     ]
 
 
+def passes(points: int = 256, rounds: int = 60) -> list[dict[str, Any]]:
+    """The gradient of measured points and a draw of their noise, by network 2-64-64-64-1, one row
+    per way of making both."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    sizes = [2, 64, 64, 64, 1]
+    layers = [nn.Linear(m, n) for m, n in itertools.pairwise(sizes)]
+    net = nn.Sequential(*[part for layer in layers for part in (layer, nn.Tanh())][:-1])
+    params, x = list(net.parameters()), torch.randn(points, 2)
+    gradient, signs = factors = torch.randn(2, points, 1)
+    half = torch.randperm(points)[: points // 2]
+
+    def alone() -> None:
+        torch.autograd.grad(net(x), params, gradient)
+
+    def two_passes() -> None:
+        y = net(x)
+        torch.autograd.grad(y, params, gradient, retain_graph=True)
+        torch.autograd.grad(y, params, signs)
+
+    def batched() -> None:
+        torch.autograd.grad(net(x), params, factors, is_grads_batched=True)
+
+    def from_half() -> None:
+        alone()
+        torch.autograd.grad(net(x[half]), params, signs[half])
+
+    ways = {
+        "gradient alone": alone,
+        "two backward passes through one graph": two_passes,
+        "one batched backward pass": batched,
+        "draw from half of the points": from_half,
+    }
+
+    def timed(way: Callable[[], None]) -> Callable[[], float]:
+        def call() -> float:
+            started = time.process_time()
+            for _ in range(10):
+                way()
+            return (time.process_time() - started) / 10
+
+        return call
+
+    seconds = in_turns({name: timed(way) for name, way in ways.items()}, rounds)
+    return [
+        {
+            "way": name,
+            "milliseconds": 1000 * median(own),
+            "times_gradient": ratio(own, seconds["gradient alone"]),
+            "rounds": rounds,
+        }
+        for name, own in seconds.items()
+    ]
+
+
+def pass_table() -> str:
+    """Time of the passes."""
+    lines = [
+        [row["way"], f"{float(row['milliseconds']):.2f}", f"{float(row['times_gradient']):.2f}"]
+        for row in read(PASSES)
+    ]
+    return text.table("gradient and draw|ms|times the gradient alone", lines)
+
+
 def table() -> str:
     """Time per iteration."""
     lines = []
@@ -174,7 +240,7 @@ def step_table() -> str:
 
 
 if __name__ == "__main__":
-    what = sys.argv[1:] or ["iterations", "steps"]
+    what = sys.argv[1:] or ["iterations", "steps", "passes"]
     if "iterations" in what:
         PATH.unlink(missing_ok=True)
         for problem_name in PROBLEMS:
@@ -188,3 +254,7 @@ if __name__ == "__main__":
         for chunk in (2**14, 2**16, 2**17):  # other ways to go through long vectors
             for row in steps("10 million entries", chunk):
                 append_row(STEPS, row)
+    if "passes" in what:
+        PASSES.unlink(missing_ok=True)
+        for row in passes():
+            append_row(PASSES, row)

@@ -60,6 +60,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "heat_inverse": heat.table,
     "costs": cost.table,
     "step_costs": cost.step_table,
+    "pass_costs": cost.pass_table,
     "equal_time_overall": equal_time.overall,
     "equal_time_problems": equal_time.problems,
     "equal_time_costs": equal_time.costs,
