@@ -31,6 +31,7 @@ _LATER = {
         "noisy",
         "set_SNR_options",
     ),
+    "image_noise": ("ImageNoise", "inspect_noise"),
     "measure.channel": ("Trajectory",),
     "measure.error_bars": ("ErrorBars", "error_bars"),
     "measure.risk": ("PopulationRisk",),
