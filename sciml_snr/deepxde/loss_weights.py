@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,20 +15,23 @@ from .conditions import NoisyCondition, conditions_of
 from .rows import residuals_of
 
 
-def balanced_weights(model: Any, loss: Any = "MSE") -> list[float]:
+def balanced_weights(model: Any, loss: Any = "MSE", networks: int = 16) -> list[float]:
     r"""Loss weights that let an equation pull as hard at the start as the noisy data do.
 
     A noisy term keeps the weight 1. Every exact one, an equation or a condition, gets
 
-    .. math:: w_i = \frac{\sqrt{\sum_{j\ \text{noisy}} \|\nabla L_j\|^2}}{\|\nabla L_i\|},
+    .. math:: w_i^2 = \frac{\mathbb E \sum_{j\ \text{noisy}} \|\nabla L_j\|^2}
+                            {\mathbb E \|\nabla L_i\|^2},
 
-    with gradients by the network's parameters as they are: before training, the random ones. This
-    is the first step of the annealing of S. Wang, Y. Teng and P. Perdikaris, *SIAM J. Sci. Comput.*
-    43 (2021) A3055.
+    with gradients by the network's parameters, and means over random networks: this one with the
+    entries of each parameter in random order. The weights then hardly depend on the seed. With one
+    network this is the first step of the annealing of S. Wang, Y. Teng and P. Perdikaris, *SIAM J.
+    Sci. Comput.* 43 (2021) A3055.
 
     Args:
         model: a ``dde.Model``; it need not be compiled, and is left as it is.
         loss: as for ``model.compile``.
+        networks: how many random networks.
 
     Returns:
         One weight a term, for ``model.compile(..., loss_weights=)``. An exact term without a
@@ -44,14 +48,18 @@ def balanced_weights(model: Any, loss: Any = "MSE") -> list[float]:
     batch = (*model.data.train_next_batch(None), None)[:3]
     aux = model.net.auxiliary_vars
     mode = model.net.training
-    with torch.enable_grad():
-        _, terms = residuals_of(model, losses, *batch)
-        norms = [_norm_of_gradient(term.mean(), model.net) for term in terms]
+    squares: list[float] = []
+    for _ in _shuffled(model.net, networks):
+        with torch.enable_grad():
+            _, terms = residuals_of(model, losses, *batch)
+            found = [_square_of_gradient(term.mean(), model.net) for term in terms]
+        squares = [a + b for a, b in zip(squares or [0.0] * len(found), found, strict=True)]
+    norms = [math.sqrt(square / networks) for square in squares]
     model.net.auxiliary_vars = aux
     model.net.train(mode)
     conditions = conditions_of(model.data)
-    owners = [None] * (len(terms) - len(conditions)) + list(conditions)
-    own_losses = list(loss) if several else [loss] * len(terms)
+    owners = [None] * (len(norms) - len(conditions)) + list(conditions)
+    own_losses = list(loss) if several else [loss] * len(norms)
     noisy = [
         isinstance(condition, NoisyCondition) or isinstance(own, NoisyLoss)
         for condition, own in zip(owners, own_losses, strict=True)
@@ -61,12 +69,12 @@ def balanced_weights(model: Any, loss: Any = "MSE") -> list[float]:
             "balanced_weights weighs exact terms against noisy ones, and this model has none: "
             "declare the noise, by sciml_snr.NoisyPointSetBC or sciml_snr.noisy(condition, sigma)."
         )
-    size = sum(norm**2 for norm, is_noisy in zip(norms, noisy, strict=True) if is_noisy) ** 0.5
+    size = math.hypot(*(norm for norm, is_noisy in zip(norms, noisy, strict=True) if is_noisy))
     if not (size > 0 and all(norm < float("inf") for norm in norms)):
-        found = ", ".join(f"{norm:.3g}" for norm in norms)
+        listed = ", ".join(f"{norm:.3g}" for norm in norms)
         raise ValueError(
             "balanced_weights needs finite gradients, and some of the noisy terms: the norms are "
-            f"{found}, in the order of DeepXDE's losses."
+            f"{listed}, in the order of DeepXDE's losses."
         )
     return [
         1.0 if is_noisy or norm == 0 else size / norm
@@ -74,11 +82,27 @@ def balanced_weights(model: Any, loss: Any = "MSE") -> list[float]:
     ]
 
 
-def _norm_of_gradient(loss: Tensor, net: torch.nn.Module) -> float:
-    """Of a loss term by the network's trained parameters."""
+@torch.no_grad()
+def _shuffled(net: torch.nn.Module, networks: int) -> Iterator[None]:
+    """The network, so many times, with the entries of its parameters in random order; afterwards it
+    is as before."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    kept = [(p, p.detach().clone()) for p in net.parameters()]
+    try:
+        for _ in range(networks):
+            for p, own in kept:
+                order = torch.randperm(own.numel(), generator=generator, device="cpu")
+                p.copy_(own.flatten()[order.to(own.device)].view_as(own))
+            yield
+    finally:
+        for p, own in kept:
+            p.copy_(own)
+
+
+def _square_of_gradient(loss: Tensor, net: torch.nn.Module) -> float:
+    """Squared norm of a loss term's gradient by the network's trained parameters."""
     params = [p for p in net.parameters() if p.requires_grad]
     if not (loss.requires_grad and params):
         return 0.0
     found = torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)
-    squares = [float(g.double().square().sum()) for g in found if g is not None]
-    return math.sqrt(sum(squares))
+    return sum(float(g.double().square().sum()) for g in found if g is not None)
