@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -98,6 +98,10 @@ class NoiseSource:
         """One line per noisy term."""
         raise NotImplementedError
 
+    def setup(self) -> str:
+        """What has to be the same in all processes that train together."""
+        return "; ".join(self.describe())
+
     def exact(self) -> list[str]:
         """One line per exact term beside them, as far as they are known by name."""
         return []
@@ -126,31 +130,31 @@ class NoiseSource:
         terms = [term for term in terms if term.residual.requires_grad and term.residual.numel()]
         facts = self._facts(terms)
         for own in self.handovers:
-            params = own.params()
+            leaves = own.leaves()
             draws = noisy = None
-            if params and terms and own.wants_draw:
-                draws = self._gradients(*self._random_signs(terms, own), params)
-            if params and terms and own.wants_gradient:
-                noisy = self._noisy_gradient(terms, own.weighs_by_misfit, params, known)
+            if leaves and terms and own.wants_draw:
+                draws = self._gradients(*self._random_signs(terms, own), leaves)
+            if leaves and terms and own.wants_gradient:
+                noisy = self._noisy_gradient(terms, own.weighs_by_misfit, leaves, known)
             own.hold(self, draws, noisy, facts)
 
     def _noisy_gradient(
         self,
         terms: Sequence[Term],
         by_misfit: bool,
-        params: list[Tensor],
+        leaves: Mapping[Tensor, Tensor],
         known: dict[Tensor, Tensor] | None,
     ) -> dict[Tensor, Tensor]:
         """The gradient that counts as noisy: from the known one, or by a pass."""
         if known is not None and all(map(_has_error, terms)):
-            own = {p: known[p] for p in params if p in known}
+            own = {p: known[p] for p in leaves if p in known}
             beyond = [beyond_noise(term) for term in terms] if by_misfit else []
             if all(float(factor) == 1 for factor in beyond):
                 return own
             if len(terms) == 1:
                 return {p: (g / beyond[0].to(g)).nan_to_num(nan=0.0) for p, g in own.items()}
         gradients = [self._noisy_part(term, by_misfit) for term in terms]
-        return self._gradients([term.values for term in terms], gradients, params)
+        return self._gradients([term.values for term in terms], gradients, leaves)
 
     def _random_signs(
         self, terms: Sequence[Term], handover: Handover
@@ -181,10 +185,12 @@ class NoiseSource:
 
     @staticmethod
     def _gradients(
-        outputs: list[Tensor], factors: list[Tensor], params: list[Tensor]
+        outputs: list[Tensor], factors: list[Tensor], leaves: Mapping[Tensor, Tensor]
     ) -> dict[Tensor, Tensor]:
-        found = torch.autograd.grad(outputs, params, factors, retain_graph=True, allow_unused=True)
-        return {p: g for p, g in zip(params, found, strict=True) if g is not None}
+        """By parameter; the values of ``leaves`` stand for them in the graph."""
+        inputs = list(leaves.values())
+        found = torch.autograd.grad(outputs, inputs, factors, retain_graph=True, allow_unused=True)
+        return {p: g for p, g in zip(leaves, found, strict=True) if g is not None}
 
     def _facts(self, terms: Sequence[Term]) -> Facts:
         """What an optimizer wants to know besides."""
