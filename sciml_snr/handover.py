@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,11 +29,6 @@ TOLERANCE = 1e-3
 """Relative difference of two gradients that count as one; of 16-bit passes more. Exact terms
 that were there are gone at a hundredth of it: what has all but converged still holds noise back."""
 
-
-LATER = 2
-"""What comes at the end of a backward pass comes after what is called then: there
-DistributedDataParallel averages the gradients (with static_graph=True, in what that calls), and
-fully_shard leaves them."""
 
 ALONE = "Does each train a network of its own? Say so: SNRAdam(..., process_group=False)."
 
@@ -327,8 +321,9 @@ class Handover:
         if not are_same(rows[:, 4:6]):
             raise RuntimeError(
                 "The processes that train together hold other gradients: they have not been "
-                "averaged. Call the network wrapped in DistributedDataParallel, and leave no_sync "
-                f"for the last backward pass before the step. {ALONE}"
+                "averaged. Call the network wrapped in DistributedDataParallel (without "
+                "static_graph=True), and leave no_sync for the last backward pass before the "
+                f"step. {ALONE}"
             )
 
     def _joined_facts(self, source: NoiseSource, params: list[Tensor]) -> _Joined:
@@ -518,11 +513,13 @@ class Handover:
             self._pass, self._reaches = now, False
             self._held.clear()
 
-    def _end(self, later: int = LATER) -> None:
-        """What is to be done at the end of a backward pass, once."""
-        if later:
-            _at_end(functools.partial(self._end, later - 1))
-            return
+    def _end(self) -> None:
+        """At the end of a backward pass: wait for what else is called then. There
+        DistributedDataParallel averages the gradients, and ``fully_shard`` leaves them."""
+        _at_end(self._take_in)
+
+    def _take_in(self) -> None:
+        """What is to be done after a backward pass, once."""
         if self._reaches:
             for found in self._held:
                 self.receive(*found)

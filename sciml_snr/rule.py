@@ -310,7 +310,8 @@ def _in_pieces(closed: Closed) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Rates, mean and its noisy share, piece by piece."""
     vectors = closed.rates, closed.mean, closed.noisy
     if len(closed.mean) <= CHUNK:
-        yield vectors
+        if len(closed.mean):  # of a sharded parameter a process may hold nothing
+            yield vectors
         return
     for part in _pieces(len(closed.mean)):
         yield closed.rates[part], closed.mean[part], closed.noisy[part]

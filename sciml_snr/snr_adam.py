@@ -602,7 +602,7 @@ class SNRAdam(Optimizer):
     ) -> list[Bunch]:
         """Parameters of a group, those with a gradient, in bunches that can be stepped as one
         vector."""
-        params = [p for p in params if p.grad is not None and local(p).numel()]
+        params = [p for p in params if p.grad is not None and p.numel()]
         states = [self._init_state(p, group) for p in params]
         given = [self._handover is None and floor is not None and p in floor for p in params]
         drawn = [draws is not None and p in draws for p in params]
@@ -615,7 +615,7 @@ class SNRAdam(Optimizer):
         found: dict[Any, list[int]] = {}
         for i, (p, state) in enumerate(zip(params, states, strict=True)):
             steps = state["step"].item(), state.get("floor_step")
-            alone = id(p) if p.numel() >= LARGE else None
+            alone = id(p) if local(p).numel() >= LARGE else None
             kind = (p.device, p.dtype, *steps, given[i], drawn[i], alone)
             found.setdefault(kind, []).append(i)
         bunches = [

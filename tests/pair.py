@@ -57,7 +57,7 @@ def pair(folder: Path) -> Iterator[Pair]:
 
 def _serve(pipe: Any, rank: int, meeting: str) -> None:
     torch.set_num_threads(1)
-    wait = datetime.timedelta(seconds=60)
+    wait = datetime.timedelta(seconds=20)
     torch.distributed.init_process_group(
         "gloo", f"file://{meeting}", rank=rank, world_size=2, timeout=wait
     )
