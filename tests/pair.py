@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,7 +65,6 @@ def _serve(pipe: Any, rank: int, meeting: str) -> None:
         try:
             found = function(rank, *args, **options)
         except Exception as error:
-            traceback.print_exc()
             found = f"{type(error).__name__}: {error}"
         pipe.send(found)
     torch.distributed.destroy_process_group()
