@@ -258,6 +258,16 @@ class SNRAdam(Optimizer):
             self._handover.clear()
         super().zero_grad(set_to_none)
 
+    def state_dict(self) -> dict[str, Any]:
+        """As of any optimizer. Of sharded parameters, the state of this process's parts, as copies:
+        torch cannot save them where they lie, side by side."""
+        found = super().state_dict()
+        for key, own in found["state"].items():
+            if any(isinstance(x, Tensor) and is_sharded(x) for x in own.values()):
+                copies = {k: x.clone() if isinstance(x, Tensor) else x for k, x in own.items()}
+                found["state"][key] = copies
+        return found
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; keeps float32 moments of 16-bit parameters (torch would round them).
 
