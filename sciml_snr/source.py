@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,8 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._tensors import sums_of_squares_are_finite
 from .handover import Facts, Handover, current_pass
 from .terms import Term, beyond_noise, draw_scale, misfit
+
+SCALED = 1e3
+"""A loss of more weight than this is taken for a scaled one."""
 
 
 class _Arrival(torch.autograd.Function):
@@ -133,7 +138,8 @@ class NoiseSource:
             leaves = own.leaves()
             draws = noisy = None
             if leaves and terms and own.wants_draw:
-                draws = self._gradients(*self._random_signs(terms, own), leaves)
+                outputs, factors = self._random_signs(terms, own)
+                draws = self._gradients(outputs, factors, leaves, _unit(terms, factors))
             if leaves and terms and own.wants_gradient:
                 noisy = self._noisy_gradient(terms, own.weighs_by_misfit, leaves, known)
             own.hold(self, draws, noisy, facts)
@@ -154,7 +160,12 @@ class NoiseSource:
             if len(terms) == 1:
                 return {p: (g / beyond[0].to(g)).nan_to_num(nan=0.0) for p, g in own.items()}
         gradients = [self._noisy_part(term, by_misfit) for term in terms]
-        return self._gradients([term.values for term in terms], gradients, leaves)
+        outputs = [term.values for term in terms]
+        found = self._gradients(outputs, gradients, leaves)
+        unit = _unit(terms, gradients)
+        if unit != 1 and not sums_of_squares_are_finite(list(found.values())):
+            found = self._gradients(outputs, gradients, leaves, unit)
+        return found
 
     def _random_signs(
         self, terms: Sequence[Term], handover: Handover
@@ -185,12 +196,19 @@ class NoiseSource:
 
     @staticmethod
     def _gradients(
-        outputs: list[Tensor], factors: list[Tensor], leaves: Mapping[Tensor, Tensor]
+        outputs: list[Tensor],
+        factors: list[Tensor],
+        leaves: Mapping[Tensor, Tensor],
+        unit: float = 1.0,
     ) -> dict[Tensor, Tensor]:
-        """By parameter; the values of ``leaves`` stand for them in the graph."""
+        """By parameter; the values of ``leaves`` stand for them in the graph. The pass is made in
+        this unit."""
         inputs = list(leaves.values())
+        if unit != 1:
+            factors = [factor / unit for factor in factors]
         found = torch.autograd.grad(outputs, inputs, factors, retain_graph=True, allow_unused=True)
-        return {p: g for p, g in zip(leaves, found, strict=True) if g is not None}
+        pairs = zip(leaves, found, strict=True)
+        return {p: g if unit == 1 else g * unit for p, g in pairs if g is not None}
 
     def _facts(self, terms: Sequence[Term]) -> Facts:
         """What an optimizer wants to know besides."""
@@ -214,6 +232,17 @@ class NoiseSource:
     def __getstate__(self) -> dict[str, Any]:
         """A copy hands over to no optimizer yet."""
         return {**self.__dict__, "_handovers": [], "_generators": {}}
+
+
+def _unit(terms: Sequence[Term], factors: Sequence[Tensor]) -> float:
+    """A power of 2 of the size of the largest factor, where the pass is rounded to 16 bits, or the
+    loss is scaled as for such a pass: the scale is right for the loss (GradScaler finds it so), and
+    draws would leave their range in it."""
+    if not any(term.is_coarse or float(term.weight()) > SCALED for term in terms):
+        return 1.0
+    largest = max((float(x.abs().max()) for x in factors if x.numel()), default=0.0)
+    is_usable = 0 < largest < math.inf
+    return 2.0 ** math.floor(math.log2(largest)) if is_usable else 1.0
 
 
 def _sum(numbers: list[Tensor]) -> Tensor:
