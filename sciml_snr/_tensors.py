@@ -31,9 +31,36 @@ def state_dtype(p: Tensor) -> torch.dtype:
     return torch.float32 if is_16_bit(p) else p.dtype
 
 
+def is_sharded(x: Tensor) -> bool:
+    """Whether a tensor is spread over processes: a DTensor, as ``fully_shard`` makes them."""
+    return hasattr(x, "placements")
+
+
+def local(x: Tensor) -> Tensor:
+    """This process's part of a sharded tensor, in its memory; others as they are."""
+    return x.detach().to_local() if is_sharded(x) else x  # type: ignore[attr-defined]
+
+
+def spread_like(part: Tensor, p: Tensor) -> Tensor:
+    """A process's part as a tensor that is sharded as p is; as it is where p is not."""
+    if not is_sharded(p):
+        return part
+    made: Tensor = type(p.data).from_local(  # type: ignore[attr-defined]
+        part,
+        p.device_mesh,  # type: ignore[attr-defined]
+        p.placements,  # type: ignore[attr-defined]
+        run_check=False,
+        shape=p.shape,
+        stride=p.stride(),
+    )
+    return made
+
+
 def state_like(p: Tensor) -> Tensor:
     """Contiguous zeros for a running average that belongs to the parameter p."""
-    return torch.zeros(p.shape, dtype=state_dtype(p), device=p.device)
+    part = local(p)
+    zeros = torch.zeros(part.shape, dtype=state_dtype(p), device=p.device)
+    return spread_like(zeros, p)
 
 
 def sums_of_squares_are_finite(tensors: Sequence[Tensor]) -> bool:
@@ -61,12 +88,12 @@ def joined(states: Sequence[dict[str, Any]], name: str) -> Tensor:
     Where they do not yet lie side by side, they are moved so, and the dictionaries get views.
     Complex tensors come as pairs of reals.
     """
-    tensors: list[Tensor] = [state[name] for state in states]
+    tensors: list[Tensor] = [local(state[name]) for state in states]
     if not _lie_side_by_side(tensors):
         flat = torch.cat([x.reshape(-1) for x in tensors])
         parts = torch.split(flat, [x.numel() for x in tensors])
         for state, x, part in zip(states, tensors, parts, strict=True):
-            state[name] = part.view(x.shape)
+            state[name] = spread_like(part.view(x.shape), state[name])
         return as_real(flat).flatten()
     numel = sum(x.numel() for x in tensors)
     first = tensors[0]

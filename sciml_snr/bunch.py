@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from . import eigenbasis
-from ._tensors import as_real, flattened, is_16_bit, joined, parts_of, state_dtype
+from ._tensors import as_real, flattened, is_16_bit, joined, local, parts_of, state_dtype
 
 
 class Bunch:
     """Parameters of a group that are stepped as one vector: one device and dtype, one number of
-    steps. Their states lie side by side.
+    steps. Their states lie side by side. Of sharded parameters, this process's part.
 
     Args:
         group: their options.
@@ -44,17 +44,22 @@ class Bunch:
         self._vectors: dict[str, tuple[list[int], Tensor]] = {}
 
     @property
+    def own(self) -> list[Tensor]:
+        """The parameters, or this process's parts of them."""
+        return [local(p) for p in self.params]
+
+    @property
     def is_stream(self) -> bool:
         """Whether the floor is the streaming one."""
         return not (self.is_given or self.has_label)
 
     def vector(self, name: str) -> Tensor:
         """What the states hold under this name, as one vector that shares their memory."""
-        places = [state[name].data_ptr() for state in self.states]
+        places = [local(state[name]).data_ptr() for state in self.states]
         known = self._vectors.get(name)
         if known is None or known[0] != places:
             flat = joined(self.states, name)
-            known = ([state[name].data_ptr() for state in self.states], flat)
+            known = ([local(state[name]).data_ptr() for state in self.states], flat)
             self._vectors[name] = known
         return known[1]
 
@@ -65,7 +70,7 @@ class Bunch:
 
     def gradients(self) -> list[Tensor]:
         """In the state's dtype, uphill if the group maximizes."""
-        grads = self._as_state([p.grad for p in self.params if p.grad is not None])
+        grads = self._as_state([local(p.grad) for p in self.params if p.grad is not None])
         return [-grad for grad in grads] if self.group["maximize"] else grads
 
     def of(self, found: Mapping[Tensor, Tensor]) -> list[Tensor]:
@@ -74,13 +79,13 @@ class Bunch:
         if any(x is None for x in tensors):
             tensors = [
                 torch.zeros_like(p) if x is None else x
-                for p, x in zip(self.params, tensors, strict=True)
+                for p, x in zip(self.own, tensors, strict=True)
             ]
         return self._as_state(tensors)  # type: ignore[arg-type]
 
     def values(self) -> list[Tensor]:
         """The parameters, in the state's dtype."""
-        return self._as_state([p.detach() for p in self.params])
+        return self._as_state([p.detach() for p in self.own])
 
     def _as_state(self, tensors: list[Tensor]) -> list[Tensor]:
         return [x.to(self._dtype) for x in tensors] if self._is_16_bit else tensors
@@ -94,7 +99,7 @@ class Bunch:
 
     def in_place(self) -> Tensor | None:
         """The parameters themselves as a vector, if they are one in the moments' coordinates."""
-        (p, *others) = self.params
+        (p, *others) = self.own
         if others or self.is_turned or self._is_16_bit or not p.is_contiguous():
             return None
         return as_real(p.detach()).view(-1)
@@ -103,7 +108,7 @@ class Bunch:
         """Decoupled weight decay."""
         kept = self._kept()
         if kept != 1 and not self._is_16_bit:
-            torch._foreach_mul_(self.params, kept)
+            torch._foreach_mul_(self.own, kept)
 
     def _kept(self) -> float:
         group = self.group
@@ -113,12 +118,12 @@ class Bunch:
     def add(self, move: Tensor) -> None:
         """Move the parameters, after :meth:`decay`, by a vector in the moments' coordinates;
         rounded once where they are 16-bit."""
-        moves = parts_of(move, self.params)
+        moves = parts_of(move, self.own)
         if self.is_turned:
             pairs = zip(moves, self.states, strict=True)
             moves = [eigenbasis.rotate(x, state, back=True) for x, state in pairs]
         if self._is_16_bit:
-            for p, own in zip(self.params, moves, strict=True):
+            for p, own in zip(self.own, moves, strict=True):
                 p.copy_(p.float() * self._kept() + own)
         else:
-            torch._foreach_add_(self.params, moves)
+            torch._foreach_add_(self.own, moves)

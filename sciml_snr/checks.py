@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._tensors import as_real, is_16_bit, state_dtype, sums_of_squares_are_finite
+from ._tensors import as_real, is_16_bit, local, state_dtype, sums_of_squares_are_finite
 from .handover import Handover, is_gated
 
 Floor = Mapping[Tensor, Tensor]
@@ -65,7 +65,7 @@ def squares_are_finite(
     params = [p for group in groups for p in group["params"] if p.grad is not None]
     if handover is not None:
         params = [p for p in params if not handover.is_known_finite(p)]
-    tensors = [p.grad for p in params]
+    tensors = [local(p.grad) for p in params]
     if floor is not None:
         tensors += floor.values()
     if handover is not None:
@@ -89,7 +89,7 @@ def inputs_are_finite(
             if p.grad is None:
                 continue
             places[p] = (group, g, i)
-            entries.append(_Checked(p.grad, "gradient", group, g, i))
+            entries.append(_Checked(local(p.grad), "gradient", group, g, i))
             if floor is not None and (variance := floor.get(p)) is not None:
                 entries.append(_Checked(variance, "floor", group, g, i))
     if handover is not None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from ._tensors import add_vector
+from ._tensors import add_vector, is_sharded
 from .evidence import LEFT_OUT as LEFT_OUT_OF_NOISE
 from .evidence import Posterior
 from .jacobian import ClosureRows, Residuals, System
@@ -83,7 +83,8 @@ class SNRGaussNewton(Optimizer):
             coefficients something large, such as 30, leaves them to the data.
 
     Raises:
-        ValueError: an option is out of range; the message names it.
+        ValueError: an option is out of range; the message names it. Parameters are sharded.
+        TypeError: the network is wrapped in DistributedDataParallel.
 
     Example:
         >>> optimizer = SNRGaussNewton(net)
@@ -125,11 +126,21 @@ class SNRGaussNewton(Optimizer):
             unit=unit,
         )
         check_options(defaults)
+        if isinstance(net, nn.parallel.DistributedDataParallel):
+            raise TypeError(
+                "SNRGaussNewton needs all residual rows in one process, and averages nothing over "
+                "processes: give it the network itself, and every process all rows."
+            )
         self._net = net if isinstance(net, nn.Module) else None
         self.last_stats: GaussNewtonStats | None = None
         params = net.named_parameters() if isinstance(net, nn.Module) else net
         super().__init__(params, defaults)
         for p in self._params():
+            if is_sharded(p):
+                raise ValueError(
+                    "SNRGaussNewton needs the whole of each parameter and all residual rows in one "
+                    "process: it takes no sharded ones (fully_shard). Use SNRAdam."
+                )
             if p.is_complex():
                 raise ValueError(
                     "SNRGaussNewton takes real parameters; view complex ones as pairs of reals."

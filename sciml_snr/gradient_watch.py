@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from ._tensors import LARGE, as_real, as_wide, flattened, is_16_bit, sum_of_squares
+from ._tensors import LARGE, as_real, as_wide, flattened, is_16_bit, local, sum_of_squares
 
 TOLERANCE = 1e-2
 """Relative difference of a gradient from a multiple of what backward left; of 16-bit gradients
@@ -35,12 +35,12 @@ class GradientWatch:
         self.clear()
         kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
         for p in params:
-            if p.grad is None or p.grad.is_sparse or p.numel() == 0:
+            if p.grad is None or p.grad.is_sparse or local(p.grad).numel() == 0:
                 continue
             if p.numel() < LARGE:
                 kinds.setdefault((p.grad.device, p.grad.dtype), []).append(p)
             else:
-                square = sum_of_squares([p.grad])
+                square = sum_of_squares([local(p.grad)])
                 self._large.append((p, square, _first_row(p.grad).clone()))
         self._small = [(own, _joined(own)) for own in kinds.values()]
 
@@ -53,7 +53,7 @@ class GradientWatch:
     def were_dropped(self) -> bool:
         """Whether all of them are gone, as by ``net.zero_grad()``, and had not been zero."""
         params = [p for own, _ in self._small for p in own] + [p for p, *_ in self._large]
-        if any(p.grad is not None and bool(p.grad.any()) for p in params):
+        if any(p.grad is not None and bool(local(p.grad).any()) for p in params):
             return False
         before = [flat for _, flat in self._small] + [square for _, square, _ in self._large]
         return any(bool(x.any()) for x in before)
@@ -70,7 +70,7 @@ class GradientWatch:
         rows = [(p, _first_row(p.grad), row) for p, _, row in self._large if p.grad is not None]
         norms = [(p, _norm(now), _norm(then)) for p, now, then in pairs]
         norms += [
-            (p, float(sum_of_squares([p.grad])) ** 0.5, float(square) ** 0.5)
+            (p, float(sum_of_squares([local(p.grad)])) ** 0.5, float(square) ** 0.5)
             for p, square, _ in self._large
             if p.grad is not None
         ]
@@ -94,7 +94,7 @@ class GradientWatch:
         for p, square, row in self._large:
             if p.grad is None or not torch.equal(_first_row(p.grad), row):
                 return False
-            now = float(sum_of_squares([p.grad]))
+            now = float(sum_of_squares([local(p.grad)]))
             if now != float(square):
                 return False
             self.found_finite.add(id(p))
@@ -102,23 +102,24 @@ class GradientWatch:
 
 
 def _joined(params: Sequence[Tensor]) -> Tensor:
-    grads = [p.grad for p in params if p.grad is not None]
+    grads = [local(p.grad) for p in params if p.grad is not None]
     flat = flattened(grads)
     return flat.clone() if len(grads) == 1 else flat
 
 
 def _each(params: Sequence[Tensor], flat: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Parameter, gradient now, gradient then; of those that have one now."""
-    then = torch.split(flat, [as_real(p.detach()).numel() for p in params])
+    then = torch.split(flat, [as_real(local(p.detach())).numel() for p in params])
     return [
-        (p, as_real(p.grad).reshape(-1), own)
+        (p, as_real(local(p.grad)).reshape(-1), own)
         for p, own in zip(params, then, strict=True)
         if p.grad is not None
     ]
 
 
 def _first_row(grad: Tensor) -> Tensor:
-    return as_real(grad)[:1] if grad.ndim else as_real(grad)
+    grad = as_real(local(grad))
+    return grad[:1] if grad.ndim else grad
 
 
 def _norm(x: Tensor) -> float:

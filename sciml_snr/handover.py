@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ._tensors import as_wide, is_16_bit
+from ._tensors import as_wide, is_16_bit, is_sharded, local
 from .gradient_watch import GradientWatch
+from .processes import Processes, are_same, fingerprint, size_of
 from .rule import averaged_share
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ LOOK_EVERY = 100
 TOLERANCE = 1e-3
 """Relative difference of two gradients that count as one; of 16-bit passes more. Exact terms
 that were there are gone at a hundredth of it: what has all but converged still holds noise back."""
+
+
+ALONE = "Does each train a network of its own? Say so: SNRAdam(..., process_group=False)."
 
 
 class Facts(NamedTuple):
@@ -45,6 +49,8 @@ class Facts(NamedTuple):
     """Sum of the total's derivatives by the losses of the entries: the term's weight."""
     is_coarse: bool = False
     """Whether the pass is rounded to 16 bits."""
+    passes: int = 1
+    """Number of backward passes that it tells of."""
 
 
 class _Received:
@@ -61,6 +67,21 @@ class _Received:
         rows = sum(facts.rows for facts in self.facts)
         return share_that_stays(rows, self.facts[0].population)
 
+    def beyond_noise(self) -> float:
+        """max(R, 1) for the misfit R, as one term of one pass has it; 1 if it overflows."""
+        (facts,) = self.facts
+        ratio = float(facts.misfit) / max(float(facts.summands), 1.0)
+        return max(ratio, 1.0) if math.isfinite(ratio) else 1.0
+
+
+class _Joined(NamedTuple):
+    """What all processes together have received of one noisy loss, but for the tensors."""
+
+    facts: Facts
+    has_draws: bool
+    present: dict[str, Tensor]
+    """Of which parameters there are ``"draws"``, ``"noisy"`` gradients."""
+
 
 class Handover:
     """Collects draws of the noise and noisy gradients for one optimizer, until its next step.
@@ -71,14 +92,20 @@ class Handover:
         owner: the optimizer.
         sources: the noisy losses that were declared to it.
         floor_every: draw in every so many steps.
+        processes: that train the network together.
     """
 
     def __init__(
-        self, owner: Optimizer, sources: Sequence[NoiseSource], floor_every: int = 1
+        self,
+        owner: Optimizer,
+        sources: Sequence[NoiseSource],
+        floor_every: int,
+        processes: Processes,
     ) -> None:
         self._owner = weakref.ref(owner)
         self.sources = list(sources)
         self.floor_every = floor_every
+        self.processes = processes
         self.follows = True
         """Whether the noisy terms' own gradient is of use beside exact terms."""
         self._received: dict[NoiseSource, _Received] = {}
@@ -126,6 +153,10 @@ class Handover:
             p for group in groups if is_gated(group) for p in group["params"] if p.requires_grad
         ]
 
+    def leaves(self) -> dict[Tensor, Tensor]:
+        """The same, with what stands for each in the graph."""
+        return self.processes.leaves(self.params())
+
     @property
     def wants_draw(self) -> bool:
         """Whether the floor is to be renewed in the coming step."""
@@ -164,7 +195,7 @@ class Handover:
         state = self.state
         state["passes"] += 1
         place = self.sources.index(source)
-        return _mixed(int(state["seed"]), _rank(), place, state["passes"])
+        return _mixed(int(state["seed"]), self.processes.rank, place, state["passes"])
 
     def receive(
         self,
@@ -226,6 +257,139 @@ class Handover:
                         "own): declare each network's loss to its own optimizer."
                     )
 
+    def join(self) -> None:
+        """Put together what the processes that train together have received: means of draws and
+        gradients, as of the loss's gradients; sums of rows and misfits.
+
+        Raises:
+            RuntimeError: they have declared other noise, taken another number of steps, or hold
+                other parameters or gradients.
+        """
+        params = self.params()
+        if self.processes.group is None or not params:
+            return
+        self._check_alike(params)
+        joined = {source: self._joined_facts(source, params) for source in self.sources}
+        tensors: list[Tensor] = []
+        for source, facts in joined.items():
+            for name in ("draws", "noisy"):
+                if facts.present[name].any():
+                    tensors += self._scaled(source, name, facts, params)
+        means = iter(self.processes.means(tensors))
+        received = {}
+        for source, facts in joined.items():
+            own = _Received()
+            for name in ("draws", "noisy"):
+                if facts.present[name].any():
+                    parts = {p: self.processes.own_part(next(means), p) for p in params}
+                    is_there = dict(zip(params, facts.present[name].tolist(), strict=True))
+                    setattr(own, name, {p: x for p, x in parts.items() if is_there[p]})
+            own.has_draws = facts.has_draws
+            own.facts = [facts.facts]
+            if facts.facts.passes:
+                received[source] = own
+        self._received = received
+
+    def _check_alike(self, params: list[Tensor]) -> None:
+        """Refuse processes that cannot be training one network together."""
+        state, device = self.state, params[0].device
+        setup = [*(source.setup() for source in self.sources), f"floor_every {self.floor_every}"]
+        setup += [str(tuple(p.shape)) for p in params]
+        looks = state["steps"] % LOOK_EVERY == 0 and not any(map(is_sharded, params))
+        sums = [0.0] * 4
+        if looks:
+            sums = size_of(params) + size_of([p.grad for p in params if p.grad is not None])
+        own = [fingerprint(setup), float(state["steps"]), *sums]
+        rows = self.processes.numbers_of_all(own, device)
+        if (rows[:, 0] != rows[0, 0]).any():
+            raise RuntimeError(
+                "The processes that train together have declared other noise, or other "
+                f"parameters. In this one, {self.processes.rank}: {'; '.join(setup)}. Declare the "
+                f"same in all of them (a sigma per datum may differ). {ALONE}"
+            )
+        if (rows[:, 1] != rows[0, 1]).any():
+            steps = ", ".join(str(int(n)) for n in rows[:, 1])
+            raise RuntimeError(
+                f"The processes that train together have taken other numbers of steps: {steps}. "
+                f"Load the same checkpoint in all of them. {ALONE}"
+            )
+        if not are_same(rows[:, 2:4]):
+            raise RuntimeError(
+                "The processes that train together hold other parameters: wrap the network in "
+                f"DistributedDataParallel, or fully_shard it. {ALONE}"
+            )
+        if not are_same(rows[:, 4:6]):
+            raise RuntimeError(
+                "The processes that train together hold other gradients: they have not been "
+                "averaged. Call the network wrapped in DistributedDataParallel (without "
+                "static_graph=True), and leave no_sync for the last backward pass before the "
+                f"step. {ALONE}"
+            )
+
+    def _joined_facts(self, source: NoiseSource, params: list[Tensor]) -> _Joined:
+        """What all processes tell of one noisy loss."""
+        received = self._received.get(source, _Received())
+        facts = received.facts
+        first = facts[0].population if facts else None
+        flags = [p in found for found in (received.draws, received.noisy) for p in params]
+        own = [
+            sum(one.passes for one in facts),
+            sum(one.passes for one in facts) > 1,
+            sum(one.rows for one in facts),
+            first is not None,
+            first or 0.0,
+            sum(float(one.misfit) for one in facts),
+            sum(float(one.summands) for one in facts),
+            not all(one.opens for one in facts),
+            sum(float(one.scale) for one in facts),
+            any(one.is_coarse for one in facts),
+            received.has_draws,
+            *flags,
+        ]
+        rows_of_all = self.processes.numbers_of_all([float(x) for x in own], params[0].device)
+        if not self.state["steps"] and _are_one(rows_of_all[:, 2:7]):
+            raise RuntimeError(
+                "The processes that train together all have the same data: their draws of its "
+                "noise would be averaged as if there were more. Give each its own part of the "
+                f"data (torch.utils.data.DistributedSampler). {ALONE}"
+            )
+        found = rows_of_all.sum(0).tolist()
+        passes, several, rows, drawn, population, misfit, summands, closed, scale = found[:9]
+        is_coarse, has_draws, *there = found[9:]
+        n = len(params)
+        return _Joined(
+            Facts(
+                rows=int(rows),
+                population=population / drawn if drawn else None,
+                misfit=misfit,
+                summands=summands,
+                opens=not closed,
+                scale=scale / self.processes.size,
+                is_coarse=bool(is_coarse),
+                passes=2 if several else int(passes > 0),
+            ),
+            bool(has_draws),
+            {"draws": torch.tensor(there[:n]) > 0, "noisy": torch.tensor(there[n:]) > 0},
+        )
+
+    def _scaled(
+        self, source: NoiseSource, name: str, joined: _Joined, params: list[Tensor]
+    ) -> list[Tensor]:
+        """This process's draws or noisy gradients of a loss, a tensor per parameter.
+
+        Each process has divided by the misfit of its own data; the misfit of all takes its place.
+        """
+        received = self._received.get(source, _Received())
+        found: dict[Tensor, Tensor] = getattr(received, name)
+        factor = 1.0
+        if joined.facts.passes == 1 and source.terms == 1 and received.facts:
+            whole = _Received()
+            whole.facts = [joined.facts]
+            factor = received.beyond_noise() / whole.beyond_noise()
+            factor = factor**0.5 if name == "draws" else factor if self.weighs_by_misfit else 1.0
+        none = {p: torch.zeros(p.shape, dtype=p.dtype, device=p.device) for p in params}
+        return [found.get(p, none[p]).to(p.dtype) * factor for p in params]
+
     def draws(self, beta1: float, scale: float) -> dict[Tensor, Tensor] | None:
         """The draw of the mean gradient's noise, per parameter; None if none was due.
 
@@ -286,13 +450,18 @@ class Handover:
             gradients = {p: p.grad for p in self.params() if p.grad is not None}
             for p, gradient in gradients.items():
                 own = noisy.get(p)
+                gradient = local(gradient)
                 apart = gradient if own is None else gradient - own
                 difference += float(as_wide(apart).norm()) ** 2
                 total += float(as_wide(gradient).norm()) ** 2
                 total += 0.0 if own is None else float(as_wide(own).norm()) ** 2
+            if any(map(is_sharded, gradients)):
+                device = next(iter(gradients)).device
+                difference, total = self.processes.sums([difference, total], device)
             facts = [facts for received in self._received.values() for facts in received.facts]
             # One loss alone makes the same bits twice; a sum of several is rounded otherwise.
-            coarse = len(facts) > 1 and any(one.is_coarse for one in facts)
+            passes = sum(one.passes for one in facts)
+            coarse = passes > 1 and any(one.is_coarse for one in facts)
             coarse = coarse or any(map(is_16_bit, gradients))
             # Those that are known by name, or were there, may be weak for a while.
             expected = state["beside_exact"] or any(source.exact() for source in self.sources)
@@ -345,7 +514,12 @@ class Handover:
             self._held.clear()
 
     def _end(self) -> None:
-        """What is to be done at the end of a backward pass, once."""
+        """At the end of a backward pass: wait for what else is called then. There
+        DistributedDataParallel averages the gradients, and ``fully_shard`` leaves them."""
+        _at_end(self._take_in)
+
+    def _take_in(self) -> None:
+        """What is to be done after a backward pass, once."""
         if self._reaches:
             for found in self._held:
                 self.receive(*found)
@@ -417,12 +591,9 @@ def _remove(hooks: dict[Tensor, Any]) -> None:
         hooks.popitem()[1].remove()
 
 
-def _rank() -> int:
-    """The number of this process among those that train together."""
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        return int(distributed.get_rank())
-    return 0
+def _are_one(rows: Tensor) -> bool:
+    """Whether the same is there in all processes: numbers of data, and the bits of their misfit."""
+    return bool(rows[0, 3] > 0 and (rows == rows[0]).all())
 
 
 def _mixed(*numbers: int) -> int:

@@ -224,6 +224,13 @@ class NoisyLoss(_Loss):
             self._fits.add(residual.dtype)
         return found
 
+    def setup(self) -> str:
+        """What has to be the same in all processes that train together: an error per datum may be
+        another in each."""
+        sigma = repr(self.sigma.item()) if self.sigma.numel() == 1 else "per datum"
+        more = f"population {self.population}, is_equation {self.is_equation}"
+        return f"NoisyLoss, {self.loss.name}, sigma {sigma}, {self.reduction}, {more}"
+
     def describe(self) -> list[str]:
         """One line."""
         return [f"NoisyLoss, {self.loss.name}, sigma {sigma_text(self.sigma)}"]
@@ -289,7 +296,8 @@ class SampledLoss(_Loss):
         b = len(term.residual)
         signs = self._signs((b,), term.values, handover.next_seed(self))
         weights = signs - signs.mean()
-        variance = max(0.0, 1 - b / term.population) * b / (b - 1)
+        drawn = b * handover.processes.size  # as many in each
+        variance = max(0.0, 1 - drawn / term.population) * b / (b - 1)
         rows = (math.sqrt(variance) * weights).reshape(b, *[1] * (term.values.ndim - 1))
         return [term.values], [rows * term.gradient]
 
@@ -299,6 +307,10 @@ class SampledLoss(_Loss):
 
     def _facts(self, terms: Sequence[Term]) -> Facts:
         return super()._facts(terms)._replace(rows=0, population=math.inf, opens=False)
+
+    def setup(self) -> str:
+        """What has to be the same in all processes that train together."""
+        return f"{self.describe()[0]}, {self.reduction}, population {self.population}"
 
     def describe(self) -> list[str]:
         """One line."""

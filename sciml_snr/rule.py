@@ -41,7 +41,7 @@ Source: E. Litman and G. Guo, *A Theory of Generalization in Deep Learning*, arX
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -266,11 +266,17 @@ def _advance_fused(
         move.addcmul_(q, adams)
 
 
-def follow(parts: Sequence[Closed]) -> tuple[list[Tensor], float]:
+def follow(
+    parts: Sequence[Closed],
+    sums: Callable[[Sequence[float]], Sequence[float]] = list,
+    least: Callable[[float], float] = float,
+) -> tuple[list[Tensor], float]:
     """How the closed entries follow the exact terms; see the module's docstring.
 
     Args:
         parts: of all entries that belong together. Their rates are used up.
+        sums: where other processes hold further entries, sums over them all.
+        least: likewise the least of a number.
 
     Returns:
         For each part a vector, and one factor for all: what is to be added to the parameters is
@@ -284,6 +290,7 @@ def follow(parts: Sequence[Closed]) -> tuple[list[Tensor], float]:
             weighted = rates * noisy
             across += float(torch.dot(weighted, mean)) / correction
             along += float(torch.dot(weighted, noisy)) / correction
+    across, along = sums([across, along])
     factor = across / along if along > 0 else 1.0
     # Where exact and noisy terms cancel, v is small against both: keep to Adam's longest step
     # (D. Kingma and J. Ba, arXiv:1412.6980, section 2.1).
@@ -296,14 +303,15 @@ def follow(parts: Sequence[Closed]) -> tuple[list[Tensor], float]:
             farthest = max(-float(low), float(high))
             if farthest > longest:
                 shorter = min(shorter, longest / farthest)
-    return [closed.rates for closed in parts], -shorter
+    return [closed.rates for closed in parts], -least(shorter)
 
 
 def _in_pieces(closed: Closed) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Rates, mean and its noisy share, piece by piece."""
     vectors = closed.rates, closed.mean, closed.noisy
     if len(closed.mean) <= CHUNK:
-        yield vectors
+        if len(closed.mean):  # of a sharded parameter a process may hold nothing
+            yield vectors
         return
     for part in _pieces(len(closed.mean)):
         yield closed.rates[part], closed.mean[part], closed.noisy[part]

@@ -13,19 +13,29 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.adam import adam
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import checks, eigenbasis, rule
 from . import gate as gates
-from ._tensors import LARGE, flattened, is_16_bit, state_dtype, state_like
+from ._tensors import (
+    LARGE,
+    flattened,
+    is_16_bit,
+    is_sharded,
+    local,
+    spread_like,
+    state_dtype,
+    state_like,
+)
 from .bunch import Bunch
 from .checks import Floor
 from .describe import describe
 from .gate import Gate, resolve_alpha
 from .handover import KEY, Handover, is_gated
 from .options import check_unpublished, plain_options, validate_options
+from .processes import Processes, check_shards
 from .rule import Closed, Moments
 from .source import NoiseSource
 
@@ -87,6 +97,11 @@ class SNRAdam(Optimizer):
         shampoo_beta: decay rate of these covariances.
         precondition_frequency: renew the basis every so many steps.
         max_precondition_dim: sides longer than this keep their coordinates.
+        network: where ``fully_shard`` has spread the parameters over processes and noise is
+            declared: the network.
+        process_group: of ``torch.distributed``, the processes that train the network together, each
+            on data of its own; None: all there are. False: this process trains alone. See
+            docs/processes.md.
 
     Parameters in float16 or bfloat16 keep their state in float32, where second moments do not
     underflow. Complex parameters are treated as pairs of reals, like in AdamW. A copy of the
@@ -139,6 +154,8 @@ class SNRAdam(Optimizer):
         shampoo_beta: float = 0.95,
         precondition_frequency: int = 10,
         max_precondition_dim: int = 2048,
+        network: nn.Module | None = None,
+        process_group: Any = None,
     ) -> None:
         defaults = dict(
             lr=lr,
@@ -169,17 +186,24 @@ class SNRAdam(Optimizer):
         self._has_stepped = False
         self._cache: dict[int, _Cached] = {}
         super().__init__(params, defaults)
-        self.declare(noise)
+        self.declare(noise, network=network, process_group=process_group)
 
-    def declare(self, noise: NoiseSource | Iterable[NoiseSource] | None) -> None:
+    def declare(
+        self,
+        noise: NoiseSource | Iterable[NoiseSource] | None,
+        *,
+        network: nn.Module | None = None,
+        process_group: Any = None,
+    ) -> None:
         """Declare the noisy terms of the loss, in place of those declared before.
 
         Args:
-            noise: as for the constructor.
+            noise, network, process_group: as for the constructor.
 
         Raises:
             TypeError: it is no :class:`sciml_snr.NoisyLoss`.
-            ValueError: options of the published rule were given, or a source is there twice.
+            ValueError: options of the published rule were given, a source is there twice, or the
+                parameters are sharded and their network is not given.
         """
         sources = [] if noise is None else noise
         sources = [sources] if isinstance(sources, NoiseSource) else list(sources)
@@ -197,8 +221,11 @@ class SNRAdam(Optimizer):
         if self._handover is not None:
             self._handover.detach()
         every = self.defaults["floor_every"]
-        self._handover = Handover(self, sources, every) if sources else None
+        self._processes = Processes(process_group, network)
+        self._handover = Handover(self, sources, every, self._processes) if sources else None
         self._is_undeclared = False
+        if self._handover is not None:
+            self._handover.leaves()  # refuses shards without their network
 
     @property
     def noise(self) -> list[NoiseSource]:
@@ -213,6 +240,7 @@ class SNRAdam(Optimizer):
         if self._handover is not None:
             check_unpublished(options)
         super().add_param_group(param_group)
+        check_shards(self.param_groups[-1]["params"], options["coordinates"])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """For copies and loaded states."""
@@ -220,6 +248,7 @@ class SNRAdam(Optimizer):
         super().__setstate__(state)
         if is_copy:
             self._handover, self._is_undeclared = None, KEY in self.state
+            self._processes = Processes()
         self._given, self._has_stepped = None, False
         self._cache = {}
 
@@ -228,6 +257,16 @@ class SNRAdam(Optimizer):
         if self._handover is not None:
             self._handover.clear()
         super().zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of any optimizer. Of sharded parameters, the state of this process's parts, as copies:
+        torch cannot save them where they lie, side by side."""
+        found = super().state_dict()
+        for key, own in found["state"].items():
+            if any(isinstance(x, Tensor) and is_sharded(x) for x in own.values()):
+                copies = {k: x.clone() if isinstance(x, Tensor) else x for k, x in own.items()}
+                found["state"][key] = copies
+        return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; keeps float32 moments of 16-bit parameters (torch would round them).
@@ -301,13 +340,9 @@ class SNRAdam(Optimizer):
         handover = self._handover
         try:
             if handover is not None and handover.params():
-                handover.check()
-            checks.refuse(self.param_groups, floor)
-            scale = 1.0 if handover is None else handover.scale_since_backward()
-            inputs = self.param_groups, floor, handover
-            squares_are_finite = checks.squares_are_finite(*inputs)
-            looks = handover is not None and handover.looks
-            if (squares_are_finite and not looks) or checks.inputs_are_finite(*inputs):
+                handover.join()
+            scale, is_ready, squares_are_finite = self._checked(floor)
+            if is_ready:
                 self._given, self._has_stepped = floor, True
                 self._take(floor, handover, scale, squares_are_finite)
                 if handover is not None:
@@ -318,6 +353,40 @@ class SNRAdam(Optimizer):
             if handover is not None:
                 handover.clear()
         return loss
+
+    def _checked(self, floor: Floor | None) -> tuple[float, bool, bool]:
+        """What gradients have been multiplied by since backward; whether there is a step to be
+        taken; and whether the squares of all that it is made from are finite.
+
+        Of sharded parameters every process sees a part, and all take a step or none.
+
+        Raises:
+            Exception: see :meth:`step`.
+        """
+        shards = [p for group in self.param_groups for p in group["params"] if is_sharded(p)]
+        if not shards or self._processes.group is None:
+            return self._check(floor)
+        found, error = (1.0, False, False), None
+        try:
+            found = self._check(floor)
+        except Exception as own:
+            error = own
+        scale, is_ready, squares_are_finite = found
+        is_ready = self._processes.agree(error, is_ready, shards[0].device)
+        return scale, is_ready, squares_are_finite
+
+    def _check(self, floor: Floor | None) -> tuple[float, bool, bool]:
+        """:meth:`_checked` of this process's part."""
+        handover = self._handover
+        if handover is not None and handover.params():
+            handover.check()
+        checks.refuse(self.param_groups, floor)
+        scale = 1.0 if handover is None else handover.scale_since_backward()
+        inputs = self.param_groups, floor, handover
+        squares_are_finite = checks.squares_are_finite(*inputs)
+        looks = handover is not None and handover.looks
+        is_ready = (squares_are_finite and not looks) or checks.inputs_are_finite(*inputs)
+        return scale, is_ready, squares_are_finite
 
     def _take(
         self,
@@ -332,6 +401,9 @@ class SNRAdam(Optimizer):
         if handover is not None and handover.params():
             noisy = handover.noisy_gradients(scale)
             beside = handover.decide(noisy)
+            if beside:
+                for group in self.param_groups:
+                    check_shards(group["params"], group["coordinates"], beside_exact=True)
             handover.state.setdefault("is_turned", beside)
             handover.state["excess"] = handover.excess()
         moved: list[tuple[Bunch, Tensor]] = []
@@ -358,7 +430,13 @@ class SNRAdam(Optimizer):
                 else:
                     for state in bunch.states:  # begin anew when there are exact terms again
                         state.pop("exp_avg_noisy", None)
-        more, factor = rule.follow([closed for closed, _ in followed])
+        closed = [own for own, _ in followed]
+        if beside and any(is_sharded(p) for p in noisy):
+            sums = functools.partial(self._processes.sums, device=next(iter(noisy)).device)
+            least = functools.partial(self._processes.least, device=next(iter(noisy)).device)
+            more, factor = rule.follow(closed, sums, least)
+        else:
+            more, factor = rule.follow(closed)
         for own, (_, move) in zip(more, followed, strict=True):
             move.add_(own, alpha=factor)
         for bunch, move in moved:
@@ -516,9 +594,10 @@ class SNRAdam(Optimizer):
         grads = bunch.of(noisy)
         if bunch.group["maximize"]:
             grads = [-grad for grad in grads]
-        for grad, state in zip(grads, bunch.states, strict=True):
+        for p, grad, state in zip(bunch.params, grads, bunch.states, strict=True):
             if "exp_avg_noisy" not in state:  # as if the gradient had always been this one
-                state["exp_avg_noisy"] = (grad * (1 - beta1 ** (step - 1))).contiguous()
+                begun = (grad * (1 - beta1 ** (step - 1))).contiguous()
+                state["exp_avg_noisy"] = spread_like(begun, p)
         average = bunch.vector("exp_avg_noisy").lerp_(flattened(grads), 1 - beta1)
         if not bunch.is_turned:
             return average
@@ -546,7 +625,7 @@ class SNRAdam(Optimizer):
         found: dict[Any, list[int]] = {}
         for i, (p, state) in enumerate(zip(params, states, strict=True)):
             steps = state["step"].item(), state.get("floor_step")
-            alone = id(p) if p.numel() >= LARGE else None
+            alone = id(p) if local(p).numel() >= LARGE else None
             kind = (p.device, p.dtype, *steps, given[i], drawn[i], alone)
             found.setdefault(kind, []).append(i)
         bunches = [
@@ -608,6 +687,7 @@ class SNRAdam(Optimizer):
 
         Computed from the state when asked for; a training loop that does not ask pays nothing.
         Parameters that have not been stepped do not count; NaN if none has (see :meth:`moments`).
+        Of sharded parameters all processes have to ask: the figures are of all parts.
         """
         groups = self.param_groups if group is None else [self.param_groups[group]]
         total, opened, numel = 0.0, 0.0, 0
@@ -621,6 +701,10 @@ class SNRAdam(Optimizer):
                 total += entries if q is None else q.sum(dtype=torch.float64).item()
                 opened += entries if q is None else (q >= 0.5).sum().item()
                 numel += entries
+        if any(is_sharded(p) for options in groups for p in options["params"]):
+            device = groups[0]["params"][0].device
+            total, opened, of_all = self._processes.sums([total, opened, numel], device)
+            numel = int(of_all)
         if numel == 0:
             return GateStats(math.nan, math.nan, 0)
         return GateStats(total / numel, opened / numel, numel)

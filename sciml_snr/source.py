@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ._tensors import sums_of_squares_are_finite
 from .handover import Facts, Handover, current_pass
 from .terms import Term, beyond_noise, draw_scale, misfit
+
+SCALED = 1e3
+"""A loss of more weight than this is taken for a scaled one."""
 
 
 class _Arrival(torch.autograd.Function):
@@ -98,6 +103,10 @@ class NoiseSource:
         """One line per noisy term."""
         raise NotImplementedError
 
+    def setup(self) -> str:
+        """What has to be the same in all processes that train together."""
+        return "; ".join(self.describe())
+
     def exact(self) -> list[str]:
         """One line per exact term beside them, as far as they are known by name."""
         return []
@@ -126,31 +135,37 @@ class NoiseSource:
         terms = [term for term in terms if term.residual.requires_grad and term.residual.numel()]
         facts = self._facts(terms)
         for own in self.handovers:
-            params = own.params()
+            leaves = own.leaves()
             draws = noisy = None
-            if params and terms and own.wants_draw:
-                draws = self._gradients(*self._random_signs(terms, own), params)
-            if params and terms and own.wants_gradient:
-                noisy = self._noisy_gradient(terms, own.weighs_by_misfit, params, known)
+            if leaves and terms and own.wants_draw:
+                outputs, factors = self._random_signs(terms, own)
+                draws = self._gradients(outputs, factors, leaves, _unit(terms, factors))
+            if leaves and terms and own.wants_gradient:
+                noisy = self._noisy_gradient(terms, own.weighs_by_misfit, leaves, known)
             own.hold(self, draws, noisy, facts)
 
     def _noisy_gradient(
         self,
         terms: Sequence[Term],
         by_misfit: bool,
-        params: list[Tensor],
+        leaves: Mapping[Tensor, Tensor],
         known: dict[Tensor, Tensor] | None,
     ) -> dict[Tensor, Tensor]:
         """The gradient that counts as noisy: from the known one, or by a pass."""
         if known is not None and all(map(_has_error, terms)):
-            own = {p: known[p] for p in params if p in known}
+            own = {p: known[p] for p in leaves if p in known}
             beyond = [beyond_noise(term) for term in terms] if by_misfit else []
             if all(float(factor) == 1 for factor in beyond):
                 return own
             if len(terms) == 1:
                 return {p: (g / beyond[0].to(g)).nan_to_num(nan=0.0) for p, g in own.items()}
         gradients = [self._noisy_part(term, by_misfit) for term in terms]
-        return self._gradients([term.values for term in terms], gradients, params)
+        outputs = [term.values for term in terms]
+        found = self._gradients(outputs, gradients, leaves)
+        unit = _unit(terms, gradients)
+        if unit != 1 and not sums_of_squares_are_finite(list(found.values())):
+            found = self._gradients(outputs, gradients, leaves, unit)
+        return found
 
     def _random_signs(
         self, terms: Sequence[Term], handover: Handover
@@ -181,10 +196,19 @@ class NoiseSource:
 
     @staticmethod
     def _gradients(
-        outputs: list[Tensor], factors: list[Tensor], params: list[Tensor]
+        outputs: list[Tensor],
+        factors: list[Tensor],
+        leaves: Mapping[Tensor, Tensor],
+        unit: float = 1.0,
     ) -> dict[Tensor, Tensor]:
-        found = torch.autograd.grad(outputs, params, factors, retain_graph=True, allow_unused=True)
-        return {p: g for p, g in zip(params, found, strict=True) if g is not None}
+        """By parameter; the values of ``leaves`` stand for them in the graph. The pass is made in
+        this unit."""
+        inputs = list(leaves.values())
+        if unit != 1:
+            factors = [factor / unit for factor in factors]
+        found = torch.autograd.grad(outputs, inputs, factors, retain_graph=True, allow_unused=True)
+        pairs = zip(leaves, found, strict=True)
+        return {p: g if unit == 1 else g * unit for p, g in pairs if g is not None}
 
     def _facts(self, terms: Sequence[Term]) -> Facts:
         """What an optimizer wants to know besides."""
@@ -208,6 +232,17 @@ class NoiseSource:
     def __getstate__(self) -> dict[str, Any]:
         """A copy hands over to no optimizer yet."""
         return {**self.__dict__, "_handovers": [], "_generators": {}}
+
+
+def _unit(terms: Sequence[Term], factors: Sequence[Tensor]) -> float:
+    """A power of 2 of the size of the largest factor, where the pass is rounded to 16 bits, or the
+    loss is scaled as for such a pass: the scale is right for the loss (GradScaler finds it so), and
+    draws would leave their range in it."""
+    if not any(term.is_coarse or float(term.weight()) > SCALED for term in terms):
+        return 1.0
+    largest = max((float(x.abs().max()) for x in factors if x.numel()), default=0.0)
+    is_usable = 0 < largest < math.inf
+    return 2.0 ** math.floor(math.log2(largest)) if is_usable else 1.0
 
 
 def _sum(numbers: list[Tensor]) -> Tensor:

@@ -114,18 +114,6 @@ def test_losses_of_one_optimizer_have_draws_of_their_own():
     assert signs(losses=2, which=0) != signs(losses=2, which=1)
 
 
-def test_processes_that_are_seeded_alike_draw_others(monkeypatch):
-    alone = signs()
-    by_rank = []
-    for rank in range(3):
-        monkeypatch.setattr(torch.distributed, "is_available", lambda: True)
-        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-        monkeypatch.setattr(torch.distributed, "get_rank", lambda r=rank: r)
-        by_rank.append(signs())
-    assert by_rank[0] == alone
-    assert by_rank[1] != by_rank[0] != by_rank[2] != by_rank[1]
-
-
 @OPTIMIZERS
 def test_evaluation_is_no_backward_pass(cls):
     """Neither floor nor draws know of it."""

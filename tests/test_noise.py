@@ -665,6 +665,34 @@ def test_autocast(kind, outside):
     assert (found[1] - found[0]).norm() < 0.1 * found[0].norm()
 
 
+@pytest.mark.parametrize("exact", [False, True], ids=["data alone", "beside exact"])
+@pytest.mark.parametrize("outside", [False, True], ids=["inside", "loss outside"])
+def test_a_scale_that_is_right_for_the_gradient_is_right_for_the_draws(outside, exact):
+    """GradScaler raises its scale until a gradient overflows in float16. At the end of a fit, where
+    the gradient has cancelled out, draws of the noise and the noisy terms' part would overflow long
+    before that."""
+    x, _ = batch(0)
+    found = []
+    for scale in (1.0, 2.0 ** (24 if exact else 22)):
+        f, noisy = network(), NoisyLoss(1.0)
+        wave = 0.02 * torch.sin(9 * x[:, 1:])
+        measured, known = f(x).detach() + wave, f(x).detach() - wave
+        torch.manual_seed(1)
+        optimizer = still(f.parameters(), noisy)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scale > 1)
+        for is_inside in (True, False):
+            with torch.autocast("cpu", torch.float16, enabled=scale > 1 and is_inside):
+                prediction = f(x) if is_inside else prediction.float()
+                if is_inside != outside:
+                    loss = noisy(prediction, measured)
+                    loss = loss + mse_loss(prediction, known) if exact else loss
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        assert optimizer.state["noise"]["steps"] == 1
+        found.append(floors(optimizer, f.parameters()))
+    assert (found[1] - found[0]).norm() < 0.02 * found[0].norm()
+
+
 def test_the_rounding_of_autocast_is_no_exact_term():
     """Gradients of several losses are added up in 16 bits, and apart in 32."""
     x, y = batch(0)

@@ -213,6 +213,7 @@ def _build(
         "weight_decay": weight_decay,
         "decoupled_weight_decay": False,  # DeepXDE's l2 regularizer is Adam's L2 term
         "foreach": True,  # the networks are small: calls cost more than arithmetic, on CPU too
+        "process_group": False,  # DeepXDE trains in one process; others train models of their own
     }
     optimizer = OPTIMIZERS[name](groups, noise=sources, **options)
     if floor == "auto" and not sources and has_gate() and model is not None:
@@ -235,7 +236,7 @@ def _adopt(optimizer: SNRAdam, groups: list[Any]) -> None:
         users = [s for s in optimizer.noise if not isinstance(s, (NoisyRows, NoisyTargets))]
         inside = {id(source.own) for source in noise.sources if isinstance(source, NoisyTargets)}
         users = [source for source in users if id(source) not in inside]
-        optimizer.declare([*users, *noise.sources] or None)
+        optimizer.declare([*users, *noise.sources] or None, process_group=False)
         if KEY in optimizer.state:  # it was stepped on another loss
             optimizer.state[KEY]["look"] = True  # type: ignore[index]
     if len(groups) == 2 and isinstance(groups[1], dict):

@@ -168,6 +168,7 @@ def build_optimizer(network: nn.Module, noise: NoisyLoss, options: FitOptions) -
         noise=noise,
         gate=completed_gate(FIT_GATE, options.gate),
         floor_every=options.floor_every,
+        process_group=False,  # under torchrun every process makes the same fit
     )
 
 

@@ -13,7 +13,6 @@ from tests.extras.running import (
     assert_noise_is_kept_out,
     floors,
     printed,
-    python,
     run_page,
     states,
 )
@@ -56,30 +55,3 @@ def test_batches_make_the_floor_of_all_data_scaled_by_the_clipping() -> None:
     assert norm > 0.2
     ratio = float(sum(batched) / sum(whole)) / (0.1 / norm) ** 2
     assert 0.8 < ratio < 1.25
-
-
-PROCESS = """
-import sys
-import torch
-from oscillator import SIGMA, Network, measurements
-from sciml_snr import NoisyLoss, SNRAdam
-
-file, rank = sys.argv[1], int(sys.argv[2])
-torch.distributed.init_process_group("gloo", f"file://{file}", rank=rank, world_size=2)
-net = torch.nn.parallel.DistributedDataParallel(Network())
-data = NoisyLoss(SIGMA)
-optimizer = SNRAdam(net.parameters(), noise=data)
-x, y = (part.chunk(2)[rank] for part in measurements())
-data(net(x), y).backward()
-try:
-    optimizer.step()
-except RuntimeError as error:
-    print("refused:", error)
-"""
-
-
-def test_a_reduction_over_processes_is_refused(tmp_path) -> None:
-    processes = [python("-c", PROCESS, tmp_path / "meeting", rank) for rank in range(2)]
-    for process in processes:
-        text, _ = process.communicate(timeout=120)
-        assert "refused:" in text and "a reduction over processes" in text, text
