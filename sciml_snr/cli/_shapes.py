@@ -48,6 +48,7 @@ def fit_sdf(
     """Make a clean surface of a noisy scan; Ctrl-C ends it early and leaves a usable result."""
     from ..fields import read_cloud, surface
     from ..fields.isosurface import check_resolution, read_surface
+    from ..fields.surface_fit import check_exportable
 
     folders = run_folders(points.stem, "sdf", given, compare, out_run, resume)
     optimizer = next(iter(folders))
@@ -58,7 +59,7 @@ def fit_sdf(
         for name in folders
     }
     for path in paths.values():
-        surface.check_exportable(path, dim=dim)
+        check_exportable(path, dim=dim)
     check_resolution(resolution)
     truth = None if reference is None else read_surface(reference)
     if truth is not None and dim != getattr(truth, "shape", (0, 3))[1]:  # a mesh has none

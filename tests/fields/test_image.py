@@ -18,15 +18,10 @@ from PIL import Image
 from torch import nn
 
 from sciml_snr.fields import image as images
+from sciml_snr.fields import pixels
 from sciml_snr.fields.archive import kind_of_fit
-from sciml_snr.fields.image import (
-    ImageFit,
-    PixelObjective,
-    coordinates,
-    fit_image,
-    predict,
-    tiles,
-)
+from sciml_snr.fields.image import fit_image
+from sciml_snr.fields.image_fit import ImageFit
 from sciml_snr.fields.networks import Siren
 from sciml_snr.fields.picture import (
     check_writable,
@@ -35,6 +30,7 @@ from sciml_snr.fields.picture import (
     take_apart,
     write_image,
 )
+from sciml_snr.fields.pixels import PixelObjective, coordinates, predict, tiles
 from sciml_snr.runs.folder import read_arrays, write_arrays, write_state
 from tests.cases import assert_same_bits
 
@@ -314,7 +310,7 @@ def test_batches_are_of_known_pixels_in_the_right_places() -> None:
 def test_tiles_do_not_change_what_is_seen(monkeypatch) -> None:
     fit = fit_image(LAYOUTS["RGBA"], sigma=20, **QUICK)
     whole, slopes = fit.render((7, 9)), fit.gradient((7, 9))
-    monkeypatch.setattr(images, "TILE", 8)
+    monkeypatch.setattr(pixels, "TILE", 8)
     np.testing.assert_array_equal(fit.render((7, 9)), whole)
     np.testing.assert_allclose(fit.gradient((7, 9)), slopes, rtol=1e-5, atol=1e-6)
 
