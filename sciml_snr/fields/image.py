@@ -31,6 +31,7 @@ from .archive import (
     sigma_from_json,
     sigma_to_json,
 )
+from .files.source import ImageSource
 from .fit import check_steps, completed_gate, fitted, read_checkpoint
 from .image_fit import ImageFit, summary
 from .picture import Picture, check_sigma, check_spacing, estimate_sigma, take_apart
@@ -106,7 +107,7 @@ def default_training(
 
 @takes(ImageOptions, lr=None, steps=None)
 def fit_image(
-    image: ArrayLike | str | Path,
+    image: ArrayLike | ImageSource | str | Path,
     *,
     reference: ArrayLike | None = None,
     out: str | Path | None = None,
@@ -120,15 +121,17 @@ def fit_image(
     does not move the network. The first Ctrl-C ends the fit with a whole result; with ``out``,
     ``resume=True`` continues it, with the bits of an uninterrupted one.
 
-    NaN and infinite pixels are missing, as those of the mask are. Missing in one channel is missing
-    in all. Of a last axis of 2 or 4 the last entry is an alpha channel, which is kept aside. The
-    sizes that are not given go with the image. What a gate does not say is as in
+    NaN and infinite pixels are missing, as are those of the mask, of a masked array's mask, those
+    without data (GeoTIFF) and transparent ones (alpha 0). Missing in one channel is missing in all.
+    Alpha is kept aside: a file says what is alpha, of an array it is the last entry of a last axis
+    of 2 or 4. The sizes that are not given go with the image. What a gate does not say is as in
     :data:`sciml_snr.fields.fit.FIT_GATE`, but for ``rise_steps``: 300 for ``"snr_soap"`` where more
     than 8,192 pixels are known, and a step takes a part of them.
 
     Args:
-        image: (H, W) or a volume (D, H, W), with channels last if any; or a file that imageio
-            reads (pages of a TIFF become a volume). Integers, floats or booleans.
+        image: (H, W) or a volume (D, H, W), with channels last if any; a masked array; or a file
+            (:func:`sciml_snr.fields.files.pictures.read_image`): pages of a TIFF become a volume,
+            channels are those that it names. Integers, floats or booleans.
         {options}
         reference: the clean image, if known: its root mean square distance from the fit is logged
             as ``rmse``. It plays no part in the fit.
@@ -155,7 +158,7 @@ def fit_image(
     network_options = options.pop("network_options", None)
     spacing = options.pop("spacing", None)
     picture = take_apart(image, options.pop("mask", None), axis, spacing)
-    clean = None if reference is None else _clean_values(reference, picture, axis)
+    clean = None if reference is None else _clean_values(reference, picture)
     inputs, outputs = len(picture.shape), picture.values.shape[1]
     sigma = options.pop("sigma", None)
     given = None if sigma is None else check_sigma(sigma, outputs)
@@ -215,12 +218,10 @@ def fit_image(
     return fit
 
 
-def _clean_values(
-    reference: ArrayLike, picture: Picture, channel_axis: int | str | None
-) -> NDArray[np.float64]:
-    clean = np.asarray(reference, dtype=float)
-    if isinstance(channel_axis, int):
-        clean = np.moveaxis(clean, channel_axis, -1)
+def _clean_values(reference: ArrayLike, picture: Picture) -> NDArray[np.float64]:
+    clean = np.ma.filled(np.ma.asarray(reference).astype(float), np.nan)
+    if picture.channel_axis is not None and clean.ndim == picture.pixels.ndim:
+        clean = np.moveaxis(clean, picture.channel_axis, -1)
     if clean.shape != picture.pixels.shape:
         raise ValueError(f"reference {clean.shape} is not of the image's {picture.pixels.shape}.")
     return replace(picture, pixels=clean, missing=np.zeros(picture.shape, dtype=bool)).values

@@ -27,9 +27,10 @@ from .archive import (
     sigma_from_json,
     sigma_to_json,
 )
+from .files.source import Array
 from .fit import Training, check_kept, fits_of_twins, summary_of
 from .function import Field, Units
-from .picture import Array, Picture, check_spacing
+from .picture import Picture, check_spacing
 from .pixels import Box, objective_of, predict, tiles
 
 if TYPE_CHECKING:

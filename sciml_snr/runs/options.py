@@ -237,8 +237,8 @@ class ImageOptions(FitOptions):
     )
     channel_axis: Any = option(
         "auto",
-        "Which axis counts channels, e.g. -1 or 0; in Python None where none does [default: the "
-        "last one, if it is of four at most].",
+        "Which axis counts channels, e.g. -1 or 0; in Python None where none does [default: as the "
+        "file says; of an array the last one, if it is of four at most].",
         command="whole",
     )
     spacing: Any = option(
