@@ -40,7 +40,7 @@ from sciml_snr.fields import (
     train,
 )
 from sciml_snr.fields.archive import NetworkChoice
-from sciml_snr.fields.files.clouds import Array
+from sciml_snr.fields.files.columns import Array
 from sciml_snr.fields.fit import ROWS
 from sciml_snr.fields.isosurface import grid_axes, zero_mesh
 from sciml_snr.fields.points import Frame

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,10 @@ from ._options import with_options
 def fit_sdf(
     points: Annotated[
         Path,
-        typer.Argument(help="Noisy points on a surface: PLY, OBJ, STL, OFF, XYZ, CSV, NPZ, NPY."),
+        typer.Argument(
+            help="Noisy points on a surface: PLY, OBJ, STL, OFF, XYZ, TXT, CSV, ASC, PTS, PCD, "
+            "LAS, NPZ, NPY."
+        ),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Where to put the mesh: .ply, .obj, .stl, ...")
@@ -28,6 +32,10 @@ def fit_sdf(
         bool,
         typer.Option(help="Use the file's normals, or else estimate them; or do without."),
     ] = True,
+    estimate_normals: Annotated[
+        bool,
+        typer.Option("--estimate-normals", help="Estimate normals also where the file has some."),
+    ] = False,
     resolution: Annotated[
         int, typer.Option(help="Cells of the result along the longest side.")
     ] = 128,
@@ -52,8 +60,14 @@ def fit_sdf(
 
     folders = run_folders(points.stem, "sdf", given, compare, out_run, resume)
     optimizer = next(iter(folders))
-    sample, seed = given.get("sample"), given.get("seed", 0)
-    dim = read_cloud(points, sample=sample, seed=seed).points.shape[1]
+    if estimate_normals and not normals:
+        raise ValueError("Give --estimate-normals or --no-normals, not both.")
+    kind = "estimate" if estimate_normals else "auto" if normals else None
+    reading = {name: given[name] for name in ("sample", "seed", "drop_bad") if name in given}
+    with warnings.catch_warnings():  # the fit reads it again, and says it again
+        warnings.simplefilter("ignore")
+        cloud = read_cloud(points, kind if kind == "estimate" else None, **reading)
+    dim = cloud.points.shape[1]
     paths = {
         name: output if name == optimizer else output.with_stem(f"{output.stem}-{name}")
         for name in folders
@@ -69,13 +83,15 @@ def fit_sdf(
         goes_on = resume and (name == optimizer or RunFolder(folder, "sdf").holds_run)
         fit = surface.fit_sdf(
             points,
-            "auto" if normals else None,
+            kind,
             **options_of(name, optimizer, given),
             out=folder,
             resume=goes_on,
         )
         fits[name] = fit
         if name == optimizer:
+            if fit.cloud.dropped:
+                console.print(f"{fit.cloud.dropped} points are no numbers: left out.")
             if fit.cloud.merged:
                 console.print(f"{fit.cloud.merged} points repeat another one: merged.")
             console.print(noise_text(fit.sigma))

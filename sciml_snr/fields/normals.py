@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
 
-from .files.clouds import Array
+from .files.columns import Array
 from .patches import Patches, local_patches
 from .points import as_points
 

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from scipy.spatial import cKDTree
 
 from ..sigma import SigmaEstimate
-from .files.clouds import Array
+from .files.columns import Array
 from .points import TINY, as_points
 
 NEIGHBORS = (8, 10, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384)

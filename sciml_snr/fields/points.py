@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from .files.clouds import Array, numbers, read_cloud_file
+from .files.clouds import numbers, read_cloud_file
+from .files.columns import Array
 
 MIN_POINTS = 10
 TINY = 1e-12
@@ -28,6 +29,8 @@ class Cloud:
     """(n, d), unit vectors, out of the shape; None where the source has none."""
     merged: int = 0
     """Points left out because they repeat another one exactly."""
+    dropped: int = 0
+    """Points left out because they, or their normals, are no numbers."""
     only_orientation: bool = False
     """The normals come from the faces between the points, which share the points' error: good
     enough to tell inside from outside, and no better."""
@@ -40,10 +43,11 @@ class Cloud:
 
 def read_cloud(
     source: ArrayLike | str | Path,
-    normals: ArrayLike | None = None,
+    normals: ArrayLike | str | None = None,
     *,
     sample: int | None = None,
     seed: int = 0,
+    drop_bad: bool = False,
 ) -> Cloud:
     """Points from an array or a file, checked.
 
@@ -52,13 +56,16 @@ def read_cloud(
 
     Args:
         source: (n, 3) or (n, 2), or a path: PLY, OBJ, STL, OFF, GLB (whatever trimesh reads); XYZ,
-            TXT, CSV (columns x, y, z or x, y, z and normals; two columns for a plane curve); NPZ
-            (arrays ``points`` and perhaps ``normals``), NPY.
+            TXT, CSV, ASC, PTS (:func:`sciml_snr.fields.files.columns.read_columns`; two columns for
+            a plane curve); PCD; LAS and LAZ by laspy; NPZ (arrays ``points`` and perhaps
+            ``normals``), NPY.
         normals: as ``source``'s shape, of any length but 0, pointing out of the shape; by default
-            those of the file, if it has any.
+            those of the file, if it has any; "estimate": not those.
         sample: take so many points from the faces of a mesh, uniformly by area, instead of its
             vertices.
         seed: of the sample.
+        drop_bad: leave out points that are NaN, infinite or masked, and those whose normal is, or
+            has length 0.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -67,7 +74,7 @@ def read_cloud(
     only_orientation = False
     if isinstance(source, (str, Path)):
         points, found, only_orientation = read_cloud_file(Path(source), sample, seed)
-        if normals is None:
+        if normals is None or (isinstance(normals, str) and only_orientation):
             normals = found
         else:
             only_orientation = False
@@ -75,8 +82,24 @@ def read_cloud(
         raise ValueError("sample is for mesh files: an array of points has no faces.")
     else:
         points = numbers("points", source)
-    cloud = _checked(points, None if normals is None else numbers("normals", normals))
-    return Cloud(cloud.points, cloud.normals, cloud.merged, only_orientation)
+    given = None if normals is None or isinstance(normals, str) else numbers("normals", normals)
+    dropped = 0
+    if drop_bad:
+        good = _are_good(points, given)
+        dropped = int((~good).sum())
+        points, given = points[good], None if given is None else given[good]
+    cloud = _checked(points, given)
+    return replace(cloud, only_orientation=only_orientation, dropped=dropped)
+
+
+def _are_good(points: Array, normals: Array | None) -> NDArray[np.bool_]:
+    """Which points are numbers, with a normal that says something where there are normals."""
+    if points.ndim != 2 or (normals is not None and normals.shape != points.shape):
+        return np.ones(len(points), dtype=bool)  # which is refused below
+    good = np.isfinite(points).all(axis=1)
+    if normals is not None:
+        good &= np.isfinite(normals).all(axis=1) & (normals != 0).any(axis=1)
+    return np.asarray(good)
 
 
 def _checked(points: Array, normals: Array | None) -> Cloud:
@@ -142,8 +165,9 @@ def _unit(normals: Array, points: Array) -> Array:
     lengths = np.linalg.norm(normals, axis=1, keepdims=True)
     if zero := int((lengths == 0).sum()):
         raise ValueError(
-            f"{zero} of {len(normals)} normals have length 0: leave those points out, or have all "
-            "normals estimated."
+            f"{zero} of {len(normals)} normals have length 0: leave those points out "
+            "(drop_bad=True, --drop-bad), or have all normals estimated (normals='estimate', "
+            "--estimate-normals)."
         )
     unit: Array = normals / lengths
     return unit
@@ -153,7 +177,8 @@ def _check_finite(name: str, values: Array) -> None:
     bad = int((~np.isfinite(values)).any(axis=1).sum())
     if bad:
         raise ValueError(
-            f"{bad} of {len(values)} {name} are NaN or infinite: leave those points out."
+            f"{bad} of {len(values)} {name} are NaN or infinite: leave those points out "
+            "(drop_bad=True, --drop-bad)."
         )
 
 

@@ -113,8 +113,9 @@ def fit_sdf(
     Args:
         points: (n, 3), or (n, 2) for a curve in the plane, or a file: :func:`read_cloud`.
         normals: (n, d), pointing outward, or ``"auto"``: the file's, or else estimated
-            (:func:`estimate_normals`; faces tell which side is outside). ``None``: no normal term,
-            which does for shapes like a sphere and mostly not for others.
+            (:func:`estimate_normals`; faces tell which side is outside). ``"estimate"``: estimated
+            also where the file has some. ``None``: no normal term, which does for shapes like a
+            sphere and mostly not for others.
         {options}
         weights: of the terms of the loss.
         out: folder for ``config.json``, ``metrics.csv``, ``checkpoint.pt``, ``summary.json``,
@@ -138,7 +139,13 @@ def fit_sdf(
     given_network = options.pop("network", None)
     network_options, sigma = options.pop("network_options", None), options.pop("sigma", None)
     seed = options.get("seed", 0)
-    cloud = read_cloud(points, _given(normals), sample=options.pop("sample", None), seed=seed)
+    cloud = read_cloud(
+        points,
+        _given(normals),
+        sample=options.pop("sample", None),
+        seed=seed,
+        drop_bad=options.pop("drop_bad", False),
+    )
     state = None
     with contextlib.ExitStack() as stack:
         if resume:
@@ -216,12 +223,10 @@ def fit_sdf(
     return fit
 
 
-def _given(normals: ArrayLike | str | None) -> ArrayLike | None:
-    if isinstance(normals, str):
-        if normals != "auto":
-            raise ValueError(f"normals must be an array, 'auto' or None, got {normals!r}.")
-        return None
-    return normals
+def _given(normals: ArrayLike | str | None) -> ArrayLike | str | None:
+    if isinstance(normals, str) and normals not in ("auto", "estimate"):
+        raise ValueError(f"normals must be an array, 'auto', 'estimate' or None, got {normals!r}.")
+    return None if isinstance(normals, str) and normals == "auto" else normals
 
 
 def _normals(cloud: Cloud) -> Array:

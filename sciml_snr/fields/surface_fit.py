@@ -432,6 +432,7 @@ def summary(fit: SDFFit) -> dict[str, Any]:
         fit.network,
         points=len(fit.cloud.points),
         merged_points=fit.cloud.merged,
+        dropped_points=fit.cloud.dropped,
         normals=fit.cloud.normals is not None,
         sigma=float(fit.sigma),
         sigma_method=getattr(fit.sigma, "method", "given"),

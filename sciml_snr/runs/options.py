@@ -325,6 +325,9 @@ class PointsOptions(FitOptions):
     sample: int | None = option(
         None, "Points to take from the faces of a mesh, instead of its vertices."
     )
+    drop_bad: bool | None = option(
+        None, "Leave out points that are NaN or infinite, and those whose normal is, or is 0."
+    )
     network: Any = option(
         None,
         "softplus (the default), siren, fourier or wire; in Python also a torch.nn.Module, which "

@@ -223,8 +223,9 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
         "bad.ply": ("ply\nformat ascii 1.0\n", "cannot be read"),
         "bad.xyz": ("1 2 3\n4 5\n", "cannot be read"),
         "empty.xyz": ("", "is empty"),
-        "four.xyz": ("1 2 3 4\n" * 20, "4 columns"),
-        "colours.xyz": ("1 2 3 255 255 0\n" * 20, "no unit normals"),
+        "one.xyz": ("1\n2\n3\n", "1 columns"),
+        "counted.xyz": ("".join(f"{i} 2 3 4\n" for i in range(20)), "first column .* counts"),
+        "word.xyz": ("1 2 three\n" + "1 2 3\n" * 20, "'three' in the first row is not a number"),
         "what.docx": ("hello", "cannot be read"),
     }
     for name, (text, message) in contents.items():
