@@ -39,6 +39,16 @@ def fit_sdf(
     resolution: Annotated[
         int, typer.Option(help="Cells of the result along the longest side.")
     ] = 128,
+    trim: Annotated[
+        str | None,
+        typer.Option(
+            help="Leave out what is farther than this from every point; auto: by their spacing."
+        ),
+    ] = None,
+    shift: Annotated[
+        list[float] | None,
+        typer.Option(help="Take this off the mesh's coordinates: once for each [default: 0]."),
+    ] = None,
     reference: Annotated[
         Path | None, typer.Option(help="The true surface, if known: distances from it are shown.")
     ] = None,
@@ -56,7 +66,7 @@ def fit_sdf(
     """Make a clean surface of a noisy scan; Ctrl-C ends it early and leaves a usable result."""
     from ..fields import read_cloud, surface
     from ..fields.isosurface import check_resolution, read_surface
-    from ..fields.surface_fit import check_exportable
+    from ..fields.surface_fit import check_exportable, check_shift, check_trim
 
     folders = run_folders(points.stem, "sdf", given, compare, out_run, resume)
     optimizer = next(iter(folders))
@@ -75,6 +85,7 @@ def fit_sdf(
     for path in paths.values():
         check_exportable(path, dim=dim)
     check_resolution(resolution)
+    by, less = check_trim(trim), check_shift(shift or None, dim)
     truth = None if reference is None else read_surface(reference)
     if truth is not None and dim != getattr(truth, "shape", (0, 3))[1]:  # a mesh has none
         raise ValueError(f"{points} has {dim} dimensions, {reference} another number.")
@@ -95,10 +106,10 @@ def fit_sdf(
             if fit.cloud.merged:
                 console.print(f"{fit.cloud.merged} points repeat another one: merged.")
             console.print(noise_text(fit.sigma))
-        fit.export(paths[name], resolution)
+        fit.export(paths[name], resolution, trim=by, shift=less)
         console.print(f"{name}: {paths[name]}, figure {folder / 'figure.png'}", soft_wrap=True)
         if truth is not None:
-            found = fit.metrics(truth, resolution=resolution)
+            found = fit.metrics(truth, resolution=resolution, trim=by)
             console.print(
                 f"{name}: Chamfer distance {found.chamfer:.3g}, F-score {found.f_score:.3f} "
                 f"at {found.threshold:.3g}, normal consistency {found.normal_consistency:.3f}",

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import hashlib
 import math
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ..runs.config import check_keys, takes
 from ..runs.folder import CHECKPOINT, CONFIG, SUMMARY
 from ..runs.options import FitOptions, PointsOptions
 from .archive import NetworkChoice, check_asked, open_folder
+from .files.meshes import single_step
 from .fit import check_steps, completed_gate, fitted, read_checkpoint
 from .normals import estimate_normals
 from .patches import estimate_sigma_points
@@ -176,6 +178,7 @@ def fit_sdf(
         else:
             choice = _choose(given_network or "softplus", network_options)
             told = estimate_sigma_points(cloud.points) if sigma is None else _checked_sigma(sigma)
+            _tell_rounded(cloud, float(told))
             weights = weights or Weights()
             if not isinstance(weights, Weights):
                 raise ValueError(f"weights must be a sciml_snr.fields.Weights, got {weights!r}.")
@@ -234,6 +237,18 @@ def _normals(cloud: Cloud) -> Array:
     if cloud.normals is not None and not cloud.only_orientation:
         return cloud.normals
     return estimate_normals(cloud.points, like=cloud.normals)
+
+
+def _tell_rounded(cloud: Cloud, sigma: float) -> None:
+    """Say so where the points have lost their last digits in single precision."""
+    step = single_step(cloud.points)
+    if step > sigma / 10 > 0 and (cloud.points == cloud.points.astype(np.float32)).all():
+        warnings.warn(
+            f"The points are in steps of {step:g}, more than a tenth of sigma ({sigma:.3g}): "
+            "single precision is too coarse for such coordinates. Take something off them before "
+            "they are written, or write them in double precision.",
+            stacklevel=4,
+        )
 
 
 def _checked_sigma(sigma: float) -> float:

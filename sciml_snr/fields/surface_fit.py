@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +28,7 @@ from .archive import (
     sigma_from_json,
     sigma_to_json,
 )
+from .files.meshes import SINGLE, single_step, suggested_shift, write_mesh
 from .fit import Training, fits_of_twins, summary_of
 from .isosurface import SurfaceMetrics, grid_axes, surface_metrics, zero_contours, zero_mesh
 from .points import Cloud, Frame
@@ -38,9 +42,13 @@ from .surface_objective import (
     objective_of,
     slopes,
 )
+from .trim import covered
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+INVENTED = 0.02
+"""Of more than this share of a surface without points it is said that it is invented."""
 
 KIND = "sdf"
 """What tells saved fits of shapes from others."""
@@ -108,20 +116,38 @@ class SDFFit:
         """
         return slopes(self.network, self._inward(points))
 
-    def mesh(self, resolution: int = 128) -> Any:
+    def mesh(self, resolution: int = 128, *, trim: float | str | None = None) -> Any:
         """The surface as a ``trimesh.Trimesh``, in the coordinates and units of the points.
 
         Closed where the fit is closed within the box of the points and a border around it; parts
-        that no point is near to, artefacts of empty space, are left out. Memory grows with the
-        mesh, not with the volume.
+        that no point is near to, artefacts of empty space, are left out. Where the surface goes on
+        without points it is invented: that is said, and ``trim`` leaves it out. Memory grows with
+        the mesh, not with the volume.
 
         Args:
             resolution: cells along the longest side of the box.
+            trim: leave out what is farther than this from every point, in their units; "auto": by
+                their own spacing, and what is beyond their edge
+                (:func:`sciml_snr.fields.trim.covered`).
 
         Raises:
-            ValueError: the points are in the plane; the resolution is out of range; there is no
-                surface (a fit that has failed).
+            ValueError: the points are in the plane; resolution or trim are out of range; there is
+                no surface (a fit that has failed), or none is left.
         """
+        mesh = self._mesh(resolution)
+        by = check_trim(trim)
+        kept = self._covered(np.asarray(mesh.vertices), by or "auto")[mesh.faces].all(axis=1)
+        if by is None:
+            areas = mesh.area_faces
+            self._tell_invented(float(areas[~kept].sum() / areas.sum()))
+            return mesh
+        if not kept.any():
+            raise ValueError(f"trim = {trim} leaves nothing of the mesh.")
+        mesh.update_faces(kept)
+        mesh.remove_unreferenced_vertices()
+        return mesh
+
+    def _mesh(self, resolution: int) -> Any:
         import trimesh
 
         self._require(3, "mesh", "contours")
@@ -139,40 +165,99 @@ class SDFFit:
         mesh.remove_unreferenced_vertices()
         return mesh
 
-    def contours(self, resolution: int = 256) -> list[Array]:
+    def contours(self, resolution: int = 256, *, trim: float | str | None = None) -> list[Array]:
         """The curve as polylines (m, 2), closed ones with the first point again at the end.
 
         Args, Raises: as for :meth:`mesh`; here the points must be in the plane.
         """
         self._require(2, "contours", "mesh")
+        by = check_trim(trim)
         found = zero_contours(self._field, self._axes(resolution))
         near = [contour for contour in found if self._near_points(contour).any()]
         if not near:
             raise ValueError(_NO_SURFACE)
-        return [self.frame.outward(contour) for contour in near]
+        curves = [self.frame.outward(contour) for contour in near]
+        kept = [self._covered(curve, by or "auto") for curve in curves]
+        if by is None:
+            self._tell_invented(1 - float(np.concatenate(kept).mean()))
+            return curves
+        both = zip(curves, kept, strict=True)
+        pieces = [piece for curve, good in both for piece in _runs(curve, good)]
+        if not pieces:
+            raise ValueError(f"trim = {trim} leaves nothing of the curve.")
+        return pieces
 
-    def export(self, path: str | Path, resolution: int | None = None) -> None:
-        """Write :meth:`mesh` to a file (.ply, .obj, .stl, .off, .glb), or :meth:`contours` to a
-        .npz file of arrays ``contour_0``, ...
+    def _covered(self, places: Array, trim: float | str) -> NDArray[np.bool_]:
+        """Which places of the surface, in the points' units, are where the points are."""
+        normals = self.gradient(places)
+        normals /= np.linalg.norm(normals, axis=1, keepdims=True).clip(1e-12)
+        return covered(places, normals, self.cloud.points, float(self.sigma), trim)
+
+    def _tell_invented(self, share: float) -> None:
+        if share > INVENTED:
+            warnings.warn(
+                f"{100 * share:.0f} % of the surface is where there are no points: it is invented. "
+                "trim='auto' (--trim auto) leaves it out.",
+                stacklevel=3,
+            )
+
+    def export(
+        self,
+        path: str | Path,
+        resolution: int | None = None,
+        *,
+        trim: float | str | None = None,
+        shift: ArrayLike | None = None,
+    ) -> None:
+        """Write :meth:`mesh` to a file (.ply in double precision, .obj, .off; .stl and .glb in
+        single precision), or :meth:`contours` to a .npz file of arrays ``contour_0``, ...
 
         Args:
             path: the file; its ending says how.
             resolution: of the mesh or contours, by default theirs.
+            trim: as for :meth:`mesh`.
+            shift: (d,) numbers that are taken from the coordinates. Where they are large, as on a
+                map, single precision is too coarse without: that is said.
 
         Raises:
-            ValueError: the ending is of no such file, or there is no surface.
+            ValueError: the ending is of no such file, there is no surface, or trim or shift cannot
+                be used.
         """
         dim = self.cloud.points.shape[1]
         check_exportable(path, dim)
-        cells = {} if resolution is None else {"resolution": resolution}
-        if dim == 3:
-            self.mesh(**cells).export(path)
-        else:
-            named = {f"contour_{i}": c for i, c in enumerate(self.contours(**cells))}
+        less = check_shift(shift, dim)
+        cells: dict[str, Any] = {"trim": trim}
+        if resolution is not None:
+            cells["resolution"] = resolution
+        if dim == 2:
+            named = {f"contour_{i}": c - less for i, c in enumerate(self.contours(**cells))}
             np.savez(path, **named)  # type: ignore[arg-type]
+            return
+        mesh = self.mesh(**cells)
+        mesh.vertices = np.asarray(mesh.vertices) - less
+        if Path(path).suffix.lower() in SINGLE:
+            self._tell_coarse(Path(path), np.asarray(mesh.vertices), less)
+        write_mesh(path, mesh)
+
+    def _tell_coarse(self, path: Path, vertices: Array, less: Array) -> None:
+        step, fine = single_step(vertices), float(self.sigma) / 10 or 1e-6 * self.cloud.diagonal
+        if step > fine:
+            shift = [float(x) for x in less + suggested_shift(vertices)]
+            flags = " ".join(f"--shift {x:.12g}" for x in shift)
+            warnings.warn(
+                f"{path} is of single precision: at such coordinates it has steps of {step:g}, "
+                f"more than a tenth of sigma ({float(self.sigma):.3g}). Write .ply, .obj or .off, "
+                f"or take something off: shift={shift} ({flags}).",
+                stacklevel=3,
+            )
 
     def metrics(
-        self, reference: Any, *, resolution: int = 128, threshold: float | None = None
+        self,
+        reference: Any,
+        *,
+        resolution: int = 128,
+        threshold: float | None = None,
+        trim: float | str | None = None,
     ) -> SurfaceMetrics:
         """Distance from a reference: see :func:`sciml_snr.fields.surface_metrics`.
 
@@ -180,14 +265,15 @@ class SDFFit:
             reference: a ``trimesh.Trimesh``, a file, or points (n, d).
             resolution: of the mesh or contours that are compared.
             threshold: of the F-score.
+            trim: as for :meth:`mesh`.
 
         Raises:
             FileNotFoundError, ValueError: there is no surface, or no reference.
         """
         if self.cloud.points.shape[1] == 3:
-            own = self.mesh(resolution)
+            own = self.mesh(resolution, trim=trim)
         else:
-            own = np.concatenate(self.contours(resolution))
+            own = np.concatenate(self.contours(resolution, trim=trim))
         return surface_metrics(own, reference, threshold=threshold)
 
     def memorization(self, *, probes: int = 1, progress: bool = True) -> Memorization:
@@ -274,7 +360,7 @@ class SDFFit:
         section = self._section(4 * resolution)
         if self.cloud.points.shape[1] == 2:
             return curve_figure(section, self.history)
-        mesh = self.mesh(resolution)
+        mesh = self._mesh(resolution)
         vertices, faces = np.asarray(mesh.vertices), np.asarray(mesh.faces)
         return surface_figure(self.cloud.points, vertices, faces, section, self.history)
 
@@ -374,6 +460,44 @@ _NO_SURFACE = (
     "The fit does not change its sign near the points: there is no surface. Give it more steps, "
     "or another learning rate."
 )
+
+
+def check_trim(trim: float | str | None) -> float | str | None:
+    """A length, "auto" or None as they are.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if trim is None or trim == "auto":
+        return trim
+    with contextlib.suppress(TypeError, ValueError):
+        if 0 < float(trim) < math.inf:
+            return float(trim)
+    raise ValueError(f"trim must be a positive length or 'auto', got {trim!r}.")
+
+
+def check_shift(shift: ArrayLike | None, dim: int) -> Array:
+    """As an array (dim,); None is 0.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    found = np.zeros(dim) if shift is None else np.asarray(shift, dtype=float)
+    if found.shape != (dim,) or not np.isfinite(found).all():
+        raise ValueError(f"shift must be {dim} numbers, got {shift!r}.")
+    return found
+
+
+def _runs(curve: Array, good: NDArray[np.bool_]) -> list[Array]:
+    """The pieces of a polyline of which all points are good."""
+    if good.all():
+        return [curve]
+    if (curve[0] == curve[-1]).all():  # closed: begin where it is cut
+        at = int(good.argmin())
+        curve, good = np.roll(curve[:-1], -at, axis=0), np.roll(good[:-1], -at)
+    cuts = np.flatnonzero(np.diff(good)) + 1
+    both = zip(np.split(curve, cuts), np.split(good, cuts), strict=True)
+    return [piece for piece, is_good in both if is_good[0] and len(piece) > 1]
 
 
 def check_exportable(path: str | Path, dim: int) -> None:
