@@ -119,7 +119,7 @@ def test_what_is_beyond_the_points_is_left_out(n: int, sigma: float) -> None:
     assert outside(whole) > 0.2
     trimmed = fit.mesh(80, trim="auto")
     assert outside(trimmed, 100 / n**0.5) < 0.03  # a spacing of the points
-    assert trimmed.area == pytest.approx(100**2, rel=0.1)
+    assert trimmed.area == pytest.approx(100**2, rel=0.12)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         wide = fit.mesh(80, trim=4 * sigma + 8)
