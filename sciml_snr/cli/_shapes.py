@@ -39,6 +39,10 @@ def fit_sdf(
     resolution: Annotated[
         int, typer.Option(help="Cells of the result along the longest side.")
     ] = 128,
+    viewpoint: Annotated[
+        list[float] | None,
+        typer.Option(help="Where the points were seen from: once for each of x, y, z."),
+    ] = None,
     trim: Annotated[
         str | None,
         typer.Option(
@@ -72,12 +76,18 @@ def fit_sdf(
     optimizer = next(iter(folders))
     if estimate_normals and not normals:
         raise ValueError("Give --estimate-normals or --no-normals, not both.")
+    if viewpoint:
+        if "orient" in given:
+            raise ValueError("Give --orient or --viewpoint, not both.")
+        given = {**given, "orient": viewpoint}
     kind = "estimate" if estimate_normals else "auto" if normals else None
     reading = {name: given[name] for name in ("sample", "seed", "drop_bad") if name in given}
     with warnings.catch_warnings():  # the fit reads it again, and says it again
         warnings.simplefilter("ignore")
         cloud = read_cloud(points, kind if kind == "estimate" else None, **reading)
     dim = cloud.points.shape[1]
+    if viewpoint and len(viewpoint) != dim:
+        raise ValueError(f"--viewpoint needs {dim} numbers, got {len(viewpoint)}.")
     paths = {
         name: output if name == optimizer else output.with_stem(f"{output.stem}-{name}")
         for name in folders

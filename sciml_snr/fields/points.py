@@ -29,6 +29,8 @@ class Cloud:
     """(n, d), unit vectors, out of the shape; None where the source has none."""
     merged: int = 0
     """Points left out because they repeat another one exactly."""
+    viewpoints: Array | None = None
+    """(n, d), where each point was seen from; None where that is not known."""
     dropped: int = 0
     """Points left out because they, or their normals, are no numbers."""
     only_orientation: bool = False
@@ -48,6 +50,7 @@ def read_cloud(
     sample: int | None = None,
     seed: int = 0,
     drop_bad: bool = False,
+    viewpoints: ArrayLike | None = None,
 ) -> Cloud:
     """Points from an array or a file, checked.
 
@@ -66,6 +69,7 @@ def read_cloud(
         seed: of the sample.
         drop_bad: leave out points that are NaN, infinite or masked, and those whose normal is, or
             has length 0.
+        viewpoints: where the points were seen from, (d,) or one for each (n, d).
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -83,13 +87,25 @@ def read_cloud(
     else:
         points = numbers("points", source)
     given = None if normals is None or isinstance(normals, str) else numbers("normals", normals)
+    seen = None if viewpoints is None else _one_each(numbers("viewpoints", viewpoints), points)
     dropped = 0
     if drop_bad:
         good = _are_good(points, given)
         dropped = int((~good).sum())
         points, given = points[good], None if given is None else given[good]
-    cloud = _checked(points, given)
+        seen = None if seen is None else seen[good]
+    cloud = _checked(points, given, seen)
     return replace(cloud, only_orientation=only_orientation, dropped=dropped)
+
+
+def _one_each(viewpoints: Array, points: Array) -> Array:
+    if points.ndim == 2 and viewpoints.shape in ((points.shape[1],), points.shape):
+        _check_finite("viewpoints", np.atleast_2d(viewpoints))
+        return np.array(np.broadcast_to(viewpoints, points.shape))
+    raise ValueError(
+        f"viewpoints have the shape {viewpoints.shape}: give one {points.shape[1:]}, or one for "
+        f"each point {points.shape}."
+    )
 
 
 def _are_good(points: Array, normals: Array | None) -> NDArray[np.bool_]:
@@ -102,15 +118,15 @@ def _are_good(points: Array, normals: Array | None) -> NDArray[np.bool_]:
     return np.asarray(good)
 
 
-def _checked(points: Array, normals: Array | None) -> Cloud:
+def _checked(points: Array, normals: Array | None, seen: Array | None = None) -> Cloud:
     """Refuse what no surface can be fitted to; merge repeated points; normals of length 1."""
     _check_points(points)
     if normals is not None:
         normals = _unit(normals, points)
-    unique, labels = np.unique(points, axis=0, return_inverse=True)
+    unique, first, labels = np.unique(points, axis=0, return_index=True, return_inverse=True)
     merged = len(points) - len(unique)
     if not merged:
-        return Cloud(points, normals)
+        return Cloud(points, normals, viewpoints=seen)
     if len(unique) < MIN_POINTS:
         raise ValueError(
             f"{len(unique)} different points ({len(points)} with repetitions): a surface needs at "
@@ -125,7 +141,7 @@ def _checked(points: Array, normals: Array | None) -> Cloud:
                 "There are points at one place with opposite normals: leave one of them out."
             )
         normals = sums / lengths
-    return Cloud(unique, normals, merged)
+    return Cloud(unique, normals, merged, viewpoints=None if seen is None else seen[first])
 
 
 def as_points(points: ArrayLike) -> Array:
@@ -156,6 +172,23 @@ def _check_points(points: Array) -> None:
         raise ValueError("All points are in one place: there is no surface to fit.")
     if spread[1] <= 1e-9 * spread[0]:
         raise ValueError("All points lie on one line: there is no surface to fit.")
+
+
+def unit_vectors(name: str, vectors: ArrayLike, points: Array) -> Array:
+    """Vectors (n, d), one for each point, of length 1.
+
+    Raises:
+        ValueError: there are others, or of length 0; names them.
+    """
+    found = numbers(name, vectors)
+    if found.shape != points.shape:
+        raise ValueError(f"points {points.shape} and {name} {found.shape} differ in shape.")
+    _check_finite(name, found)
+    lengths = np.linalg.norm(found, axis=1, keepdims=True)
+    if zero := int((lengths == 0).sum()):
+        raise ValueError(f"{zero} of {len(found)} {name} have length 0.")
+    unit: Array = found / lengths
+    return unit
 
 
 def _unit(normals: Array, points: Array) -> Array:

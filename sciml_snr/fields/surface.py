@@ -25,11 +25,11 @@ from ..runs.options import FitOptions, PointsOptions
 from .archive import NetworkChoice, check_asked, open_folder
 from .files.meshes import single_step
 from .fit import check_steps, completed_gate, fitted, read_checkpoint
-from .normals import estimate_normals
-from .patches import estimate_sigma_points
+from .normals import VOTES, estimate_normals, one_sided_normals, ways_to
+from .patches import estimate_sigma_points, share_behind
 from .points import Cloud, read_cloud
 from .surface_fit import KIND, SDFFit, config_of, from_config, summary
-from .surface_objective import Array, Weights, objective_of
+from .surface_objective import OF_THIN_WALLS, THIN, Array, Weights, objective_of
 
 SIZE = {"hidden_features": 64, "hidden_layers": 4}
 """Of a built-in network."""
@@ -140,21 +140,29 @@ def fit_sdf(
     folder = open_folder(out, KIND, resume)
     given_network = options.pop("network", None)
     network_options, sigma = options.pop("network_options", None), options.pop("sigma", None)
-    seed = options.get("seed", 0)
+    seed, orient = options.get("seed", 0), options.pop("orient", None)
+    check_orient(orient)
+    state = None
+    if resume and orient is None:
+        assert folder is not None
+        orient = _orient_of(read_checkpoint(folder)[0], folder.path / CHECKPOINT)
     cloud = read_cloud(
         points,
         _given(normals),
         sample=options.pop("sample", None),
         seed=seed,
         drop_bad=options.pop("drop_bad", False),
+        viewpoints=None if orient is None or isinstance(orient, str) else orient,
     )
-    state = None
+    if isinstance(orient, str) and orient == "normals" and cloud.normals is None:
+        raise ValueError("orient = 'normals', and there are no normals.")
     with contextlib.ExitStack() as stack:
         if resume:
             assert folder is not None
             stack.enter_context(folder.locked())
             config, state = read_checkpoint(folder)
             where = folder.path / CHECKPOINT
+            config = {"orient": None, **config}  # which runs did not always have
             check_keys(config, _CONFIG, where)
             if config["points"] != _fingerprint(cloud):
                 raise ValueError(
@@ -167,6 +175,7 @@ def fit_sdf(
                 "sigma": sigma,
                 "weights": None if weights is None else asdict(weights),
                 "normals": False if normals is None else None,
+                "orient": _orient_to_json(orient),
             }
             choice, told, weights, training_options = from_config(config, given_network, where)
             own = {**config, "sigma": float(told)}
@@ -177,9 +186,9 @@ def fit_sdf(
             with_normals = config["normals"]
         else:
             choice = _choose(given_network or "softplus", network_options)
-            told = estimate_sigma_points(cloud.points) if sigma is None else _checked_sigma(sigma)
+            told = _told_sigma(sigma, cloud, orient)
             _tell_rounded(cloud, float(told))
-            weights = weights or Weights()
+            weights = weights or _default_weights(cloud, orient)
             if not isinstance(weights, Weights):
                 raise ValueError(f"weights must be a sciml_snr.fields.Weights, got {weights!r}.")
             with_normals = normals is not None and weights.normal > 0
@@ -194,11 +203,12 @@ def fit_sdf(
             by_points["gate"] = completed_gate(by_points["gate"], options.pop("gate", None))
             training_options = FitOptions(**default | options | by_points)
         model = choice.build(cloud.points.shape[1], 1, training_options.seed)
-        used = replace(cloud, normals=_normals(cloud) if with_normals else None)
+        used = replace(cloud, normals=_normals(cloud, orient) if with_normals else None)
         config = {
             **config_of(choice, told, weights, training_options),
             "points": _fingerprint(cloud),
             "normals": with_normals,
+            "orient": _orient_to_json(orient),
         }
         objective = objective_of(used, told, weights, training_options)
         if folder is not None and not resume:
@@ -232,11 +242,60 @@ def _given(normals: ArrayLike | str | None) -> ArrayLike | str | None:
     return None if isinstance(normals, str) and normals == "auto" else normals
 
 
-def _normals(cloud: Cloud) -> Array:
+def check_orient(orient: ArrayLike | str | None) -> None:
+    """Refuse what says nothing about sides.
+
+    Raises:
+        ValueError: it is another text.
+    """
+    if isinstance(orient, str) and orient not in ("up", "normals"):
+        raise ValueError(
+            f"orient must be 'up', 'normals', or where the points were seen from, got {orient!r}."
+        )
+
+
+def _orient_to_json(orient: Any) -> Any:
+    """What a run says of it: of many viewpoints only which they are."""
+    if orient is None or isinstance(orient, str):
+        return orient
+    found = np.asarray(orient, dtype=float)
+    if found.ndim == 1:
+        return found.tolist()
+    return f"viewpoints {hashlib.sha256(found.tobytes()).hexdigest()[:16]}"
+
+
+def _orient_of(config: dict[str, Any], where: Path) -> Any:
+    """What a run that is resumed was told of sides.
+
+    Raises:
+        ValueError: it had a viewpoint for each point, which are to be given again.
+    """
+    found = config.get("orient")
+    if isinstance(found, str) and found.startswith("viewpoints"):
+        raise ValueError(f"The run of {where} had a viewpoint for each point: give orient= again.")
+    return found
+
+
+def _ways(cloud: Cloud, orient: ArrayLike | str | None) -> Array | None:
+    """Ways out of the surface (n, d), if they are known without a guess."""
+    if cloud.viewpoints is not None:
+        return ways_to(cloud.viewpoints, cloud.points)
+    return None if isinstance(orient, str) and orient == "up" else cloud.normals
+
+
+def _normals(cloud: Cloud, orient: ArrayLike | str | None) -> Array:
     """The cloud's, or estimated where it has none or only those of faces between the points."""
-    if cloud.normals is not None and not cloud.only_orientation:
-        return cloud.normals
-    return estimate_normals(cloud.points, like=cloud.normals)
+    points, own = cloud.points, cloud.normals
+    ways, has_own = _ways(cloud, orient), own is not None and not cloud.only_orientation
+    if has_own and not (isinstance(orient, str) and orient == "normals"):
+        assert own is not None
+        if orient is None:
+            return own
+        facing = own[:, -1] if ways is None else np.einsum("ij,ij->i", own, ways)
+        return np.asarray(own * np.where(facing < 0, -1.0, 1.0)[:, None])
+    if ways is None:
+        return estimate_normals(points, orient=orient)
+    return one_sided_normals(points, ways, votes=0 if cloud.viewpoints is None else VOTES)
 
 
 def _tell_rounded(cloud: Cloud, sigma: float) -> None:
@@ -251,7 +310,18 @@ def _tell_rounded(cloud: Cloud, sigma: float) -> None:
         )
 
 
-def _checked_sigma(sigma: float) -> float:
+def _default_weights(cloud: Cloud, orient: ArrayLike | str | None) -> Weights:
+    """Those of thin walls where the sides that were told show that there are such."""
+    ways = None if orient is None else _ways(cloud, orient)
+    if ways is None or share_behind(cloud.points, ways) < THIN:
+        return Weights()
+    return OF_THIN_WALLS
+
+
+def _told_sigma(sigma: float | None, cloud: Cloud, orient: ArrayLike | str | None) -> float:
+    """As given, or estimated."""
+    if sigma is None:
+        return estimate_sigma_points(cloud.points, sides=_ways(cloud, orient))
     if np.ndim(sigma) or isinstance(sigma, str):
         raise ValueError(f"sigma must be one number for all points, got {sigma!r}.")
     if not 0 <= sigma < math.inf:
@@ -275,4 +345,7 @@ def _fingerprint(cloud: Cloud) -> str:
     return found.hexdigest()[:16]
 
 
-_CONFIG = ("network", "network_options", "sigma", "weights", "options", "points", "normals")
+_CONFIG = (
+    *("network", "network_options", "sigma", "weights", "options", "points", "normals"),
+    "orient",
+)

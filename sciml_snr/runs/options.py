@@ -325,6 +325,12 @@ class PointsOptions(FitOptions):
     sample: int | None = option(
         None, "Points to take from the faces of a mesh, instead of its vertices."
     )
+    orient: Any = option(
+        None,
+        "Which side is outside: up (along the last axis); normals (those given tell the side, and "
+        "are estimated anew); in Python also where the points were seen from, (d,) or one for each "
+        "(n, d) [default: the given normals', or else estimated].",
+    )
     drop_bad: bool | None = option(
         None, "Leave out points that are NaN or infinite, and those whose normal is, or is 0."
     )
