@@ -41,8 +41,8 @@ from benchmarks.harness import RESULTS, append_missing, read
 from sciml_snr.fields import FitOptions, train
 from sciml_snr.fields import fit as loop
 from sciml_snr.fields import image as images
-from sciml_snr.fields.image import PixelObjective
 from sciml_snr.fields.networks import Siren
+from sciml_snr.fields.pixels import PixelObjective, coordinates, predict
 from sciml_snr.measure.twins import memorized_share
 from sciml_snr.runs.folder import append_row
 
@@ -104,7 +104,7 @@ class Watched(PixelObjective):
     clean: np.ndarray[Any, Any]
 
     def metrics(self, network: nn.Module) -> dict[str, float]:
-        fit = images.predict(network, self.picture, self.picture.shape)
+        fit = predict(network, self.picture, self.picture.shape)
         return scores(fit.reshape(self.clean.shape), self.clean)
 
 
@@ -128,7 +128,7 @@ def network_fit(run: Run, clean: Any, noisy: Any, sigma: float) -> dict[str, Any
     network = choice.build(2, 1, options.seed)
     training = train(network, objective, options, progress=False)
     best = max(training.history, key=lambda row: row["psnr"])
-    fit = images.predict(network, picture, picture.shape).reshape(clean.shape)
+    fit = predict(network, picture, picture.shape).reshape(clean.shape)
     seen = ~picture.missing
     last = training.history[-1]
     return {
@@ -274,7 +274,7 @@ def cost(method: str) -> dict[str, Any]:
     standard = (picture.values - picture.center) / picture.scale
     started = 0.0
     if method == "plain":
-        x = images.coordinates(torch.arange(len(standard)), picture.shape)
+        x = coordinates(torch.arange(len(standard)), picture.shape)
         y = torch.as_tensor(standard, dtype=torch.float32)
         optimizer = torch.optim.Adam(network.parameters(), lr=default["lr"])
         for step in range(COST_STEPS + 10):

@@ -40,17 +40,18 @@ from sciml_snr.fields import (
     train,
 )
 from sciml_snr.fields.archive import NetworkChoice
+from sciml_snr.fields.files.columns import Array
 from sciml_snr.fields.fit import ROWS
 from sciml_snr.fields.isosurface import grid_axes, zero_mesh
-from sciml_snr.fields.points import Array, Frame
+from sciml_snr.fields.points import Frame
 from sciml_snr.fields.surface import (
     COOLDOWN,
     FLOOR_EVERY,
     FULL_BATCH,
     SIZE,
-    SurfaceObjective,
     default_training,
 )
+from sciml_snr.fields.surface_objective import SurfaceObjective
 
 PATH = RESULTS / "fit_sdf.csv"
 POINTS = 20_000

@@ -40,6 +40,10 @@ def fit_field(
         int | None,
         typer.Option(min=1, help="So many positions along every coordinate, evenly, instead."),
     ] = None,
+    drop_bad: Annotated[
+        bool,
+        typer.Option("--drop-bad", help="Leave out samples of which a number is NaN or missing."),
+    ] = False,
     compare: Annotated[
         str | None,
         typer.Option(help="A second optimizer for comparison: adam. Result beside the first."),
@@ -58,7 +62,9 @@ def fit_field(
     optimizer = next(iter(folders))
     if at is not None and grid is not None:
         raise ValueError("Give --at or --grid, not both.")
-    table = tables.read_samples(samples, value or ())
+    table = tables.read_samples(samples, value or (), drop_bad=drop_bad)
+    if table.dropped:
+        console.print(f"{table.dropped} samples are not complete: left out.")
     if table.sigma is not None:
         if given.get("sigma") is not None:
             raise ValueError(f"{samples} has errors of its own: leave out --sigma, or remove them.")

@@ -39,26 +39,28 @@ def fit_image(
 ) -> None:
     """Remove the noise from an image; Ctrl-C ends it early and leaves a usable result."""
     from ..fields import image as images
-    from ..fields import picture
+    from ..fields.files.pictures import check_writable, read_image, write_image
+    from ..fields.picture import check_scale, layout
 
     folders = run_folders(image.stem, "image", given, compare, out_run, resume)
     optimizer = next(iter(folders))
-    pixels = picture.read_image(image)
+    source = read_image(image)
+    axis, alpha = layout(source, given.get("channel_axis", "auto"))
     paths = {
         name: output if name == optimizer else output.with_stem(f"{output.stem}-{name}")
         for name in folders
     }
     for path in paths.values():
-        picture.check_writable(path, pixels)
-    picture.check_scale(scale, pixels.shape)
+        check_writable(path, source.pixels, axis, alpha)
+    check_scale(scale, source.pixels.shape)
     fits = {}
     for name, folder in folders.items():
         goes_on = resume and (name == optimizer or RunFolder(folder, "image").holds_run)
         options = options_of(name, optimizer, given)
-        fits[name] = images.fit_image(pixels, **options, out=folder, resume=goes_on)
+        fits[name] = images.fit_image(source, **options, out=folder, resume=goes_on)
         if name == optimizer:
             console.print("\n".join(map(noise_text, fits[name].sigma)))
-        picture.write_image(paths[name], fits[name].render(scale=scale))
+        write_image(paths[name], fits[name].render(scale=scale), axis, alpha)
         console.print(f"{name}: {paths[name]}, figure {folder / 'figure.png'}", soft_wrap=True)
         if fits[name].training.interrupted:
             console.print("Interrupted. To go on, repeat with --resume.")

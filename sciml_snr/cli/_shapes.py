@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,10 @@ from ._options import with_options
 def fit_sdf(
     points: Annotated[
         Path,
-        typer.Argument(help="Noisy points on a surface: PLY, OBJ, STL, OFF, XYZ, CSV, NPZ, NPY."),
+        typer.Argument(
+            help="Noisy points on a surface: PLY, OBJ, STL, OFF, XYZ, TXT, CSV, ASC, PTS, PCD, "
+            "LAS, NPZ, NPY."
+        ),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Where to put the mesh: .ply, .obj, .stl, ...")
@@ -28,9 +32,27 @@ def fit_sdf(
         bool,
         typer.Option(help="Use the file's normals, or else estimate them; or do without."),
     ] = True,
+    estimate_normals: Annotated[
+        bool,
+        typer.Option("--estimate-normals", help="Estimate normals also where the file has some."),
+    ] = False,
     resolution: Annotated[
         int, typer.Option(help="Cells of the result along the longest side.")
     ] = 128,
+    viewpoint: Annotated[
+        list[float] | None,
+        typer.Option(help="Where the points were seen from: once for each of x, y, z."),
+    ] = None,
+    trim: Annotated[
+        str | None,
+        typer.Option(
+            help="Leave out what is farther than this from every point; auto: by their spacing."
+        ),
+    ] = None,
+    shift: Annotated[
+        list[float] | None,
+        typer.Option(help="Take this off the mesh's coordinates: once for each [default: 0]."),
+    ] = None,
     reference: Annotated[
         Path | None, typer.Option(help="The true surface, if known: distances from it are shown.")
     ] = None,
@@ -48,18 +70,32 @@ def fit_sdf(
     """Make a clean surface of a noisy scan; Ctrl-C ends it early and leaves a usable result."""
     from ..fields import read_cloud, surface
     from ..fields.isosurface import check_resolution, read_surface
+    from ..fields.surface_fit import check_exportable, check_shift, check_trim
 
     folders = run_folders(points.stem, "sdf", given, compare, out_run, resume)
     optimizer = next(iter(folders))
-    sample, seed = given.get("sample"), given.get("seed", 0)
-    dim = read_cloud(points, sample=sample, seed=seed).points.shape[1]
+    if estimate_normals and not normals:
+        raise ValueError("Give --estimate-normals or --no-normals, not both.")
+    if viewpoint:
+        if "orient" in given:
+            raise ValueError("Give --orient or --viewpoint, not both.")
+        given = {**given, "orient": viewpoint}
+    kind = "estimate" if estimate_normals else "auto" if normals else None
+    reading = {name: given[name] for name in ("sample", "seed", "drop_bad") if name in given}
+    with warnings.catch_warnings():  # the fit reads it again, and says it again
+        warnings.simplefilter("ignore")
+        cloud = read_cloud(points, kind if kind == "estimate" else None, **reading)
+    dim = cloud.points.shape[1]
+    if viewpoint and len(viewpoint) != dim:
+        raise ValueError(f"--viewpoint needs {dim} numbers, got {len(viewpoint)}.")
     paths = {
         name: output if name == optimizer else output.with_stem(f"{output.stem}-{name}")
         for name in folders
     }
     for path in paths.values():
-        surface.check_exportable(path, dim=dim)
+        check_exportable(path, dim=dim)
     check_resolution(resolution)
+    by, less = check_trim(trim), check_shift(shift or None, dim)
     truth = None if reference is None else read_surface(reference)
     if truth is not None and dim != getattr(truth, "shape", (0, 3))[1]:  # a mesh has none
         raise ValueError(f"{points} has {dim} dimensions, {reference} another number.")
@@ -68,20 +104,22 @@ def fit_sdf(
         goes_on = resume and (name == optimizer or RunFolder(folder, "sdf").holds_run)
         fit = surface.fit_sdf(
             points,
-            "auto" if normals else None,
+            kind,
             **options_of(name, optimizer, given),
             out=folder,
             resume=goes_on,
         )
         fits[name] = fit
         if name == optimizer:
+            if fit.cloud.dropped:
+                console.print(f"{fit.cloud.dropped} points are no numbers: left out.")
             if fit.cloud.merged:
                 console.print(f"{fit.cloud.merged} points repeat another one: merged.")
             console.print(noise_text(fit.sigma))
-        fit.export(paths[name], resolution)
+        fit.export(paths[name], resolution, trim=by, shift=less)
         console.print(f"{name}: {paths[name]}, figure {folder / 'figure.png'}", soft_wrap=True)
         if truth is not None:
-            found = fit.metrics(truth, resolution=resolution)
+            found = fit.metrics(truth, resolution=resolution, trim=by)
             console.print(
                 f"{name}: Chamfer distance {found.chamfer:.3g}, F-score {found.f_score:.3f} "
                 f"at {found.threshold:.3g}, normal consistency {found.normal_consistency:.3f}",

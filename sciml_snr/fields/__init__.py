@@ -5,12 +5,17 @@ from .field import fit_field
 from .field_fit import FieldFit
 from .fit import Objective, Training, train
 from .function import Field
-from .image import ImageFit, fit_image
+from .image import fit_image
+from .image_fit import ImageFit
 from .isosurface import SurfaceMetrics, surface_metrics
 from .networks import NETWORKS, FourierFeatures, Siren, Softplus, Wire
+from .normals import estimate_normals
 from .operators import Blur, BoxMeans, Fourier, LineIntegrals, time_integrals
-from .points import Cloud, estimate_normals, estimate_sigma_points, read_cloud
-from .surface import SDFFit, Weights, fit_sdf
+from .patches import estimate_sigma_points
+from .points import Cloud, read_cloud
+from .surface import fit_sdf
+from .surface_fit import SDFFit
+from .surface_objective import Weights
 
 __all__ = [
     "NETWORKS",

@@ -11,58 +11,31 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from ..measure.local_risk import WHOLE, LocalBars
-from ..measure.twins import TAU, Memorization, Twins
 from ..runs.config import check_keys, takes
 from ..runs.folder import CHECKPOINT, CONFIG, SUMMARY, readable
 from ..runs.options import FitOptions, ImageOptions
 from .archive import (
     NetworkChoice,
     check_asked,
-    load_fit,
     open_folder,
-    restore_network,
-    save_fit,
     saved_choice,
     sigma_from_json,
     sigma_to_json,
 )
-from .fit import (
-    Training,
-    check_kept,
-    check_steps,
-    completed_gate,
-    fits_of_twins,
-    fitted,
-    read_checkpoint,
-    summary_of,
-)
-from .function import TILE, Field, Units
-from .objective import SampleObjective
-from .picture import (
-    Array,
-    Picture,
-    check_sigma,
-    check_spacing,
-    estimate_sigma,
-    take_apart,
-)
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-Box = Sequence[tuple[float, float]]
+from .files.source import ImageSource
+from .fit import check_steps, completed_gate, fitted, read_checkpoint
+from .image_fit import ImageFit, summary
+from .picture import Picture, check_sigma, check_spacing, estimate_sigma, take_apart
+from .pixels import objective_of
 
 FULL_BATCH = 8_192
 """Known pixels up to which all are in every step."""
@@ -79,99 +52,6 @@ rises. Adam takes a third: it has no gate to end its course."""
 RISE_STEPS = 300
 """Of the gate of ``snr_soap`` for batches of larger images: they take more steps, and in many steps
 noise passes by chance."""
-
-
-class Pixels:
-    """The coordinates of a picture's known pixels, made when they are asked for."""
-
-    def __init__(self, picture: Picture, device: torch.device) -> None:
-        self._picture = picture
-        self._known = torch.as_tensor(np.flatnonzero(~picture.missing), device=device)
-
-    def __getitem__(self, rows: Tensor) -> Tensor:
-        """(k, axes) of these rows."""
-        picture = self._picture
-        return coordinates(self._known[rows], picture.shape, picture.spacing)
-
-
-class PixelObjective(SampleObjective):
-    """The known pixels of a picture, in batches that are drawn anew in every step.
-
-    Args:
-        picture: the image.
-        values: (known pixels, channels) to fit, in units of the image.
-        sigma: (channels,) in units of the image.
-        batch_size: pixels in a step, drawn with replacement; None for all of them.
-        device: of the fit.
-        reference: clean values (pixels, channels), to measure the fit against; NaN where unknown.
-    """
-
-    def __init__(
-        self,
-        picture: Picture,
-        values: NDArray[np.float64],
-        sigma: Sequence[float],
-        batch_size: int | None,
-        device: torch.device,
-        reference: NDArray[np.float64] | None = None,
-    ) -> None:
-        self.picture = picture
-        self.reference = reference
-        standard = (values - picture.center) / picture.scale
-        deviation = np.asarray(sigma) / picture.scale
-        super().__init__(
-            Pixels(picture, device),
-            torch.as_tensor(standard, dtype=torch.float32, device=device),
-            torch.as_tensor(deviation, dtype=torch.float32, device=device),
-            batch_size,
-        )
-
-    def metrics(self, network: nn.Module) -> dict[str, float]:
-        """Root mean square error against the reference, in units of the image, if there is one."""
-        if self.reference is None:
-            return {}
-        fit = predict(network, self.picture, self.picture.shape)
-        return {"rmse": float(np.sqrt(np.nanmean((fit - self.reference) ** 2)))}
-
-
-def coordinates(
-    flat: Tensor, shape: tuple[int, ...], spacing: Sequence[float] | None = None
-) -> Tensor:
-    """Flat indices (n,) of pixels -> their coordinates (n, len(shape))."""
-    axes = torch.unravel_index(flat, shape)
-    sides = [1.0] * len(shape) if spacing is None else spacing
-    longest = max(n * side for n, side in zip(shape, sides, strict=True))
-    columns = [
-        (2 * k + 1 - n) * side / longest for k, n, side in zip(axes, shape, sides, strict=True)
-    ]
-    return torch.stack(columns, dim=-1)
-
-
-def tiles(
-    picture: Picture, shape: tuple[int, ...], box: Box | None, device: torch.device
-) -> Iterator[Tensor]:
-    """Coordinates of the centers of ``shape`` cells that divide the box, some rows at a time."""
-    sides = [(0.0, float(n)) for n in picture.shape] if box is None else box
-    axes = [
-        (2 * (low + (torch.arange(m, dtype=torch.float64) + 0.5) * (high - low) / m) - n)
-        * (side / picture.longest)
-        for m, (low, high), n, side in zip(shape, sides, picture.shape, picture.sides, strict=True)
-    ]
-    for flat in torch.split(torch.arange(math.prod(shape)), TILE):
-        index = torch.unravel_index(flat, shape)
-        columns = [axis[i] for axis, i in zip(axes, index, strict=True)]
-        yield torch.stack(columns, dim=-1).to(device, torch.float32)
-
-
-def predict(
-    network: nn.Module, picture: Picture, shape: tuple[int, ...], box: Box | None = None
-) -> NDArray[np.float64]:
-    """Values (points, channels) in units of the image, tile by tile."""
-    device = next(network.parameters()).device
-    with torch.no_grad():
-        found = [network(x).cpu() for x in tiles(picture, shape, box, device)]
-    values: NDArray[np.float64] = torch.cat(found).double().numpy() * picture.scale + picture.center
-    return values
 
 
 def choose_network(
@@ -225,322 +105,9 @@ def default_training(
     return found
 
 
-class ImageFit:
-    """An image as a function: what :func:`fit_image` returns.
-
-    Attributes:
-        network: from coordinates in [-1, 1] to standardized values.
-        sigma: standard deviation of the noise per channel, in units of the image: as given, or
-            as estimated (:class:`sciml_snr.SigmaEstimate`).
-        options: of the fit.
-        training: steps taken, time, log; whether it was interrupted.
-    """
-
-    def __init__(
-        self,
-        picture: Picture,
-        choice: NetworkChoice,
-        network: nn.Module,
-        sigma: tuple[float, ...],
-        options: FitOptions,
-        training: Training,
-    ) -> None:
-        self.picture = picture
-        self.choice = choice
-        self.network = network
-        self.sigma = sigma
-        self.options = options
-        self.training = training
-
-    @property
-    def history(self) -> list[dict[str, float]]:
-        """The rows of the log, see :class:`sciml_snr.fields.Training`."""
-        return self.training.history
-
-    @cached_property
-    def field(self) -> Field:
-        """The fit as a function: a ``torch.nn.Module`` from points (..., axes) to (..., channels).
-
-        Points are in pixels, pixel k of an axis from k to k + 1, or times ``spacing``; values in
-        units of the image, not rounded or clipped. Arrays: ``fit.field.evaluate(points)``,
-        ``fit.field.gradient(points)``.
-        """
-        picture = self.picture
-        middle = np.array(picture.shape) * picture.sides / 2
-        length = np.full(len(middle), picture.longest / 2)
-        found = (middle, length, picture.center, picture.scale)
-        return Field(self.network, Units(*(tuple(a.tolist()) for a in found)))
-
-    @cached_property
-    def image(self) -> Array:
-        """The fit at the pixels, in the shape, dtype and range of the image that was given."""
-        return self.render()
-
-    def render(
-        self,
-        shape: Sequence[int] | None = None,
-        *,
-        scale: float | None = None,
-        box: Box | None = None,
-    ) -> Array:
-        """The fit on another grid: finer, coarser, or a part of the image.
-
-        Args:
-            shape: of the result, without channels; by default one cell per pixel of the box.
-            scale: cells per pixel and axis, instead of ``shape``.
-            box: (low, high) per axis, in pixels: pixel k extends from k to k + 1. By default the
-                whole image. ``[(0, 10), (5, 20)]`` is ``image[0:10, 5:20]``.
-
-        Returns:
-            An image of the dtype of the one given, an alpha channel interpolated linearly.
-
-        Raises:
-            ValueError: shape, scale or box cannot be.
-        """
-        shape = self._shape(shape, scale, box)
-        values = self.picture.finished(predict(self.network, self.picture, shape, box))
-        alpha = self._alpha(shape, box) if self.picture.alpha else None
-        return self.picture.assembled(values, shape, alpha)
-
-    def gradient(
-        self,
-        shape: Sequence[int] | None = None,
-        *,
-        scale: float | None = None,
-        box: Box | None = None,
-    ) -> NDArray[np.float64]:
-        """Derivatives of the fit along the axes, by automatic differentiation.
-
-        Args:
-            shape, scale, box: as for :meth:`render`.
-
-        Returns:
-            (*shape, axes), or (*shape, channels, axes) for an image with channels (without alpha),
-            in units of the image per pixel, or where ``spacing`` was given per its unit.
-
-        Raises:
-            ValueError: shape, scale or box cannot be.
-        """
-        shape = self._shape(shape, scale, box)
-        picture = self.picture
-        found = []
-        device = next(self.network.parameters()).device
-        for x in tiles(picture, shape, box, device):
-            x.requires_grad_()
-            with torch.enable_grad():
-                channels = self.network(x).unbind(-1)
-            slopes = [torch.autograd.grad(c.sum(), x, retain_graph=True)[0] for c in channels]
-            found.append(torch.stack(slopes, dim=1).detach().cpu())
-        per_pixel = 2 / picture.longest * picture.scale[:, None]
-        slopes_all: NDArray[np.float64] = torch.cat(found).double().numpy() * per_pixel
-        slopes_all = slopes_all.reshape(*shape, len(picture.scale), len(picture.shape))
-        return slopes_all if picture.has_channels else slopes_all[..., 0, :]
-
-    def memorization(self, *, probes: int = 1, progress: bool = True) -> Memorization:
-        """How much of the noise the fit has memorized, without knowing the noise.
-
-        Fits twins: the same network, seed and steps on pixels that are shifted by small known
-        random signs (:class:`sciml_snr.Twins`). It takes as long as the fit, once per probe.
-
-        Args:
-            probes: number of twins.
-            progress: draw a progress bar.
-
-        Returns:
-            The memorized share (generalized degrees of freedom over the number of known values)
-            with its standard error, and SURE's estimate of the mean square error, in units of the
-            image squared.
-
-        Raises:
-            ValueError: sigma is 0: there is no noise to memorize; or no step was taken.
-        """
-        twins, own, fits = self._twins(probes, progress)
-        return twins.record(self.training.kept_step, own, fits)
-
-    def error_bars(self, *, probes: int = 1, progress: bool = True) -> LocalBars:
-        """How sure is the fit? Standard errors at any points.
-
-        By twins, which takes as long as the fit, once per probe: see
-        :mod:`sciml_snr.measure.local_risk`.
-
-        Args:
-            probes: number of twins.
-            progress: draw a progress bar.
-
-        Returns:
-            ``bars(points)``, (k, channels) in units of the image, at points (k, axes) as
-            :attr:`field` has them; the pixels' are :meth:`pixel_centers`.
-
-        Raises:
-            ValueError: as for :meth:`memorization`.
-        """
-        twins, own, fits = self._twins(probes, progress, WHOLE)
-        picture = self.picture
-        known = ~picture.missing.reshape(-1)
-        return LocalBars(
-            self.pixel_centers()[known],
-            picture.values[known],
-            own,
-            np.asarray(self.sigma),
-            twins,
-            fits,
-            self.field.evaluate,
-        )
-
-    def pixel_centers(self) -> Array:
-        """The pixels' centers (pixels, axes), last axis fastest, as points of :attr:`field`."""
-        picture = self.picture
-        places = np.indices(picture.shape).reshape(len(picture.shape), -1).T
-        return (places + 0.5) * picture.sides
-
-    def _twins(
-        self, probes: int, progress: bool, tau: float = TAU
-    ) -> tuple[Twins, Array, list[Array]]:
-        """Twins, the fit at the known pixels, and that of each twin."""
-        picture = self.picture
-        known = ~picture.missing.reshape(-1)
-        check_kept(self.training)
-        if not any(self.sigma):
-            raise ValueError("sigma is 0: there is no noise to memorize.")
-        seed, told = self.options.seed, np.asarray(self.sigma)
-        twins = Twins(picture.values[known], told, probes=probes, tau=tau, seed=seed)
-
-        def fit_of(network: nn.Module) -> Array:
-            return predict(network, picture, picture.shape)[known]
-
-        fits = fits_of_twins(
-            twins,
-            lambda: self.choice.build(len(picture.shape), len(self.sigma), seed),
-            lambda labels: _objective(picture, labels, self.sigma, self.options),
-            fit_of,
-            self.options,
-            self.training,
-            progress,
-        )
-        return twins, fit_of(self.network), fits
-
-    def figure(self) -> Figure:
-        """Noisy image, fit, what was taken away, and the course of the fit."""
-        from ..figures import image_figure
-
-        picture = self.picture
-        fit = predict(self.network, picture, picture.shape)
-        residual = self._middle(picture.values - fit)[..., 0]
-        return image_figure(
-            self._visible(picture.values), self._visible(fit), residual, self.history
-        )
-
-    def save(self, path: str | Path) -> None:
-        """Write image, network and log into one ``.npz`` file, for :meth:`load`."""
-        picture = self.picture
-        about = {
-            "kind": "image",
-            "channel_axis": picture.channel_axis,
-            "alpha": picture.alpha,
-            "spacing": picture.spacing,
-            "network": self.choice.name,
-            "network_options": self.choice.options,
-            "options": asdict(self.options),
-            "sigma": [sigma_to_json(s) for s in self.sigma],
-            "training": asdict(self.training),
-        }
-        arrays = {"pixels": picture.pixels, "missing": picture.missing}
-        save_fit(path, about, self.network, arrays)
-
-    @classmethod
-    def load(cls, path: str | Path, network: nn.Module | None = None) -> ImageFit:
-        """Read what :meth:`save` wrote.
-
-        Args:
-            path: the file.
-            network: where the fit's network was the user's own: the same one, as it was before the
-                fit (weights do not matter unless :meth:`memorization` is asked for).
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is no saved image fit, or its network is missing or another one.
-        """
-        about, fields = load_fit(path, "image")
-        with readable(Path(path)):
-            picture = Picture(
-                fields["pixels"],
-                about["channel_axis"],
-                about["alpha"],
-                fields["missing"],
-                check_spacing(about.get("spacing"), fields["missing"].ndim),
-            )
-            sigma = tuple(map(sigma_from_json, about["sigma"]))
-            options = FitOptions(**{**about["options"], "device": None})
-            training = Training.from_json(about["training"], path)
-            choice = saved_choice(about, network, path)
-            if picture.values.shape[1] != len(sigma):
-                raise ValueError(f"sigma has {len(sigma)} entries")
-        fresh = choice.build(len(picture.shape), len(sigma), options.seed)
-        restore_network(fresh, fields)
-        fresh.to(options.torch_device).eval()
-        return cls(picture, choice, fresh, sigma, options, training)
-
-    def _shape(
-        self, shape: Sequence[int] | None, scale: float | None, box: Box | None
-    ) -> tuple[int, ...]:
-        own = self.picture.shape
-        if box is not None and (
-            np.shape(box) != (len(own), 2)
-            or not all(math.isfinite(b - a) and a < b for a, b in box)
-        ):
-            raise ValueError(f"box must be (low, high) for each of {len(own)} axes, got {box}.")
-        if scale is not None and np.ndim(scale):
-            raise ValueError(f"scale is one number for all axes, got {scale}: give shape.")
-        if shape is not None and np.ndim(shape) != 1:
-            raise ValueError(f"shape must be {len(own)} positive integers, got {shape}.")
-        if shape is not None and scale is not None:
-            raise ValueError("Give shape or scale, not both.")
-        sides = [float(n) for n in own] if box is None else [b - a for a, b in box]
-        if shape is not None:
-            found = tuple(int(n) for n in shape)
-        else:
-            factor = 1.0 if scale is None else scale
-            if not 0 < factor < math.inf:
-                raise ValueError(f"scale must be a positive number, got {scale}.")
-            found = tuple(max(1, round(factor * side)) for side in sides)
-        if len(found) != len(own) or min(found) < 1:
-            raise ValueError(f"shape must be {len(own)} positive integers, got {shape}.")
-        return found
-
-    def _alpha(self, shape: tuple[int, ...], box: Box | None) -> Array:
-        from scipy.ndimage import map_coordinates
-
-        alpha = self.picture.pixels[..., -1]
-        if shape == alpha.shape and box is None:
-            return alpha
-        sides = [(0.0, float(n)) for n in alpha.shape] if box is None else box
-        axes = [
-            low + (np.arange(m) + 0.5) * (high - low) / m - 0.5
-            for m, (low, high) in zip(shape, sides, strict=True)
-        ]
-        at = np.meshgrid(*axes, indexing="ij")
-        found = map_coordinates(alpha.astype(float), at, order=1, mode="nearest")
-        found = np.rint(found) if alpha.dtype.kind in "iu" else found
-        return np.asarray(found, dtype=alpha.dtype)
-
-    def _middle(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(pixels, channels) -> (H, W, channels), of a volume the middle slice."""
-        image = values.reshape(*self.picture.shape, -1)
-        return image[len(image) // 2] if image.ndim == 4 else image
-
-    def _visible(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(pixels, channels) -> (H, W) or (H, W, 3) in [0, 1]: at most three channels."""
-        known = self.picture.values
-        image = (self._middle(values) - np.nanmin(known)) / (np.nanmax(known) - np.nanmin(known))
-        image = np.clip(image, 0, 1)
-        if image.shape[-1] < 3:
-            return image[..., 0]
-        return np.nan_to_num(image[..., :3], nan=1.0)  # matplotlib draws no gaps in colors
-
-
 @takes(ImageOptions, lr=None, steps=None)
 def fit_image(
-    image: ArrayLike | str | Path,
+    image: ArrayLike | ImageSource | str | Path,
     *,
     reference: ArrayLike | None = None,
     out: str | Path | None = None,
@@ -554,15 +121,17 @@ def fit_image(
     does not move the network. The first Ctrl-C ends the fit with a whole result; with ``out``,
     ``resume=True`` continues it, with the bits of an uninterrupted one.
 
-    NaN and infinite pixels are missing, as those of the mask are. Missing in one channel is missing
-    in all. Of a last axis of 2 or 4 the last entry is an alpha channel, which is kept aside. The
-    sizes that are not given go with the image. What a gate does not say is as in
+    NaN and infinite pixels are missing, as are those of the mask, of a masked array's mask, those
+    without data (GeoTIFF) and transparent ones (alpha 0). Missing in one channel is missing in all.
+    Alpha is kept aside: a file says what is alpha, of an array it is the last entry of a last axis
+    of 2 or 4. The sizes that are not given go with the image. What a gate does not say is as in
     :data:`sciml_snr.fields.fit.FIT_GATE`, but for ``rise_steps``: 300 for ``"snr_soap"`` where more
     than 8,192 pixels are known, and a step takes a part of them.
 
     Args:
-        image: (H, W) or a volume (D, H, W), with channels last if any; or a file that imageio
-            reads (pages of a TIFF become a volume). Integers, floats or booleans.
+        image: (H, W) or a volume (D, H, W), with channels last if any; a masked array; or a file
+            (:func:`sciml_snr.fields.files.pictures.read_image`): pages of a TIFF become a volume,
+            channels are those that it names. Integers, floats or booleans.
         {options}
         reference: the clean image, if known: its root mean square distance from the fit is logged
             as ``rmse``. It plays no part in the fit.
@@ -589,7 +158,7 @@ def fit_image(
     network_options = options.pop("network_options", None)
     spacing = options.pop("spacing", None)
     picture = take_apart(image, options.pop("mask", None), axis, spacing)
-    clean = None if reference is None else _clean_values(reference, picture, axis)
+    clean = None if reference is None else _clean_values(reference, picture)
     inputs, outputs = len(picture.shape), picture.values.shape[1]
     sigma = options.pop("sigma", None)
     given = None if sigma is None else check_sigma(sigma, outputs)
@@ -627,7 +196,7 @@ def fit_image(
         model = choice.build(inputs, outputs, training_options.seed)
         config = _config(picture, choice, told, training_options)
         known = picture.values[~picture.missing.reshape(-1)]
-        objective = _objective(picture, known, told, training_options, clean)
+        objective = objective_of(picture, known, told, training_options, clean)
         if folder is not None and not resume:
             stack.enter_context(folder.locked())
             folder.begin(config)
@@ -649,37 +218,10 @@ def fit_image(
     return fit
 
 
-def summary(fit: ImageFit) -> dict[str, Any]:
-    """How a fit ended."""
-    return summary_of(
-        fit.options,
-        fit.training,
-        fit.network,
-        kept_step=fit.training.kept_step,
-        sigma=[float(s) for s in fit.sigma],
-        sigma_method=[getattr(s, "method", "given") for s in fit.sigma],
-        missing_pixels=int(fit.picture.missing.sum()),
-    )
-
-
-def _objective(
-    picture: Picture,
-    labels: NDArray[np.float64],
-    sigma: Sequence[float],
-    options: FitOptions,
-    reference: NDArray[np.float64] | None = None,
-) -> PixelObjective:
-    return PixelObjective(
-        picture, labels, sigma, options.batch_size, options.torch_device, reference
-    )
-
-
-def _clean_values(
-    reference: ArrayLike, picture: Picture, channel_axis: int | str | None
-) -> NDArray[np.float64]:
-    clean = np.asarray(reference, dtype=float)
-    if isinstance(channel_axis, int):
-        clean = np.moveaxis(clean, channel_axis, -1)
+def _clean_values(reference: ArrayLike, picture: Picture) -> NDArray[np.float64]:
+    clean = np.ma.filled(np.ma.asarray(reference).astype(float), np.nan)
+    if picture.channel_axis is not None and clean.ndim == picture.pixels.ndim:
+        clean = np.moveaxis(clean, picture.channel_axis, -1)
     if clean.shape != picture.pixels.shape:
         raise ValueError(f"reference {clean.shape} is not of the image's {picture.pixels.shape}.")
     return replace(picture, pixels=clean, missing=np.zeros(picture.shape, dtype=bool)).values

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
+from .files.clouds import POINTS_ONLY
 from .points import read_cloud
 
 Array = NDArray[np.float64]
@@ -236,7 +237,7 @@ def read_surface(path: str | Path) -> Any:
     import trimesh
 
     points = read_cloud(path).points  # refuses what is no surface, with a reason
-    if Path(path).suffix.lower() in (".npz", ".npy", ".xyz", ".txt", ".csv"):
+    if Path(path).suffix.lower() in POINTS_ONLY:
         return points
     mesh = trimesh.load_mesh(path)
     return mesh if isinstance(mesh, trimesh.Trimesh) and len(mesh.faces) else points

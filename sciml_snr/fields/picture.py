@@ -1,32 +1,28 @@
-"""An image taken apart for a fit: files, pixels and channels, what is missing, its noise."""
+"""An image taken apart for a fit: pixels and channels, what is missing, its noise."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import math
-import tempfile
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..runs.folder import check_can_write
 from ..runs.loop import check_memory
 from ..sigma import SigmaEstimate, estimate_sigma_image, estimate_sigma_scattered
-
-Array = NDArray[Any]
+from .files.pictures import auto_layout, read_image
+from .files.source import Array, ImageSource
 
 _BLOCKS = 64
 """Complete blocks of four pixels that an estimate of sigma from them needs."""
 _ROUND_OFF = 1e-6
 """Noise of less than this, relative to the image's standard deviation, is none."""
-_TIFF = (".tif", ".tiff")
 _MAD = 0.6745
 """Median of |N(0, 1)|."""
 
@@ -116,100 +112,6 @@ class Picture:
         return found.hexdigest()[:16]
 
 
-def read_image(image: ArrayLike | str | Path) -> Array:
-    """An array as it is; a file by imageio: PNG, JPEG, TIFF (all pages), and what else it knows.
-
-    Of colors with 16 bits in a PNG file it reads 8, with a warning: they want a TIFF file, or an
-    array. Planes of color in a TIFF file, which three or four pages may be declared to be by a
-    library's guess, are pages here: they want ``channel_axis=0``.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read as an image, or the array is a masked one.
-    """
-    if isinstance(image, np.ma.MaskedArray):
-        raise ValueError("image is a masked array: give its data as image, its mask as mask=.")
-    if not isinstance(image, (str, Path)):
-        return np.asarray(image)
-    path = Path(image)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
-    with warnings.catch_warnings(record=True) as said:  # of an error enough is said without them
-        warnings.simplefilter("always")
-        try:
-            found = _read(path)
-        except Exception as error:  # every plugin has errors of its own
-            raise ValueError(f"{path} cannot be read as an image: {error}") from None
-    for warning in said:
-        warnings.warn(warning.message, warning.category, stacklevel=2)
-    return found
-
-
-def _read(path: Path) -> Array:
-    import imageio.v3 as iio
-
-    kind = path.suffix.lower()
-    if kind == ".npy":
-        return np.asarray(np.load(path))
-    if kind in _TIFF:
-        return _read_tiff(path)
-    if kind in (".jpg", ".jpeg") and iio.immeta(path).get("mode") == "CMYK":
-        return np.asarray(iio.imread(path, mode="RGB"))
-    if kind == ".png" and path.read_bytes()[24:26] in (b"\x10\x02", b"\x10\x04", b"\x10\x06"):
-        warnings.warn(
-            f"{path} has colors of 16 bits, of which 8 are read: give a TIFF file, or an array.",
-            stacklevel=5,
-        )
-    return np.asarray(iio.imread(path))
-
-
-def _read_tiff(path: Path) -> Array:
-    """All pages, also those that were written one by one (a series each)."""
-    import imageio.v3 as iio
-    import tifffile
-
-    try:
-        file = tifffile.TiffFile(path)
-    except tifffile.TiffFileError:
-        return np.asarray(iio.imread(path))  # of another format
-    with file:
-        first, *others = file.series
-        if len({(s.shape, s.dtype, len(s.pages)) for s in file.series}) == len(first.pages) == 1:
-            found = np.stack([series.asarray() for series in file.series])
-            found = found if others else found[0]
-        else:
-            found = first.asarray()
-            if others:
-                warnings.warn(
-                    f"{path} holds {1 + len(others)} images that are no pages of one: the first "
-                    f"one is read, of shape {first.shape}.",
-                    stacklevel=6,
-                )
-        if first.axes[0] == "S":
-            warnings.warn(
-                f"{path} holds {first.shape[0]} pages, or as many planes of color: say so by "
-                "channel_axis=0 (--channel-axis 0).",
-                stacklevel=6,
-            )
-    return np.asarray(found)
-
-
-def write_image(path: str | Path, image: Array) -> None:
-    """Write what :func:`read_image` reads; booleans as black and white."""
-    import imageio.v3 as iio
-
-    path = Path(path)
-    if path.suffix == ".npy":
-        np.save(path, image)
-        return
-    image = image.astype(np.uint8) * 255 if image.dtype.kind == "b" else image
-    if path.suffix.lower() in _TIFF and image.ndim == 3 and image.shape[-1] > 4:
-        # A volume: three or four pages would be taken for the planes of a color image.
-        iio.imwrite(path, image, is_batch=True)
-    else:
-        iio.imwrite(path, image)
-
-
 def check_scale(scale: float, shape: tuple[int, ...]) -> None:
     """Refuse a result that is larger than the memory.
 
@@ -222,38 +124,8 @@ def check_scale(scale: float, shape: tuple[int, ...]) -> None:
     check_memory(16 * cells, f"A result of {cells:,.0f} values (scale {scale:g})")
 
 
-def check_writable(path: str | Path, image: Array) -> None:
-    """Refuse a file that cannot hold such an image, before there is anything to lose.
-
-    Raises:
-        ValueError: the format cannot hold this dtype or shape, or is unknown.
-        FileNotFoundError: the folder does not exist.
-        OSError: nothing can be written there.
-    """
-    from imageio.config import known_extensions
-
-    path = Path(path)
-    if path.suffix != ".npy" and path.suffix.lower() not in known_extensions:
-        raise ValueError(f"{path.name} has no ending of an image's: choose .png, .tif or .npy.")
-    check_can_write(path)
-    sample = image[tuple(slice(5) for _ in image.shape)]  # still more than there are colors
-    with tempfile.TemporaryDirectory() as folder:
-        trial = Path(folder) / f"trial{path.suffix}"
-        try:
-            write_image(trial, sample)
-            found = read_image(trial)
-        except Exception as error:  # every plugin has errors of its own
-            raise ValueError(f"{path.name} cannot hold the image: {error}") from None
-    kinds = (image.dtype, np.uint8) if image.dtype.kind == "b" else (image.dtype,)
-    if found.shape != sample.shape or found.dtype not in kinds:
-        raise ValueError(
-            f"{path.name} cannot hold an image of {image.dtype} and shape {image.shape}: choose "
-            ".tif or .npy."
-        )
-
-
 def take_apart(
-    image: ArrayLike | str | Path,
+    image: ArrayLike | ImageSource | str | Path,
     mask: ArrayLike | str | Path | None = None,
     channel_axis: int | str | None = "auto",
     spacing: ArrayLike | None = None,
@@ -267,7 +139,9 @@ def take_apart(
         ValueError: it cannot be fitted; the message says why.
         FileNotFoundError: there is no such file.
     """
-    pixels, axis, alpha = _layout(read_image(image), channel_axis)
+    source = read_image(image)
+    axis, alpha = layout(source, channel_axis)
+    pixels = source.pixels if axis is None else np.moveaxis(source.pixels, axis, -1)
     shape = pixels.shape if axis is None else pixels.shape[:-1]
     if len(shape) not in (2, 3):
         raise ValueError(
@@ -278,15 +152,35 @@ def take_apart(
         raise ValueError(f"image of shape {pixels.shape}: there is nothing to fit.")
     colors = pixels[..., :-1] if alpha else pixels
     unknown = ~np.isfinite(colors)
+    if source.missing is not None:
+        masked = source.missing if axis is None else np.moveaxis(source.missing, axis, -1)
+        unknown |= masked[..., :-1] if alpha else masked
     missing: NDArray[np.bool_] = np.array(unknown if axis is None else unknown.any(axis=-1))
+    if alpha:
+        missing |= _transparent(pixels[..., -1])
     if mask is not None:
         missing |= _mask(mask, shape)
     if missing.all():
-        raise ValueError("All pixels of the image are missing: masked, NaN or infinite.")
+        raise ValueError(
+            "All pixels of the image are missing: masked, without data, transparent, NaN or "
+            "infinite."
+        )
     known = colors[~missing].reshape((~missing).sum(), -1)
     if (known == known[0]).all():
         raise ValueError(f"image is constant ({known[0].tolist()}): there is nothing to fit.")
     return Picture(pixels, axis, alpha, missing, check_spacing(spacing, len(shape)))
+
+
+def _transparent(alpha: Array) -> NDArray[np.bool_]:
+    """Pixels of which nothing is to be seen: what color they have says nothing."""
+    found = np.asarray(alpha == 0)
+    if found.any():
+        warnings.warn(
+            f"{found.sum()} of {found.size} pixels are transparent (alpha 0): they are missing. "
+            "If the last channel is no alpha channel, say channel_axis=-1.",
+            stacklevel=4,
+        )
+    return found
 
 
 def check_spacing(spacing: ArrayLike | None, axes: int) -> tuple[float, ...] | None:
@@ -305,25 +199,38 @@ def check_spacing(spacing: ArrayLike | None, axes: int) -> tuple[float, ...] | N
     return tuple(np.broadcast_to(found.reshape(-1), axes).tolist())
 
 
-def _layout(pixels: Array, channel_axis: int | str | None) -> tuple[Array, int | None, bool]:
-    """Pixels with channels last, where the channels were, and whether the last one is alpha."""
+def layout(source: ImageSource, channel_axis: int | str | None) -> tuple[int | None, bool]:
+    """Which axis counts channels, if one does, and whether the last of them is alpha.
+
+    Args:
+        source: the image.
+        channel_axis: as for :func:`fit_image`: "auto" is what the source says, or else
+            :func:`sciml_snr.fields.files.pictures.auto_layout`.
+
+    Raises:
+        ValueError: there is no such axis, or the image holds no real numbers.
+    """
+    pixels = source.pixels
     if pixels.dtype.kind not in "biuf":
         raise ValueError(f"image holds {pixels.dtype}: give real numbers.")
     if channel_axis == "auto":
-        few = pixels.ndim in (3, 4) and pixels.shape[-1] <= 4
-        return pixels, -1 if few else None, few and pixels.shape[-1] in (2, 4)
+        if source.channel_axis == "auto":
+            return auto_layout(pixels)
+        assert not isinstance(source.channel_axis, str)
+        return source.channel_axis, source.alpha
     if channel_axis is None:
-        return pixels, None, False
+        return None, False
     if not isinstance(channel_axis, Integral):
         raise ValueError(f"channel_axis must be an axis, None or 'auto', got {channel_axis!r}.")
     if not -pixels.ndim <= channel_axis < pixels.ndim:
         raise ValueError(f"image of shape {pixels.shape} has no axis {channel_axis}.")
-    return np.moveaxis(pixels, int(channel_axis), -1), int(channel_axis), False
+    return int(channel_axis), False
 
 
 def _mask(mask: ArrayLike | str | Path, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    found = read_image(mask)
-    if found.shape == (*shape, 3) and (found == found[..., :1]).all():
+    source = read_image(mask)
+    found = source.pixels[..., :-1] if source.alpha else source.pixels
+    if found.shape in ((*shape, 1), (*shape, 3)) and (found == found[..., :1]).all():
         found = found[..., 0]  # grey, saved in colors
     if found.shape != shape:
         raise ValueError(f"mask has the shape {found.shape}, the image's pixels {shape}.")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,11 @@ class Table:
     """(n, m), where the file has columns for it."""
     coordinates: tuple[str, ...]
     outputs: tuple[str, ...]
+    dropped: int = 0
+    """Samples left out because a number of theirs is none."""
 
 
-def read_samples(path: str | Path, outputs: Sequence[str] = ()) -> Table:
+def read_samples(path: str | Path, outputs: Sequence[str] = (), *, drop_bad: bool = False) -> Table:
     """Samples of a field.
 
     Args:
@@ -40,6 +43,7 @@ def read_samples(path: str | Path, outputs: Sequence[str] = ()) -> Table:
         outputs: which columns of a CSV file are values; by default the last one that is no sigma.
             All others are coordinates, but for ``sigma`` and ``sigma_NAME``, the errors of all
             values, or of those of the column NAME.
+        drop_bad: leave out samples of which a number is NaN, infinite or, in a CSV file, not there.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -49,8 +53,8 @@ def read_samples(path: str | Path, outputs: Sequence[str] = ()) -> Table:
     if path.suffix.lower() == ".npz":
         if outputs:
             raise ValueError("outputs are for columns of a CSV file: an .npz file has x and y.")
-        return _from_npz(path)
-    header, columns = _columns(path)
+        return _without_bad(_from_npz(path)) if drop_bad else _from_npz(path)
+    header, columns = _columns(path, drop_bad)
     errors = [name for name in header if name == "sigma" or name.startswith("sigma_")]
     plain = [name for name in header if name not in errors]
     chosen = tuple(outputs) or tuple(plain[-1:])
@@ -68,8 +72,22 @@ def read_samples(path: str | Path, outputs: Sequence[str] = ()) -> Table:
         if missing := [name for name in names if name not in errors]:
             raise ValueError(f"{path} has a sigma for some values, and no {missing[0]!r}.")
         sigma = _stacked(columns, names)
-    return Table(
+    table = Table(
         _stacked(columns, coordinates), _stacked(columns, chosen), sigma, coordinates, chosen
+    )
+    return _without_bad(table) if drop_bad else table
+
+
+def _without_bad(table: Table) -> Table:
+    """The samples that are numbers throughout."""
+    parts = [table.points, table.values] + ([] if table.sigma is None else [table.sigma])
+    good = np.isfinite(np.hstack(parts)).all(axis=1)
+    return replace(
+        table,
+        points=table.points[good],
+        values=table.values[good],
+        sigma=None if table.sigma is None else table.sigma[good],
+        dropped=int((~good).sum()),
     )
 
 
@@ -126,13 +144,15 @@ def write_field(
     write_atomically(path, text.getvalue().encode())
 
 
-def _columns(path: Path) -> tuple[list[str], dict[str, Array]]:
+def _columns(path: Path, gaps: bool = False) -> tuple[list[str], dict[str, Array]]:
     header, rows = read_table(path)
     if not rows:
         raise ValueError(f"{path} has no samples: give a header, and a row for each.")
     numbers = [
         [
-            read_number(entry, f"{path}, line {line}, column {name!r}")
+            math.nan
+            if gaps and not entry.strip()
+            else read_number(entry, f"{path}, line {line}, column {name!r}")
             for name, entry in zip(header, fields, strict=True)
         ]
         for line, fields in rows

@@ -237,8 +237,8 @@ class ImageOptions(FitOptions):
     )
     channel_axis: Any = option(
         "auto",
-        "Which axis counts channels, e.g. -1 or 0; in Python None where none does [default: the "
-        "last one, if it is of four at most].",
+        "Which axis counts channels, e.g. -1 or 0; in Python None where none does [default: as the "
+        "file says; of an array the last one, if it is of four at most].",
         command="whole",
     )
     spacing: Any = option(
@@ -324,6 +324,15 @@ class PointsOptions(FitOptions):
     )
     sample: int | None = option(
         None, "Points to take from the faces of a mesh, instead of its vertices."
+    )
+    orient: Any = option(
+        None,
+        "Which side is outside: up (along the last axis); normals (those given tell the side, and "
+        "are estimated anew); in Python also where the points were seen from, (d,) or one for each "
+        "(n, d) [default: the given normals', or else estimated].",
+    )
+    drop_bad: bool | None = option(
+        None, "Leave out points that are NaN or infinite, and those whose normal is, or is 0."
     )
     network: Any = option(
         None,

@@ -18,23 +18,14 @@ from PIL import Image
 from torch import nn
 
 from sciml_snr.fields import image as images
+from sciml_snr.fields import pixels
 from sciml_snr.fields.archive import kind_of_fit
-from sciml_snr.fields.image import (
-    ImageFit,
-    PixelObjective,
-    coordinates,
-    fit_image,
-    predict,
-    tiles,
-)
+from sciml_snr.fields.files.pictures import check_writable, read_image, write_image
+from sciml_snr.fields.image import fit_image
+from sciml_snr.fields.image_fit import ImageFit
 from sciml_snr.fields.networks import Siren
-from sciml_snr.fields.picture import (
-    check_writable,
-    estimate_sigma,
-    read_image,
-    take_apart,
-    write_image,
-)
+from sciml_snr.fields.picture import estimate_sigma, take_apart
+from sciml_snr.fields.pixels import PixelObjective, coordinates, predict, tiles
 from sciml_snr.runs.folder import read_arrays, write_arrays, write_state
 from tests.cases import assert_same_bits
 
@@ -177,16 +168,7 @@ def test_what_is_written_is_read(tmp_path, name: str, shape: tuple[int, ...]) ->
     image = np.arange(math.prod(shape), dtype=np.uint16).reshape(shape)
     check_writable(tmp_path / name, image)
     write_image(tmp_path / name, image)
-    np.testing.assert_array_equal(read_image(tmp_path / name), image)
-
-
-def test_colors_in_planes(tmp_path) -> None:
-    planes = np.moveaxis(LAYOUTS["RGB"], -1, 0)
-    tifffile.imwrite(tmp_path / "a.tif", planes, planarconfig="separate", photometric="rgb")
-    with pytest.warns(UserWarning, match=r"3 pages, or as many planes .* channel_axis=0"):
-        picture = take_apart(tmp_path / "a.tif", channel_axis=0)
-    np.testing.assert_array_equal(picture.pixels, LAYOUTS["RGB"])
-    assert picture.shape == (20, 12)
+    np.testing.assert_array_equal(read_image(tmp_path / name).pixels, image)
 
 
 def test_a_file_of_another_format_by_a_tiffs_name(tmp_path) -> None:
@@ -207,7 +189,7 @@ def test_bits_that_are_lost_are_told(tmp_path) -> None:
     parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
     with pytest.warns(UserWarning, match=r"a\.png has colors of 16 bits, of which 8 are read"):
-        assert read_image(tmp_path / "a.png").dtype == np.uint8
+        assert read_image(tmp_path / "a.png").pixels.dtype == np.uint8
 
 
 def test_black_and_white_as_an_array(tmp_path) -> None:
@@ -314,7 +296,7 @@ def test_batches_are_of_known_pixels_in_the_right_places() -> None:
 def test_tiles_do_not_change_what_is_seen(monkeypatch) -> None:
     fit = fit_image(LAYOUTS["RGBA"], sigma=20, **QUICK)
     whole, slopes = fit.render((7, 9)), fit.gradient((7, 9))
-    monkeypatch.setattr(images, "TILE", 8)
+    monkeypatch.setattr(pixels, "TILE", 8)
     np.testing.assert_array_equal(fit.render((7, 9)), whole)
     np.testing.assert_allclose(fit.gradient((7, 9)), slopes, rtol=1e-5, atol=1e-6)
 
@@ -512,7 +494,7 @@ def test_defaults_go_with_the_image() -> None:
         ({"image": np.zeros((9, 9, 9, 9, 2))}, r"\(H, W\) or \(D, H, W\)"),
         ({"image": np.full((9, 9), "a")}, "real numbers"),
         ({"image": noisy(9, 9) + 1j}, "real numbers"),
-        ({"image": np.ma.masked_less(noisy(9, 9), 99)}, "its mask as mask="),
+        ({"image": np.ma.masked_less(noisy(9, 9), 999)}, "All pixels of the image are missing"),
         ({"network": nn.Identity()}, "this fit needs"),
         ({"image": np.full((9, 9), np.nan)}, "All pixels of the image are missing"),
         ({"mask": np.ones((16, 12))}, "All pixels of the image are missing"),

@@ -9,14 +9,9 @@ import trimesh
 
 from benchmarks.fit_sdf import diagonal, scan, true_surface
 from sciml_snr import SigmaEstimate
-from sciml_snr.fields import points as module
-from sciml_snr.fields.points import (
-    Frame,
-    estimate_normals,
-    estimate_sigma_points,
-    local_patches,
-    read_cloud,
-)
+from sciml_snr.fields import estimate_normals, estimate_sigma_points, patches, read_cloud
+from sciml_snr.fields.patches import local_patches
+from sciml_snr.fields.points import Frame
 
 DIAGONAL = 2 * np.sqrt(3)  # of the unit sphere's box
 
@@ -228,8 +223,9 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
         "bad.ply": ("ply\nformat ascii 1.0\n", "cannot be read"),
         "bad.xyz": ("1 2 3\n4 5\n", "cannot be read"),
         "empty.xyz": ("", "is empty"),
-        "four.xyz": ("1 2 3 4\n" * 20, "4 columns"),
-        "colours.xyz": ("1 2 3 255 255 0\n" * 20, "no unit normals"),
+        "one.xyz": ("1\n2\n3\n", "1 columns"),
+        "counted.xyz": ("".join(f"{i} 2 3 4\n" for i in range(20)), "first column .* counts"),
+        "word.xyz": ("1 2 three\n" + "1 2 3\n" * 20, "'three' in the first row is not a number"),
         "what.docx": ("hello", "cannot be read"),
     }
     for name, (text, message) in contents.items():
@@ -293,10 +289,10 @@ def test_error_of_normals_is_as_documented() -> None:
     rng = np.random.default_rng(0)
     sigma, k = 0.01, 64
     points = np.column_stack([rng.uniform(-1, 1, (4000, 2)), sigma * rng.normal(size=4000)])
-    patches = local_patches(points, k)
+    found = local_patches(points, k)
     inner = np.abs(points[:, :2]).max(1) < 0.7
-    slope = patches.normals[inner, 0] / patches.normals[inner, 2]
-    assert slope.std() == pytest.approx(2 * sigma / (patches.radius * np.sqrt(k)), rel=0.1)
+    slope = found.normals[inner, 0] / found.normals[inner, 2]
+    assert slope.std() == pytest.approx(2 * sigma / (found.radius * np.sqrt(k)), rel=0.1)
 
 
 # Sigma ---------------------------------------------------------------------------------------
@@ -338,20 +334,20 @@ def test_sigma_of_exact_points_is_next_to_nothing() -> None:
 def test_variances_against_a_loop() -> None:
     """Plane by the covariance's eigenvectors, quadratic function by lstsq, patch by patch."""
     points = sphere(200, 0.05)[0]
-    patches = local_patches(points, 30)
+    found = local_patches(points, 30)
     for i in (0, 17, 199):
         order = np.argsort(np.linalg.norm(points - points[i], axis=1))[:30]
         patch = points[order] - points[order].mean(0)
         height, u, v = (patch @ np.linalg.svd(patch.T)[0])[:, [2, 0, 1]].T
         design = np.stack([np.ones(30), u, v, u * u, u * v, v * v], axis=1)
         rss = np.linalg.lstsq(design, height, rcond=None)[1][0]
-        assert patches.variance[i] == pytest.approx(rss / 24, rel=1e-6)
+        assert found.variance[i] == pytest.approx(rss / 24, rel=1e-6)
 
 
 def test_chunks_do_not_matter(monkeypatch) -> None:
     points = sphere(300, 0.02)[0]
     whole = local_patches(points, 20)
-    monkeypatch.setattr(module, "_CHUNK", 1000)
+    monkeypatch.setattr(patches, "_CHUNK", 1000)
     parts = local_patches(points, 20)
     assert parts.variance == pytest.approx(whole.variance, rel=1e-9)
     assert parts.radius == whole.radius

@@ -14,11 +14,14 @@ import trimesh
 from torch import nn
 
 from sciml_snr import Gate, SigmaEstimate
-from sciml_snr.fields import surface
+from sciml_snr.fields import surface, surface_objective
 from sciml_snr.fields.archive import NetworkChoice
 from sciml_snr.fields.fit import FitOptions, Training, fitted
 from sciml_snr.fields.points import Cloud
-from sciml_snr.fields.surface import SDFFit, SurfaceObjective, Weights, fit_sdf
+from sciml_snr.fields.surface import fit_sdf
+from sciml_snr.fields.surface_fit import SDFFit
+from sciml_snr.fields.surface_objective import MIN_SLOPE, SurfaceObjective, Weights
+from sciml_snr.measure.twins import Twins
 from sciml_snr.runs.folder import write_arrays
 from tests.cases import assert_same_bits
 from tests.fields.test_points import circle, sphere
@@ -91,9 +94,9 @@ def test_every_term_against_its_formula() -> None:
         objective(weights).terms(network, torch.Generator().manual_seed(seed))[1]
         for seed in range(50)
     ]
-    low, high = surface.fit_box(points, 0.05)
+    low, high = surface_objective.fit_box(points, 0.05)
     box = torch.as_tensor(np.random.default_rng(0).uniform(low, high, (200_000, 3)))
-    mean = torch.exp(-surface.ALPHA * network(box.float()).abs()).mean().item()
+    mean = torch.exp(-surface_objective.ALPHA * network(box.float()).abs()).mean().item()
     assert torch.stack(found).mean().item() == pytest.approx(mean, rel=0.15)
 
 
@@ -247,7 +250,7 @@ def test_memorization_is_that_of_twins_by_hand() -> None:
     points, normals = circle(60, 0.1)
     fit = fit_sdf(points, normals, sigma=0.1, **QUICK)
     found = fit.memorization(progress=False)
-    shifts = surface.Twins(np.zeros(60), 0.1).shifts[0]
+    shifts = Twins(np.zeros(60), 0.1).shifts[0]
     moved = SurfaceObjective.__init__
 
     def shifted(self, *args, **kwargs):  # labels in the fit's units
@@ -261,7 +264,7 @@ def test_memorization_is_that_of_twins_by_hand() -> None:
     finally:
         SurfaceObjective.__init__ = moved
     fits = [
-        f.distance(points) / np.linalg.norm(f.gradient(points), axis=1).clip(surface.MIN_SLOPE)
+        f.distance(points) / np.linalg.norm(f.gradient(points), axis=1).clip(MIN_SLOPE)
         for f in (fit, twin)
     ]
     share = shifts @ (fits[1] - fits[0]) / (shifts @ shifts)
@@ -468,7 +471,7 @@ def test_memorization_repeats_a_fit_that_was_resumed_with_more_steps(tmp_path: P
     fit_sdf(points, normals, **run | {"steps": 10})
     fit = fit_sdf(points, normals, resume=True, **run | {"steps": 16})
     twin = fit.choice.build(2, 1, fit.options.seed)
-    unmoved = surface._objective(fit.cloud, fit.sigma, fit.weights, fit.options)
+    unmoved = surface_objective.objective_of(fit.cloud, fit.sigma, fit.weights, fit.options)
     fitted(twin, unmoved, fit.options, progress=False, like=fit.training)
     assert_same_bits(twin.state_dict(), fit.network.state_dict())
     fit.save(tmp_path / "fit.npz")

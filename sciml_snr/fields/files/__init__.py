@@ -1,0 +1,1 @@
+"""Images and point clouds in files: one room for each kind."""
