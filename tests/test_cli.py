@@ -466,7 +466,7 @@ def test_what_libraries_log_is_not_shown_and_a_warning_is_a_line(noisy_png) -> N
     colors = np.random.default_rng(0).integers(0, 2**16, (3, 8, 8), dtype=np.uint16)
     tifffile.imwrite("planes.tif", colors, photometric="rgb", planarconfig="separate")
     result = runner.invoke(app, ["fit-image", "planes.tif", "-o", "clean.png"])
-    assert result.stderr.splitlines()[0].startswith("Note: planes.tif holds 3 pages")
+    assert result.stderr.splitlines()[0].startswith("Note: planes.tif says that its 3 planes")
 
 
 def test_complex_points_are_refused() -> None:

@@ -69,8 +69,9 @@ def fit_sdf(
 ) -> None:
     """Make a clean surface of a noisy scan; Ctrl-C ends it early and leaves a usable result."""
     from ..fields import read_cloud, surface
+    from ..fields.files.meshes import check_exportable, check_shift
     from ..fields.isosurface import check_resolution, read_surface
-    from ..fields.surface_fit import check_exportable, check_shift, check_trim
+    from ..fields.trim import check_trim
 
     folders = run_folders(points.stem, "sdf", given, compare, out_run, resume)
     optimizer = next(iter(folders))

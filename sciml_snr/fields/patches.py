@@ -122,19 +122,21 @@ def local_patches(
     return _patches(x, tree, ways, min(_size(x, tree, ways, sizes), n))
 
 
-def share_behind(points: ArrayLike, sides: ArrayLike) -> float:
-    """Mean share of a point's nearest neighbours, as many as a patch has, that are on another side:
-    half where a wall is thinner than a patch is wide.
+def thinner_by_sides(points: ArrayLike, sides: ArrayLike) -> float:
+    """How thick the layer of points is in patches of one side, relative to that in all patches: 1
+    on plain shapes, 0.6 where the two sheets of a wall are three standard deviations apart.
 
     Args:
-        points, sides: as for :func:`local_patches`.
+        points, sides: as for :func:`local_patches`; some of the points are enough.
     """
     x = as_points(points)
-    ways, tree = unit_vectors("sides", sides, x), cKDTree(x)
-    k = min(_size(x, tree, ways, [k for k in NEIGHBORS if k >= NORMALS_NEIGHBORS]), len(x))
-    rows = np.arange(0, len(x), max(1, len(x) // 2000))
-    near = tree.query(x[rows], min(WIDER * k, len(x)))[1]
-    return 1 - float(_same_side(x, ways, k, rows, near)[:, :k].mean())
+    tree, rows = cKDTree(x), np.arange(0, len(x), max(1, len(x) // 2000))
+    sizes = [k for k in NEIGHBORS if _quadratic_terms(x.shape[1]) + 3 <= k <= max(16, len(x) // 4)]
+    found = []
+    for ways in (unit_vectors("sides", sides, x), None):
+        k = min(_size(x, tree, ways, sizes), len(x))
+        found.append(_patches(x, tree, ways, k, rows).sigma)
+    return found[0] / max(found[1], TINY)
 
 
 def _size(x: Array, tree: Any, ways: Array | None, sizes: list[int]) -> int:

@@ -26,7 +26,7 @@ from .archive import NetworkChoice, check_asked, open_folder
 from .files.meshes import single_step
 from .fit import check_steps, completed_gate, fitted, read_checkpoint
 from .normals import VOTES, estimate_normals, one_sided_normals, ways_to
-from .patches import estimate_sigma_points, share_behind
+from .patches import estimate_sigma_points, thinner_by_sides
 from .points import Cloud, read_cloud
 from .surface_fit import KIND, SDFFit, config_of, from_config, summary
 from .surface_objective import OF_THIN_WALLS, THIN, Array, Weights, objective_of
@@ -313,7 +313,7 @@ def _tell_rounded(cloud: Cloud, sigma: float) -> None:
 def _default_weights(cloud: Cloud, orient: ArrayLike | str | None) -> Weights:
     """Those of thin walls where the sides that were told show that there are such."""
     ways = None if orient is None else _ways(cloud, orient)
-    if ways is None or share_behind(cloud.points, ways) < THIN:
+    if ways is None or thinner_by_sides(cloud.points, ways) > THIN:
         return Weights()
     return OF_THIN_WALLS
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +15,7 @@ from torch import nn
 
 from ..measure.local_risk import WHOLE, LocalBars
 from ..measure.twins import TAU, Memorization, Twins
-from ..runs.folder import check_can_write, readable
+from ..runs.folder import readable
 from ..runs.options import FitOptions
 from .archive import (
     NetworkChoice,
@@ -28,7 +26,7 @@ from .archive import (
     sigma_from_json,
     sigma_to_json,
 )
-from .files.meshes import SINGLE, single_step, suggested_shift, write_mesh
+from .files.meshes import SINGLE, check_exportable, check_shift, tell_coarse, write_mesh
 from .fit import Training, fits_of_twins, summary_of
 from .isosurface import SurfaceMetrics, grid_axes, surface_metrics, zero_contours, zero_mesh
 from .points import Cloud, Frame
@@ -42,7 +40,7 @@ from .surface_objective import (
     objective_of,
     slopes,
 )
-from .trim import covered
+from .trim import check_trim, covered, runs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -182,7 +180,7 @@ class SDFFit:
             self._tell_invented(1 - float(np.concatenate(kept).mean()))
             return curves
         both = zip(curves, kept, strict=True)
-        pieces = [piece for curve, good in both for piece in _runs(curve, good)]
+        pieces = [piece for curve, good in both for piece in runs(curve, good)]
         if not pieces:
             raise ValueError(f"trim = {trim} leaves nothing of the curve.")
         return pieces
@@ -236,20 +234,9 @@ class SDFFit:
         mesh = self.mesh(**cells)
         mesh.vertices = np.asarray(mesh.vertices) - less
         if Path(path).suffix.lower() in SINGLE:
-            self._tell_coarse(Path(path), np.asarray(mesh.vertices), less)
+            fine = float(self.sigma) / 10 or 1e-6 * self.cloud.diagonal
+            tell_coarse(Path(path), np.asarray(mesh.vertices), less, fine)
         write_mesh(path, mesh)
-
-    def _tell_coarse(self, path: Path, vertices: Array, less: Array) -> None:
-        step, fine = single_step(vertices), float(self.sigma) / 10 or 1e-6 * self.cloud.diagonal
-        if step > fine:
-            shift = [float(x) for x in less + suggested_shift(vertices)]
-            flags = " ".join(f"--shift {x:.12g}" for x in shift)
-            warnings.warn(
-                f"{path} is of single precision: at such coordinates it has steps of {step:g}, "
-                f"more than a tenth of sigma ({float(self.sigma):.3g}). Write .ply, .obj or .off, "
-                f"or take something off: shift={shift} ({flags}).",
-                stacklevel=3,
-            )
 
     def metrics(
         self,
@@ -460,61 +447,6 @@ _NO_SURFACE = (
     "The fit does not change its sign near the points: there is no surface. Give it more steps, "
     "or another learning rate."
 )
-
-
-def check_trim(trim: float | str | None) -> float | str | None:
-    """A length, "auto" or None as they are.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    if trim is None or trim == "auto":
-        return trim
-    with contextlib.suppress(TypeError, ValueError):
-        if 0 < float(trim) < math.inf:
-            return float(trim)
-    raise ValueError(f"trim must be a positive length or 'auto', got {trim!r}.")
-
-
-def check_shift(shift: ArrayLike | None, dim: int) -> Array:
-    """As an array (dim,); None is 0.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    found = np.zeros(dim) if shift is None else np.asarray(shift, dtype=float)
-    if found.shape != (dim,) or not np.isfinite(found).all():
-        raise ValueError(f"shift must be {dim} numbers, got {shift!r}.")
-    return found
-
-
-def _runs(curve: Array, good: NDArray[np.bool_]) -> list[Array]:
-    """The pieces of a polyline of which all points are good."""
-    if good.all():
-        return [curve]
-    if (curve[0] == curve[-1]).all():  # closed: begin where it is cut
-        at = int(good.argmin())
-        curve, good = np.roll(curve[:-1], -at, axis=0), np.roll(good[:-1], -at)
-    cuts = np.flatnonzero(np.diff(good)) + 1
-    both = zip(np.split(curve, cuts), np.split(good, cuts), strict=True)
-    return [piece for piece, is_good in both if is_good[0] and len(piece) > 1]
-
-
-def check_exportable(path: str | Path, dim: int) -> None:
-    """Refuse a file that a mesh (or a curve, where dim is 2) cannot be written to.
-
-    Raises:
-        ValueError: the ending is not one of those.
-        OSError: it cannot be written there.
-    """
-    endings = (".ply", ".obj", ".stl", ".off", ".glb") if dim == 3 else (".npz",)
-    path = Path(path)
-    if path.suffix.lower() not in endings:
-        raise ValueError(f"{path} has no ending of a {_KIND_OF[dim]}: {', '.join(endings)}.")
-    check_can_write(path)
-
-
-_KIND_OF = {2: "curve's file", 3: "mesh's file"}
 
 
 def config_of(

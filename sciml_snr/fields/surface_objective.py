@@ -89,8 +89,8 @@ class Weights:
 OF_THIN_WALLS = Weights(eikonal=1.0, normal=0.5)
 """A distance that has to rise and fall again within a wall needs to be held more firmly."""
 
-THIN = 0.25
-"""Share of a patch's neighbours on another side from which on a wall is thin."""
+THIN = 0.7
+"""A wall is thin where patches of one side make the layer of points thinner than so many times."""
 
 
 class SurfaceObjective:

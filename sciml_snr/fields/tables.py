@@ -148,6 +148,10 @@ def _columns(path: Path, gaps: bool = False) -> tuple[list[str], dict[str, Array
     header, rows = read_table(path)
     if not rows:
         raise ValueError(f"{path} has no samples: give a header, and a row for each.")
+    if any(_is_number(name) for name in header):
+        raise ValueError(
+            f"{path} has no header: its first line is {','.join(header)}. Name the columns there."
+        )
     numbers = [
         [
             math.nan
@@ -158,6 +162,14 @@ def _columns(path: Path, gaps: bool = False) -> tuple[list[str], dict[str, Array
         for line, fields in rows
     ]
     return header, dict(zip(header, np.array(numbers).T, strict=True))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        read_number(text, "")
+    except ValueError:
+        return False
+    return True
 
 
 def _stacked(columns: dict[str, Array], names: Sequence[str]) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import numpy as np
@@ -49,3 +50,29 @@ def covered(
     lengths = np.linalg.norm(ways, axis=2).mean(axis=1)
     beyond = np.linalg.norm(ways.mean(axis=1), axis=1) > ONE_SIDED[dim] * lengths
     return np.asarray(within & ~beyond)
+
+
+def check_trim(trim: float | str | None) -> float | str | None:
+    """A length, "auto" or None as they are.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if trim is None or trim == "auto":
+        return trim
+    with contextlib.suppress(TypeError, ValueError):
+        if 0 < float(trim) < math.inf:
+            return float(trim)
+    raise ValueError(f"trim must be a positive length or 'auto', got {trim!r}.")
+
+
+def runs(curve: Array, good: NDArray[np.bool_]) -> list[Array]:
+    """The pieces of a polyline of which all points are good."""
+    if good.all():
+        return [curve]
+    if (curve[0] == curve[-1]).all():  # closed: begin where it is cut
+        at = int(good.argmin())
+        curve, good = np.roll(curve[:-1], -at, axis=0), np.roll(good[:-1], -at)
+    cuts = np.flatnonzero(np.diff(good)) + 1
+    both = zip(np.split(curve, cuts), np.split(good, cuts), strict=True)
+    return [piece for piece, is_good in both if is_good[0] and len(piece) > 1]

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from sciml_snr.cli import app
 from sciml_snr.fields import fit_sdf, read_cloud
+from sciml_snr.fields.tables import read_samples
 from tests.fields.test_points import sphere
 
 POINTS, NORMALS = sphere(40, 0.05)
@@ -59,6 +60,7 @@ TEXTS = {  # name, text, whether there are normals, what is said to be left out
     "quoted.csv": ('"x","y","z"\n' + rows(POINTS, between=","), False, None),
     "order.csv": ("z,y,x\n" + rows(POINTS[:, ::-1], between=","), False, None),
     "commas.csv": (rows(POINTS, between=",").replace("\n", ",\n"), False, None),
+    "title.xyz": ("scan 3 of May\n" + rows(POINTS), False, "'scan 3 of May', is taken for a title"),
     "map.csv": ("id,easting,northing,height\n" + rows(INTENSITY, POINTS, between=","), False, "id"),
 }
 
@@ -199,6 +201,13 @@ def test_the_command_leaves_bad_points_out(tmp_path: Path, monkeypatch) -> None:
     assert (summary["points"], summary["dropped_points"]) == (298, 2)
     again = [*call, "--estimate-normals", "--drop-bad", "--out-run", "other"]
     assert "1 points are no numbers" in CliRunner().invoke(app, again).output
+
+
+def test_a_table_of_samples_without_a_header_loses_none(tmp_path: Path) -> None:
+    """Its first sample was taken for the columns' names."""
+    (tmp_path / "a.csv").write_text("0.1,2\n0.2,3\n0.3,4\n")
+    with pytest.raises(ValueError, match=r"a\.csv has no header: its first line is 0\.1,2"):
+        read_samples(tmp_path / "a.csv")
 
 
 def test_a_table_of_samples_with_a_mark_and_gaps(tmp_path: Path, monkeypatch) -> None:

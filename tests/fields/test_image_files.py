@@ -74,16 +74,38 @@ def test_compressed_pages_of_a_tiff(tmp_path: Path) -> None:
     np.testing.assert_array_equal(picture.pixels, pages)
 
 
-def test_bits_that_pillow_would_lose_name_the_cure(tmp_path: Path, monkeypatch) -> None:
-    """Colors of 16 bits by LZW: Pillow makes bytes of them."""
-    monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", _no_decoder)
-    tifffile.imwrite(tmp_path / "a.tif", COLORS.astype(np.uint16), photometric="rgb")
-    with pytest.raises(ValueError, match=r"sciml-snr\[files\].*imagecodecs.*without compression"):
+def packed(path: Path, image: np.ndarray) -> None:
+    """A TIFF file by LZW of pixels that Pillow has no image of: its rows as bytes, packed by
+    Pillow, and then said to be what they are."""
+    samples = image.shape[2] if image.ndim == 3 else 1
+    rows = np.ascontiguousarray(image).view(np.uint8).reshape(len(image), -1)
+    kind = {"u": 1, "i": 2, "f": 3}[image.dtype.kind]
+    Image.fromarray(rows).save(path, compression="tiff_lzw", tiffinfo={277: 1, 338: 0, 339: kind})
+    tags = {256: image.shape[1], 277: samples, 258: samples * (8 * image.dtype.itemsize,)}
+    tags |= {339: samples * (kind,), 338: max(1, samples - 1) * (0,)}
+    for code, value in tags.items():
+        with tifffile.TiffFile(path, mode="r+") as file:
+            file.pages[0].tags[code].overwrite(value)
+
+
+@pytest.mark.parametrize("kind", ["<i2", "<u4", "<f8", "i1"])
+@pytest.mark.parametrize("bands", [1, 3, 7])
+def test_lzw_of_pixels_that_pillow_has_no_image_of(tmp_path: Path, kind: str, bands: int) -> None:
+    """Heights of 16 bits with a sign, colors of more than 8 bits, seven bands: as bytes."""
+    image = (np.stack([scene(40, 30, seed=s) for s in range(bands)], axis=-1) // 2).astype(kind)
+    image = image[..., 0] if bands == 1 else image
+    packed(tmp_path / "a.tif", image)
+    picture = fit(tmp_path / "a.tif", sigma=3).picture
+    assert picture.pixels.dtype == image.dtype and picture.values.shape[1] == bands
+    np.testing.assert_array_equal(picture.pixels, image)
+
+
+def test_what_cannot_be_decoded_names_the_cure(tmp_path: Path) -> None:
+    packed(tmp_path / "a.tif", GREY.astype("<i2"))
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as file:
+        file.pages[0].tags[259].overwrite(34887)  # LERC
+    with pytest.raises(ValueError, match=r"by LERC.*sciml-snr\[files\].*without compression"):
         fit(tmp_path / "a.tif")
-
-
-def _no_decoder(series):
-    raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
 
 
 NAMED = {"CYX": (2, 40, 30), "ZCYX": (3, 2, 40, 30), "TCYX": (3, 4, 40, 30), "CZYX": (2, 3, 40, 30)}

@@ -227,6 +227,7 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
         "counted.xyz": ("".join(f"{i} 2 3 4\n" for i in range(20)), "first column .* counts"),
         "word.xyz": ("1 2 three\n" + "1 2 3\n" * 20, "'three' in the first row is not a number"),
         "what.docx": ("hello", "cannot be read"),
+        "grid.asc": ("ncols 3\nnrows 2\n1 2 3\n4 5 6\n", "is a grid of heights"),
     }
     for name, (text, message) in contents.items():
         (tmp_path / name).write_text(text)

@@ -46,6 +46,8 @@ def read_columns(path: Path) -> tuple[Array, Array | None]:
         body = [line for line in body if not line.isdigit()]
     if not body:
         raise Unusable(f"{path} is empty.")
+    if body[0].lower().startswith("ncols"):
+        raise Unusable(f"{path} is a grid of heights (ESRI): give points, x y z.")
     separator = _separator(body[-1], path)
     header: list[str] = []
     if body[0].isdigit():  # a count, and mostly a comment
@@ -57,6 +59,11 @@ def read_columns(path: Path) -> tuple[Array, Array | None]:
         if len(first) == width and any(map(_is_number, first)):
             odd = next(field for field in first if not _is_number(field))
             raise Unusable(f"{path}: {odd!r} in the first row is not a number.")
+        if len(first) != width and any(map(_is_number, first)):
+            warnings.warn(
+                f"{path}: the first line, {body[0]!r}, is taken for a title, and left out.",
+                stacklevel=4,
+            )
         header, body = (first if len(first) == width else []), body[1:]
     rows = _rows(body, separator)
     if not header and comments:

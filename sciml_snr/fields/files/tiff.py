@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .source import Array, ImageSource, Unreadable
+from .unpack import unpacked_pages
 
 _CHANNELS = "CS"
 """Letters of tifffile's axes that count channels: C of OME and ImageJ, S samples of a pixel."""
@@ -69,7 +70,10 @@ def _pixels(series: Any, path: Path) -> tuple[Array, str]:
     except (ValueError, ImportError) as error:
         if "imagecodecs" not in str(error) and not isinstance(error, ImportError):
             raise
-        return _decoded_by_pillow(series, path), series.axes
+        by_pillow = _decoded_by_pillow(series, path)
+        if by_pillow is not None:
+            return by_pillow, series.axes
+        pixels = _unpacked(series, path)
     if int(page.photometric) == _MINISWHITE and pixels.dtype.kind in "bu":
         white = pixels.dtype.type(2 ** int(page.bitspersample) - 1)
         pixels = ~pixels if pixels.dtype.kind == "b" else white - pixels
@@ -99,24 +103,35 @@ def _colors(series: Any, path: Path) -> tuple[Array, str]:
     return pixels, series.axes[:outer] + "YXS"
 
 
-def _decoded_by_pillow(series: Any, path: Path) -> Array:
-    """Pixels in a compression that tifffile has no decoder for.
+def _unpacked(series: Any, path: Path) -> Array:
+    """Pixels that Pillow has no image of, in bytes that it can unpack.
 
     Raises:
-        Unreadable: Pillow cannot decode them either, or not without losing bits.
+        Unreadable: it cannot; names the cure.
     """
+    page = series.keyframe
+    name = page.compression.name
+    try:
+        at = next(i for i, other in enumerate(page.parent.series) if other is series)
+        pages = unpacked_pages(path, at)
+    except Exception:  # every codec has errors of its own
+        raise Unreadable(
+            f"{path} is compressed by {name}, with pixels of {page.dtype} that need another "
+            'decoder: pip install "sciml-snr[files]" (imagecodecs), or save it without compression.'
+        ) from None
+    return np.stack(pages).reshape(series.shape)
+
+
+def _decoded_by_pillow(series: Any, path: Path) -> Array | None:
+    """Pixels in a compression that tifffile has no decoder for, turned upright; None where Pillow
+    cannot decode them, or has no such images and would lose bits."""
     page = series.keyframe
     try:
         found = _pages(series, path)
-        alike = found[0].dtype == page.dtype and sorted(found[0].shape) == sorted(page.shape)
     except Exception:  # every codec has errors of its own
-        alike = False
-    if not alike:
-        raise Unreadable(
-            f"{path} is compressed by {page.compression.name}, with pixels of {page.dtype} that "
-            'need another decoder: pip install "sciml-snr[files]" (imagecodecs), or save it '
-            "without compression."
-        )
+        return None
+    if found[0].dtype != page.dtype or sorted(found[0].shape) != sorted(page.shape):
+        return None
     if series.axes[-3:] == "SYX":
         found = [np.moveaxis(pixels, -1, 0) for pixels in found]
     outer = series.shape[: len(series.shape) - found[0].ndim]
