@@ -20,9 +20,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import scipy.ndimage
@@ -58,6 +56,58 @@ _EDGES = (0.10, 0.16, 0.22, 0.28, 0.34, 0.40, 0.50, 0.71)
 _BANDS = [(low <= _FREQUENCY) & (high > _FREQUENCY) for low, high in itertools.pairwise(_EDGES)]
 
 
+@dataclass(frozen=True)
+class Correlation:
+    """How the errors of an image's pixels go together.
+
+    Args:
+        blur, white: s and w of the spectrum; a blur of 0 is white noise.
+        rows, columns: share of the variance that whole rows or columns have in common.
+    """
+
+    blur: float = 0.0
+    white: float = 0.0
+    rows: float = 0.0
+    columns: float = 0.0
+
+    @property
+    def is_white(self) -> bool:
+        """Whether all errors are independent."""
+        return not (self.blur or self.rows or self.columns)
+
+    def alike(self, shape: tuple[int, int]) -> float:
+        """How many pixels have errors that go together, in the mode of most power.
+
+        The peak of the noise's power over its mean: 1 for white noise, 4 pi s^2 for blurred one.
+        """
+        own = self._power(shape) if self.blur else np.ones(1)
+        alone = 1 - min(1.0, self.rows + self.columns)
+        return (
+            alone * float(own.max() / own.mean()) + self.rows * shape[1] + self.columns * shape[0]
+        )
+
+    def draw(self, shape: tuple[int, int], rng: np.random.Generator) -> Array:
+        """Gaussian noise of this kind, of mean 0 and variance 1.
+
+        Args:
+            shape: (H, W).
+            rng: where it comes from.
+        """
+        found = rng.normal(size=shape)
+        if self.blur:
+            power = self._power(shape)
+            root = np.sqrt(power / power.mean())
+            found = np.fft.ifft2(np.fft.fft2(found) * root).real
+        found = math.sqrt(1 - min(1.0, self.rows + self.columns)) * found
+        for share, across in ((self.rows, (shape[0], 1)), (self.columns, (1, shape[1]))):
+            if share:
+                found = found + math.sqrt(share) * rng.normal(size=across)
+        return found
+
+    def _power(self, shape: tuple[int, int]) -> Array:
+        return _spectrum(_frequencies(shape), self.blur, self.white)
+
+
 @dataclass(frozen=True, eq=False)
 class ImageNoise:
     """What :func:`inspect_noise` finds.
@@ -85,18 +135,18 @@ class ImageNoise:
     doubt: str
 
     @property
+    def correlation(self) -> Correlation:
+        """How the errors of neighbouring pixels go together."""
+        variance = float(self.sigma) ** 2
+        shares = (
+            min(1.0, size**2 / variance) if size else 0.0 for size in (self.rows, self.columns)
+        )
+        return Correlation(self.blur, self.white, *shares)
+
+    @property
     def is_white(self) -> bool:
         """Whether neighbouring pixels have independent errors."""
-        return not (self.blur or self.rows or self.columns)
-
-    def draw(self, shape: tuple[int, int], rng: np.random.Generator) -> Array:
-        """Noise of this kind, of standard deviation 1; Gaussian, without outliers.
-
-        Args:
-            shape: (H, W).
-            rng: where it comes from.
-        """
-        return drawn(self, shape, lambda size: rng.normal(size=size))
+        return self.correlation.is_white
 
     def __str__(self) -> str:
         parts = [str(self.sigma)]
@@ -110,27 +160,6 @@ class ImageNoise:
         if found := int(self.outliers.sum()):
             parts.append(f"{found} outliers ({100 * self.outliers.mean():.2g} %)")
         return "; ".join([*parts, *([f"in doubt: {self.doubt}"] if self.doubt else [])])
-
-
-def drawn(noise: ImageNoise, shape: tuple[int, int], normal: Callable[[Any], Array]) -> Array:
-    """Noise of a kind, made from independent normal numbers.
-
-    Args:
-        noise: of which kind.
-        shape: (H, W).
-        normal: shape -> independent numbers of mean 0 and standard deviation 1.
-    """
-    found = normal(shape)
-    if noise.blur:
-        root = np.sqrt(_spectrum(_frequencies(shape), noise.blur, noise.white))
-        root /= math.sqrt(float(np.mean(root**2)))
-        found = np.fft.ifft2(np.fft.fft2(found) * root).real
-    share = min(1.0, (noise.rows**2 + noise.columns**2) / float(noise.sigma) ** 2)
-    total = math.sqrt(1 - share) * found
-    for size, across in ((noise.rows, (shape[0], 1)), (noise.columns, (1, shape[1]))):
-        if size:
-            total = total + size / float(noise.sigma) * normal(across)
-    return total
 
 
 def inspect_noise(image: ArrayLike) -> ImageNoise:
@@ -260,9 +289,7 @@ def _shape_of(power: Array) -> tuple[float, float]:
 
 def _flat_part(blur: float, white: float) -> float:
     """Standard deviation in the flattest blocks, of noise alone of standard deviation 1."""
-    rng = np.random.default_rng(0)
-    root = np.sqrt(_spectrum(_frequencies((256, 256)), blur, white))
-    noise = np.fft.ifft2(np.fft.fft2(rng.normal(size=(256, 256))) * root).real
+    noise = Correlation(blur, white).draw((256, 256), np.random.default_rng(0))
     return math.sqrt(_flattest(noise / noise.std(), FLAT_IN_NOISE)[0])
 
 

@@ -43,7 +43,7 @@ from ._tensors import is_16_bit
 from .handover import Facts, Handover
 from .pointwise import LossLike, pointwise
 from .source import Group, NoiseSource
-from .terms import Term, as_sigma_tensor, check_population, check_squares, sigma_text
+from .terms import Pattern, Term, as_sigma_tensor, check_population, check_squares, sigma_text
 
 _REDUCTIONS = ("mean", "sum", "none")
 
@@ -161,6 +161,7 @@ class NoisyLoss(_Loss):
         group: Group | None = None,
         place: Any = None,
         is_coarse: bool = False,
+        pattern: Pattern | None = None,
     ) -> Tensor:
         """The loss of prediction minus target.
 
@@ -171,11 +172,14 @@ class NoisyLoss(_Loss):
             group: shares its passes with other terms of the same forward pass.
             place: where the residual comes from, for the group's source.
             is_coarse: what it was made from is rounded to 16 bits.
+            pattern: what the data's errors look like, where they are correlated:
+                :data:`sciml_snr.terms.Pattern`.
         """
         source = self if group is None else group.source
         if not source.is_watched(residual):
             return self.reduced(self.loss.values(residual))
         term = self.term(residual, sigma, population=population, place=place, is_coarse=is_coarse)
+        term.pattern = pattern
         return self.reduced((Group(self) if group is None else group).watch(term))
 
     def term(

@@ -174,7 +174,10 @@ class NoiseSource:
         seed = handover.next_seed(self)
         factors = []
         for k, term in enumerate(terms):
-            signs = self._signs(tuple(term.residual.shape), term.residual, seed + k)
+            if term.pattern is None:
+                signs = self._signs(tuple(term.residual.shape), term.residual, seed + k)
+            else:
+                signs = term.pattern(seed + k).to(term.residual)
             factors.append(signs.mul_(draw_scale(term, beyond_noise(term))))
         return [term.residual for term in terms], factors
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,6 +90,11 @@ def sigma_text(sigma: Tensor) -> str:
     return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
 
 
+Pattern = Callable[[int], Tensor]
+"""A seed -> random numbers of mean 0 and variance 1, of a residual's shape, correlated as the
+errors of its data are."""
+
+
 @dataclass(eq=False)
 class Term:
     """One noisy summand of the loss in one forward pass."""
@@ -104,6 +110,8 @@ class Term:
     """Number of data that each step's rows are drawn from: None for the same rows in every step."""
     drawn_anew: bool = True
     """Whether batches are others in every step; if one stays, its noise does not average away."""
+    pattern: Pattern | None = None
+    """Where the data's errors are correlated, what they look like."""
     is_coarse: bool = False
     """Whether the forward pass was rounded to 16 bits (autocast)."""
     is_noisy: bool | None = None
@@ -181,6 +189,7 @@ class NoisyTerm:
         weight: of the term in the loss, which is a mean over entries.
         population: as for :class:`NoisyLoss`.
         loss: as for :class:`NoisyLoss`.
+        pattern: what the data's errors look like, where they are correlated.
     """
 
     residual: Tensor
@@ -189,6 +198,7 @@ class NoisyTerm:
     population: float | None = None
     loss: LossLike = "mse"
     drawn_anew: bool = True
+    pattern: Pattern | None = None
     _pointwise: Pointwise = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

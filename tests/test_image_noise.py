@@ -102,7 +102,7 @@ def test_draws_are_of_the_kind_that_was_found():
     noisy = CELL + 25 * blurred(CELL.shape, 1.0) + 8 * white((256, 1), 1)
     kind = inspect_noise(noisy)
     rng = np.random.default_rng(0)
-    draws = [kind.draw((192, 256), rng) for _ in range(20)]
+    draws = [kind.correlation.draw((192, 256), rng) for _ in range(20)]
     assert np.mean([draw.var() for draw in draws]) == pytest.approx(1, abs=0.03)
     neighbours = np.mean([(draw[:, 1:] * draw[:, :-1]).mean() for draw in draws])
     share = kind.rows**2 / float(kind.sigma) ** 2

@@ -322,7 +322,10 @@ def summary_of(
 def total_loss(noise: NoisyLoss, terms: Iterable[NoisyTerm], extra: Tensor | None) -> Tensor:
     """The loss that a step goes down: weighted noisy terms, and the extra."""
     parts = [
-        term.weight * noise.of_residual(term.residual, term.sigma, population=term.population)
+        term.weight
+        * noise.of_residual(
+            term.residual, term.sigma, population=term.population, pattern=term.pattern
+        )
         for term in terms
     ]
     return torch.stack(parts if extra is None else [*parts, extra]).sum()

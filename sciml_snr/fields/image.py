@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
+from ..image_noise import Correlation
 from ..runs.config import check_keys, takes
 from ..runs.folder import CHECKPOINT, CONFIG, SUMMARY, readable
 from ..runs.options import FitOptions, ImageOptions
@@ -35,6 +36,15 @@ from .files.source import ImageSource
 from .fit import check_steps, completed_gate, fitted, read_checkpoint
 from .image_fit import ImageFit, summary
 from .picture import Picture, check_sigma, check_spacing, estimate_sigma, take_apart
+from .pixel_noise import (
+    correlations_from_json,
+    correlations_of,
+    correlations_to_json,
+    inspected,
+    report,
+    sigma_of,
+    without_outliers,
+)
 from .pixels import objective_of
 
 FULL_BATCH = 8_192
@@ -161,6 +171,7 @@ def fit_image(
     clean = None if reference is None else _clean_values(reference, picture)
     inputs, outputs = len(picture.shape), picture.values.shape[1]
     sigma = options.pop("sigma", None)
+    is_white = options.pop("noise", None) == "white"
     given = None if sigma is None else check_sigma(sigma, outputs)
     state = None
     with contextlib.ExitStack() as stack:
@@ -169,12 +180,16 @@ def fit_image(
             stack.enter_context(folder.locked())
             config, state = read_checkpoint(folder)
             where = folder.path / CHECKPOINT
-            config = {"spacing": None, **config}  # which runs did not always have
+            config = {"spacing": None, "noise": None, "outliers": 0, **config}  # not in all runs
             check_keys(config, _CONFIG, where)
             if config["image"] != picture.fingerprint():
                 raise ValueError(f"The run in {out} is of another image, or with another mask.")
             with readable(where):
                 told = tuple(map(sigma_from_json, config["sigma"]))
+                correlations = correlations_from_json(config["noise"])
+            fingerprint = picture.fingerprint()
+            if outliers := config["outliers"]:
+                picture = without_outliers(picture, inspected(picture) or ())
             choice = saved_choice(config, given_network, where)
             training_options = FitOptions.from_json(config["options"], where)
             own = {**config, "sigma": list(map(float, told))}
@@ -187,16 +202,24 @@ def fit_image(
             if steps is not None:
                 training_options = replace(training_options, steps=steps)
         else:
-            told = given or estimate_sigma(picture)
+            fingerprint, missing = picture.fingerprint(), int(picture.missing.sum())
+            kinds = None if is_white else inspected(picture)
+            correlations = correlations_of(kinds)
+            told = given or (estimate_sigma(picture) if kinds is None else sigma_of(picture, kinds))
+            picture = without_outliers(picture, kinds or ())
+            outliers = int(picture.missing.sum()) - missing
+            report(kinds or ())
             choice = choose_network(given_network, network_options, picture, told)
             name, batch = options.get("optimizer", "snr_soap"), options.get("batch_size")
             default = default_training(choice, picture, name, batch)
             options["gate"] = completed_gate(default["gate"], options.get("gate"))
             training_options = FitOptions(**default | options)
         model = choice.build(inputs, outputs, training_options.seed)
-        config = _config(picture, choice, told, training_options)
+        config = _config(
+            fingerprint, choice, told, training_options, picture.spacing, correlations, outliers
+        )
         known = picture.values[~picture.missing.reshape(-1)]
-        objective = objective_of(picture, known, told, training_options, clean)
+        objective = objective_of(picture, known, told, training_options, clean, correlations)
         if folder is not None and not resume:
             stack.enter_context(folder.locked())
             folder.begin(config)
@@ -209,7 +232,7 @@ def fit_image(
             state=state,
             progress=progress,
         )
-        fit = ImageFit(picture, choice, model, told, training_options, training)
+        fit = ImageFit(picture, choice, model, told, training_options, training, correlations)
         if folder is not None:
             folder.write_json(CONFIG, folder.described(config))
             fit.save(folder.path / "fit.npz")
@@ -227,19 +250,36 @@ def _clean_values(reference: ArrayLike, picture: Picture) -> NDArray[np.float64]
     return replace(picture, pixels=clean, missing=np.zeros(picture.shape, dtype=bool)).values
 
 
-_CONFIG = ("image", "network", "network_options", "sigma", "options", "spacing")
+_CONFIG = (
+    "image",
+    "network",
+    "network_options",
+    "sigma",
+    "options",
+    "spacing",
+    "noise",
+    "outliers",
+)
 
 
 def _config(
-    picture: Picture, choice: NetworkChoice, sigma: tuple[float, ...], options: FitOptions
+    fingerprint: str,
+    choice: NetworkChoice,
+    sigma: tuple[float, ...],
+    options: FitOptions,
+    spacing: tuple[float, ...] | None,
+    correlations: tuple[Correlation, ...] | None,
+    outliers: int,
 ) -> dict[str, Any]:
     """``config.json``."""
     values = (
-        picture.fingerprint(),
+        fingerprint,
         choice.name,
         choice.options,
         [sigma_to_json(s) for s in sigma],
         asdict(options),
-        picture.spacing,
+        spacing,
+        correlations_to_json(correlations),
+        outliers,
     )
     return dict(zip(_CONFIG, values, strict=True))

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from ..image_noise import Correlation
 from ..measure.local_risk import WHOLE, LocalBars
 from ..measure.twins import TAU, Memorization, Twins
 from ..runs.folder import readable
@@ -31,6 +32,7 @@ from .files.source import Array
 from .fit import Training, check_kept, fits_of_twins, summary_of
 from .function import Field, Units
 from .picture import Picture, check_spacing
+from .pixel_noise import correlations_from_json, correlations_to_json, pixel_noise
 from .pixels import Box, objective_of, predict, tiles
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ class ImageFit:
 
     Attributes:
         network: from coordinates in [-1, 1] to standardized values.
+        correlations: how the errors of neighbouring pixels go together, per channel; None: not
+            at all.
         sigma: standard deviation of the noise per channel, in units of the image: as given, or
             as estimated (:class:`sciml_snr.SigmaEstimate`).
         options: of the fit.
@@ -56,11 +60,13 @@ class ImageFit:
         sigma: tuple[float, ...],
         options: FitOptions,
         training: Training,
+        correlations: tuple[Correlation, ...] | None = None,
     ) -> None:
         self.picture = picture
         self.choice = choice
         self.network = network
         self.sigma = sigma
+        self.correlations = correlations
         self.options = options
         self.training = training
 
@@ -215,7 +221,9 @@ class ImageFit:
         if not any(self.sigma):
             raise ValueError("sigma is 0: there is no noise to memorize.")
         seed, told = self.options.seed, np.asarray(self.sigma)
-        twins = Twins(picture.values[known], told, probes=probes, tau=tau, seed=seed)
+        noise = pixel_noise(self.correlations, picture)
+        draw = None if noise is None else noise.draw
+        twins = Twins(picture.values[known], told, probes=probes, tau=tau, seed=seed, draw=draw)
 
         def fit_of(network: nn.Module) -> Array:
             return predict(network, picture, picture.shape)[known]
@@ -223,7 +231,9 @@ class ImageFit:
         fits = fits_of_twins(
             twins,
             lambda: self.choice.build(len(picture.shape), len(self.sigma), seed),
-            lambda labels: objective_of(picture, labels, self.sigma, self.options),
+            lambda labels: objective_of(
+                picture, labels, self.sigma, self.options, correlations=self.correlations
+            ),
             fit_of,
             self.options,
             self.training,
@@ -254,6 +264,7 @@ class ImageFit:
             "network_options": self.choice.options,
             "options": asdict(self.options),
             "sigma": [sigma_to_json(s) for s in self.sigma],
+            "noise": correlations_to_json(self.correlations),
             "training": asdict(self.training),
         }
         arrays = {"pixels": picture.pixels, "missing": picture.missing}
@@ -282,6 +293,7 @@ class ImageFit:
                 check_spacing(about.get("spacing"), fields["missing"].ndim),
             )
             sigma = tuple(map(sigma_from_json, about["sigma"]))
+            correlations = correlations_from_json(about.get("noise"))
             options = FitOptions(**{**about["options"], "device": None})
             training = Training.from_json(about["training"], path)
             choice = saved_choice(about, network, path)
@@ -290,7 +302,7 @@ class ImageFit:
         fresh = choice.build(len(picture.shape), len(sigma), options.seed)
         restore_network(fresh, fields)
         fresh.to(options.torch_device).eval()
-        return cls(picture, choice, fresh, sigma, options, training)
+        return cls(picture, choice, fresh, sigma, options, training, correlations)
 
     def _shape(
         self, shape: Sequence[int] | None, scale: float | None, box: Box | None
@@ -359,5 +371,6 @@ def summary(fit: ImageFit) -> dict[str, Any]:
         kept_step=fit.training.kept_step,
         sigma=[float(s) for s in fit.sigma],
         sigma_method=[getattr(s, "method", "given") for s in fit.sigma],
+        noise=correlations_to_json(fit.correlations),
         missing_pixels=int(fit.picture.missing.sum()),
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..noise import NoisyLoss
-from ..terms import NoisyTerm, check_squares
+from ..terms import NoisyTerm, Pattern, check_squares
 from .fit import Objective
 from .function import Array, Field, Units
 from .samples import Operator, Samples, as_rows, on_device
@@ -30,11 +30,21 @@ class SampleObjective:
         values: (n, m), standardized.
         sigma: (m,) or (n, m), of these.
         batch_size: samples in a step; None for all of them.
+        pattern: what the errors of all values look like, (n, m), where they are correlated.
+        alike: how many values have errors that go together. A batch of b then has, of the noise
+            that is the same in every step, as much as one of b values out of fewer.
     """
 
     def __init__(
-        self, points: Points, values: Tensor, sigma: Tensor, batch_size: int | None
+        self,
+        points: Points,
+        values: Tensor,
+        sigma: Tensor,
+        batch_size: int | None,
+        pattern: Pattern | None = None,
+        alike: float = 1.0,
     ) -> None:
+        self.pattern, self.alike = pattern, alike
         self.points = points
         self.values = values
         self.batch_size = batch_size
@@ -47,7 +57,8 @@ class SampleObjective:
         self, network: nn.Module, rng: torch.Generator
     ) -> tuple[list[NoisyTerm], Tensor | None]:
         """One term: this step's samples."""
-        n, weights = len(self.values), self._weights
+        n, weights, pattern = len(self.values), self._weights, self.pattern
+        population: float = n
         if self.batch_size is None or self.batch_size >= n:
             if self._all is None:
                 self._all = self.points[torch.arange(n, device=self.values.device)]
@@ -56,12 +67,19 @@ class SampleObjective:
             rows = torch.randint(n, (self.batch_size,), generator=rng, device=self.values.device)
             residual = network(self.points[rows]) - self.values[rows]
             weights = None if weights is None else weights[rows]
+            pattern = None if pattern is None else _of_rows(pattern, rows)
+            population = (n + (self.alike - 1) * len(rows)) / self.alike
         residual = residual if weights is None else weights * residual
-        return [NoisyTerm(residual, self.sigma, population=n)], None
+        return [NoisyTerm(residual, self.sigma, population=population, pattern=pattern)], None
 
     def metrics(self, network: nn.Module) -> dict[str, float]:
         """None."""
         return {}
+
+
+def _of_rows(pattern: Pattern, rows: Tensor) -> Pattern:
+    """What the errors of these rows look like."""
+    return lambda seed: pattern(seed)[rows]
 
 
 def weighted(sigma: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -250,7 +250,6 @@ def estimate_sigma(picture: Picture) -> tuple[SigmaEstimate, ...]:
 
 
 def _channel_sigma(channel: NDArray[np.float64], picture: Picture) -> SigmaEstimate:
-    rounding = 1 / math.sqrt(12) if picture.pixels.dtype.kind in "iu" else 0.0
     known = channel[~picture.missing]
     if np.ptp(known) == 0:
         return SigmaEstimate(0.0, 0.0, known.size, "constant channel")
@@ -263,6 +262,12 @@ def _channel_sigma(channel: NDArray[np.float64], picture: Picture) -> SigmaEstim
             found = _sigma_of_slices(channel)
     except ValueError as error:
         raise ValueError(f"The noise cannot be estimated; give sigma. ({error})") from None
+    return at_least_rounding(found, picture, known)
+
+
+def at_least_rounding(found: SigmaEstimate, picture: Picture, known: Array) -> SigmaEstimate:
+    """An estimate from a channel's known values, or what is known better of them."""
+    rounding = 1 / math.sqrt(12) if picture.pixels.dtype.kind in "iu" else 0.0
     if found < rounding:
         return SigmaEstimate(rounding, 0.0, known.size, "rounding")
     if found < _ROUND_OFF * known.std():

@@ -10,10 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..image_noise import Correlation
 from ..runs.options import FitOptions
 from .function import TILE
 from .objective import SampleObjective
 from .picture import Picture
+from .pixel_noise import PixelNoise, pixel_noise
 
 Box = Sequence[tuple[float, float]]
 
@@ -41,6 +43,7 @@ class PixelObjective(SampleObjective):
         batch_size: pixels in a step, drawn with replacement; None for all of them.
         device: of the fit.
         reference: clean values (pixels, channels), to measure the fit against; NaN where unknown.
+        noise: what the errors look like, where they are correlated.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class PixelObjective(SampleObjective):
         batch_size: int | None,
         device: torch.device,
         reference: NDArray[np.float64] | None = None,
+        noise: PixelNoise | None = None,
     ) -> None:
         self.picture = picture
         self.reference = reference
@@ -61,6 +65,8 @@ class PixelObjective(SampleObjective):
             torch.as_tensor(standard, dtype=torch.float32, device=device),
             torch.as_tensor(deviation, dtype=torch.float32, device=device),
             batch_size,
+            noise,
+            1.0 if noise is None else noise.alike,
         )
 
     def metrics(self, network: nn.Module) -> dict[str, float]:
@@ -117,8 +123,15 @@ def objective_of(
     sigma: Sequence[float],
     options: FitOptions,
     reference: NDArray[np.float64] | None = None,
+    correlations: Sequence[Correlation] | None = None,
 ) -> PixelObjective:
     """The objective of a fit to these labels (known pixels, channels), in units of the image."""
     return PixelObjective(
-        picture, labels, sigma, options.batch_size, options.torch_device, reference
+        picture,
+        labels,
+        sigma,
+        options.batch_size,
+        options.torch_device,
+        reference,
+        pixel_noise(correlations, picture),
     )

@@ -226,6 +226,8 @@ class Twins:
         tau: size of the perturbation in units of sigma.
         seed: of the random signs.
         clean: u, the truth, where it is known: then what is recorded holds the true values too.
+        draw: numbers of mean 0 and variance 1, of the labels' shape, correlated as their errors
+            are, in place of independent signs. Standard errors are then too small.
 
     Raises:
         ValueError: labels are not finite; sigma is 0 everywhere, negative or of the wrong shape;
@@ -251,6 +253,7 @@ class Twins:
         tau: float = TAU,
         seed: int = 0,
         clean: ArrayLike | None = None,
+        draw: Callable[[np.random.Generator], Array] | None = None,
     ) -> None:
         if probes < 1:
             raise ValueError(f"probes must be at least 1, got {probes}.")
@@ -263,7 +266,11 @@ class Twins:
         self._clean = None if clean is None else as_array(clean)
         if self._clean is not None and self._clean.shape != self._y.shape:
             raise ValueError(f"clean {self._clean.shape} is not of labels' {self._y.shape}.")
-        signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(probes, *self._y.shape))
+        rng = np.random.default_rng(seed)
+        if draw is None:
+            signs = rng.choice([-1.0, 1.0], size=(probes, *self._y.shape))
+        else:
+            signs = np.stack([draw(rng) for _ in range(probes)])
         self.probes = probes
         self.tau = tau
         self.shifts = tau * self._sigma * signs

@@ -232,6 +232,12 @@ class ImageOptions(FitOptions):
         "channel; an estimate counts texture as noise [default: estimated].",
         command="numbers",
     )
+    noise: str | None = option(
+        None,
+        "What kind it is: auto: looked at before the fit, which then allows for correlated noise, "
+        "stripes and outliers; white: errors are independent [default: auto].",
+        among=("auto", "white"),
+    )
     mask: Any = option(
         None, "An image (or array) that is not black where pixels are missing.", command="path"
     )
