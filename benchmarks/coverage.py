@@ -7,7 +7,7 @@ points of its own. Methods:
 
 - *snr_gn*, *snr_adam*, *adam*: ``sciml-snr solve`` as it comes, and linear error bars; the fits are
   kept in runs/coverage, so that bars can be made anew;
-- *replicas*: 32 replicas of the same fit by ``snr_gn``;
+- *replicas*, *8 replicas*: 32 or 8 replicas of the same fit by ``snr_gn``;
 - *ensemble*: 5 networks, each from another start, by Adam at its tuned rate, 2,500 iterations:
   mean and standard deviation over networks (B. Lakshminarayanan, A. Pritzel and C. Blundell,
   NeurIPS 2017), intervals by Student's t with 4 degrees of freedom;
@@ -56,7 +56,16 @@ Array = NDArray[Any]
 PATH = RESULTS / "coverage.csv"
 FITS = Path(__file__).parents[1] / "runs" / "coverage"
 KEYS = ("problem", "method", "seed")
-METHODS = ("snr_gn", "replicas", "snr_adam", "adam", "ensemble", "dropout", "conformal")
+METHODS = (
+    "snr_gn",
+    "replicas",
+    "8 replicas",
+    "snr_adam",
+    "adam",
+    "ensemble",
+    "dropout",
+    "conformal",
+)
 INVERSE = (
     "heat",
     "fisher",
@@ -66,6 +75,7 @@ INVERSE = (
     "burgers_inverse",
     "navier_stokes",
 )
+REPLICAS = {"replicas": 32, "8 replicas": 8}
 NETWORKS = 5
 RATE = 0.05
 PASSES = 100
@@ -228,11 +238,11 @@ def _judged(
 
 
 def _ours(run: Run) -> dict[str, Any]:
-    optimizer = "snr_gn" if run.method == "replicas" else run.method
-    problem, model, seconds = fitted(run.problem, optimizer, run.seed)
+    replicas = REPLICAS.get(run.method)
+    problem, model, seconds = fitted(run.problem, "snr_gn" if replicas else run.method, run.seed)
     started = time.process_time()
-    way = "replicas" if run.method == "replicas" else "linear"
-    bars = error_bars(model, unknowns=problem.unknown_functions(model), method=way)
+    ways: dict[str, Any] = {"method": "replicas", "replicas": replicas} if replicas else {}
+    bars = error_bars(model, unknowns=problem.unknown_functions(model), **ways)
     intervals = bars.interval(0.95)
     four = {n: [u.value, u.standard_error, *intervals[n]] for n, u in bars.unknowns.items()}
     spent = time.process_time() - started
@@ -441,6 +451,38 @@ def methods() -> str:
     titles = "method|fits|95 % intervals of coefficients that hold|length / bound's, median|"
     titles += "points inside 90 % bands|CPU seconds, fit|CPU seconds, bars"
     return text.table(titles, lines)
+
+
+def agreement() -> str:
+    """Standard errors from the noise alone, of 32 replicas over linear; and what both cost."""
+    linear = {(row["problem"], row["seed"]): row for row in rows_of("snr_gn")}
+    eight = {(row["problem"], row["seed"]): row for row in rows_of("8 replicas")}
+    lines, ratios = [], []
+    for row in rows_of("replicas"):
+        key = row["problem"], row["seed"]
+        if key not in linear:
+            continue
+        own, other = (json.loads(one["noise_of_unknowns"]) for one in (row, linear[key]))
+        parts = [json.loads(one["parts"])["noise"] for one in (row, linear[key])]
+        found = {name: own[name] / other[name] for name in own}
+        ratios += found.values()
+        few = f"{float(eight[key]['bars_seconds']):.2g}" if key in eight else "-"
+        lines.append(
+            [
+                row["problem"],
+                ", ".join(f"{name} {ratio:.2f}" for name, ratio in found.items()),
+                f"{parts[0] / parts[1]:.2f}",
+                f"{float(row['fit_seconds']):.2g}",
+                f"{float(linear[key]['bars_seconds']):.2g}",
+                few,
+                f"{float(row['bars_seconds']):.2g}",
+            ]
+        )
+    if ratios:
+        apart = math.exp(median(abs(math.log(ratio)) for ratio in ratios)) - 1
+        lines.append(["*median difference*", f"{100 * apart:.0f} %", "", "", "", "", ""])
+    titles = "problem|coefficients: replicas over linear|field: the same|CPU seconds, fit|linear|"
+    return text.table(titles + "8 replicas|32 replicas", lines)
 
 
 def _seconds(rows: list[dict[str, str]], name: str) -> str:

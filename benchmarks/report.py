@@ -75,6 +75,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "coverage_coefficients": coverage.coefficients,
     "coverage_methods": coverage.methods,
     "coverage_fields": coverage.fields,
+    "coverage_agreement": coverage.agreement,
     "curves": curves.table,
     "replica_floor": replicas.table,
     "redesign": redesign.table,

@@ -12,7 +12,8 @@ long as the zoo's. The rules:
   gradient at the start as all noisy ones together, in the mean over random networks;
 - *gradients, one network*: the same of the network at hand (rows of an earlier commit);
 - *misfit*: begins like *gradients*; every 100 iterations the weights of the other terms are divided
-  by the root of the misfit, which so comes to 1 (V. A. Morozov's discrepancy principle).
+  by the root of the misfit, which so comes to 1 (V. A. Morozov's discrepancy principle);
+- *misfit, bounded*: the same, by a factor between 1/10 and 10 of the start.
 """
 
 from __future__ import annotations
@@ -39,7 +40,15 @@ from sciml_snr.deepxde.conditions import NoisyCondition, conditions_of
 from sciml_snr.runs.run import compile_model
 
 PATH = RESULTS / "weights.csv"
-RULES = ("by hand", "one", "sigma", "gradients, one network", "misfit", "gradients")
+RULES = (
+    "by hand",
+    "one",
+    "sigma",
+    "gradients, one network",
+    "gradients",
+    "misfit",
+    "misfit, bounded",
+)
 KEYS = ("problem", "rule", "seed")
 SEEDS = (0, 1)
 EVERY = 100
@@ -88,7 +97,15 @@ def weights(rule: str, model: Any) -> list[float]:
 
 
 class Misfit(dde.callbacks.Callback):  # type: ignore[misc]
-    """Divides the exact terms' weights by the root of the misfit."""
+    """Divides the exact terms' weights by the root of the misfit.
+
+    Args:
+        most: the largest factor beside the start, and one over the least.
+    """
+
+    def __init__(self, most: float = math.inf) -> None:
+        super().__init__()
+        self.most, self.total = most, 1.0
 
     def on_epoch_end(self) -> None:
         """Every so many iterations."""
@@ -98,6 +115,8 @@ class Misfit(dde.callbacks.Callback):  # type: ignore[misc]
         losses = _losses(self.model).detach()
         parts = [float(loss) / v for loss, v in zip(losses, noise, strict=True) if v is not None]
         factor = min(2.0, max(0.5, (sum(parts) / len(parts)) ** -0.5))
+        factor = min(self.most, max(1 / self.most, factor * self.total)) / self.total
+        self.total *= factor
         self.model.loss_weights = [
             w * factor if v is None else w
             for w, v in zip(self.model.loss_weights, noise, strict=True)
@@ -112,7 +131,7 @@ def fit(run: Run) -> dict[str, Any]:
     model = compile_model(course.config, course.problem)
     if run.rule != "by hand":
         model.loss_weights = weights(run.rule, model)
-    others = [Misfit()] if run.rule == "misfit" else []
+    others = [Misfit(10.0 if "bounded" in run.rule else math.inf)] if "misfit" in run.rule else []
     try:
         course.train(model, False, *others)
     except DIVERGED as reason:

@@ -106,7 +106,7 @@ def default_training(
     lr = {"siren": 3e-3}.get(name, 1e-3)
     return {
         "lr": lr / 3 if optimizer == "adam" else lr,
-        "steps": 500 if has_operator else 1000,
+        "steps": 1000,
         "batch_size": batch_size,
         "cooldown": COOLDOWN,
         "gate": {} if optimizer == "adam" else gate,

@@ -274,7 +274,7 @@ class FieldOptions(FitOptions):
         "optimizer": "snr_soap, snr_adam, or adam (for comparison: it memorizes) [default: "
         "snr_soap; in Python, with an operator, snr_adam].",
         "lr": "Learning rate [default: 3e-3 for siren, 1e-3 for others; adam: a third].",
-        "steps": "Budget [default: 1000; with an operator 500].",
+        "steps": "Budget [default: 1000].",
         "batch_size": "Samples in a step [default: all of up to 8192, 4096 of more; of an "
         "operator's measurements all].",
         "cooldown": "Share of the steps, the last, in which the learning rate falls to 0 "
