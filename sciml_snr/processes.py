@@ -7,6 +7,7 @@ processes. What noisy losses hand over beside them has to be averaged alike: thi
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,15 @@ from ._tensors import as_real, flattened, is_sharded, local, parts_of
 
 SAME = 1e-6
 """Relative difference of two sums over a network that count as one: machines round differently."""
+
+
+def is_first() -> bool:
+    """Whether this process is the one of several (of ``torchrun``, or of a process group) that
+    writes files; True for one alone."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return int(distributed.get_rank()) == 0
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 class Processes:

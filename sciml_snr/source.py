@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from ._tensors import sums_of_squares_are_finite
 from .handover import Facts, Handover, current_pass
@@ -17,6 +19,10 @@ from .terms import Term, beyond_noise, draw_scale, misfit
 
 SCALED = 1e3
 """A loss of more weight than this is taken for a scaled one."""
+
+
+SAME_PASS = 1e-2
+"""Relative difference of two gradients that one graph may give."""
 
 
 class _Arrival(torch.autograd.Function):
@@ -49,6 +55,7 @@ class Group:
         self._pass: int | None = None
         """The backward pass that the others have arrived in."""
 
+    @_disable_dynamo
     def watch(self, term: Term) -> Tensor:
         """Add a term; gives its values, as the loss is to be made from them."""
         self.terms.append(term)
@@ -137,12 +144,35 @@ class NoiseSource:
         for own in self.handovers:
             leaves = own.leaves()
             draws = noisy = None
+            if leaves and own.looks:
+                self._check_compiled(terms, leaves)
             if leaves and terms and own.wants_draw:
                 outputs, factors = self._random_signs(terms, own)
                 draws = self._gradients(outputs, factors, leaves, _unit(terms, factors))
             if leaves and terms and own.wants_gradient:
                 noisy = self._noisy_gradient(terms, own.weighs_by_misfit, leaves, known)
             own.hold(self, draws, noisy, facts)
+
+    def _check_compiled(self, terms: Sequence[Term], leaves: Mapping[Tensor, Tensor]) -> None:
+        """Refuse a compiled network whose backward pass uses up what it has saved: every further
+        pass through it would be wrong."""
+        outputs = [term.values for term in terms]
+        compiled = _compiled(outputs)
+        if not compiled:
+            return
+        is_wrong = any(getattr(metadata, "bw_donated_idxs", None) for metadata in compiled)
+        if not is_wrong:
+            factors = [term.gradient for term in terms if term.gradient is not None]
+            first, second = (self._gradients(outputs, factors, leaves) for _ in range(2))
+            apart = sum(float((first[p] - second[p]).abs().sum()) for p in first)
+            is_wrong = apart > SAME_PASS * sum(float(x.abs().sum()) for x in first.values())
+        if is_wrong:
+            raise RuntimeError(
+                "torch.compile has made a backward pass that can be made once only, and noise "
+                "takes further ones. Before compiling, set torch._functorch.config.donated_buffer "
+                "= False and torch._inductor.config.force_disable_caches = True: torch's cache "
+                "takes no account of the first (docs/processes.md)."
+            )
 
     def _noisy_gradient(
         self,
@@ -243,6 +273,22 @@ def _unit(terms: Sequence[Term], factors: Sequence[Tensor]) -> float:
     largest = max((float(x.abs().max()) for x in factors if x.numel()), default=0.0)
     is_usable = 0 < largest < math.inf
     return 2.0 ** math.floor(math.log2(largest)) if is_usable else 1.0
+
+
+def _compiled(outputs: Sequence[Tensor]) -> list[Any]:
+    """What torch.compile has made of these outputs' graph."""
+    if "torch._dynamo" not in sys.modules:
+        return []
+    todo: list[Any] = [x.grad_fn for x in outputs]
+    seen, found = set(), []
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            todo += [upstream for upstream, _ in node.next_functions]
+            if hasattr(getattr(node, "_forward_cls", None), "metadata"):
+                found.append(node._forward_cls.metadata)
+    return found
 
 
 def _sum(numbers: list[Tensor]) -> Tensor:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ from sciml_snr import (
     exact_label_noise,
     exact_sampling_noise,
 )
+from sciml_snr.fields import fit_field, fit_image, fit_sdf
 from tests.cases import batch, flat, network
 from tests.loops import assert_unbiased, squared_draws, still
 from tests.pair import Pair, pair
@@ -443,3 +446,59 @@ def shard_misuse(rank: int, how: str) -> None:
 def test_what_cannot_be_done_with_parts_is_refused(two: Pair, how: str, message: str) -> None:
     for answer in two(shard_misuse, how):
         assert message in answer
+
+
+# Fits -------------------------------------------------------------------------------------------
+
+
+def sphere() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(200, 3))
+    return points / np.linalg.norm(points, axis=1, keepdims=True) + 0.01 * rng.normal(size=(200, 3))
+
+
+def fit_of(kind: str, out: Path | None, steps: int, resume: bool = False):
+    rng = np.random.default_rng(0)
+    options = dict(steps=steps, out=out, resume=resume, progress=False)
+    if kind == "field":
+        x = rng.uniform(size=(64, 2))
+        return fit_field(x, np.sin(6 * x[:, 0]) + 0.1 * rng.normal(size=64), sigma=0.1, **options)
+    if kind == "image":
+        return fit_image(rng.normal(size=(24, 24)), sigma=1.0, **options)
+    return fit_sdf(sphere(), sigma=0.01, **options)
+
+
+def fit_in_folder(rank: int, kind: str, folder: Path, steps: int, resume: bool) -> Tensor:
+    out = folder / kind
+    found = fit_of(kind, out, steps, resume)
+    torch.distributed.barrier()
+    return flat(found.network.parameters()), sorted(path.name for path in out.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["field", "image", "sdf"])
+def test_every_process_makes_the_same_fit_and_the_first_writes_it(
+    two: Pair, kind: str, tmp_path: Path
+) -> None:
+    (first, files), (second, _) = two(fit_in_folder, kind, tmp_path, 2, False)
+    assert torch.equal(first, second)
+    assert {"checkpoint.pt", "config.json", "fit.npz", "metrics.csv", "summary.json"} <= set(files)
+    rows = (tmp_path / kind / "metrics.csv").read_text().splitlines()
+    assert len(rows) == len(set(rows)) == 3
+    if kind == "image":
+        (first, _), (second, _) = two(fit_in_folder, kind, tmp_path, 4, True)
+        fit_of(kind, tmp_path / "alone", 2)
+        alone = flat(fit_of(kind, tmp_path / "alone", 4, True).network.parameters())
+        assert torch.equal(first, alone) and torch.equal(second, alone)
+
+
+def test_torchrun_says_which_process_is_the_first(monkeypatch, tmp_path: Path) -> None:
+    """It need not have made a process group."""
+    monkeypatch.setenv("RANK", "1")
+    fit_of("image", tmp_path / "of no torchrun", 2)
+    assert (tmp_path / "of no torchrun" / "fit.npz").exists()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    fit_of("image", tmp_path / "second", 2)
+    assert not (tmp_path / "second").exists()
+    monkeypatch.setenv("RANK", "0")
+    fit_of("image", tmp_path / "first", 2)
+    assert (tmp_path / "first" / "fit.npz").exists()
