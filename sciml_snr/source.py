@@ -21,10 +21,6 @@ SCALED = 1e3
 """A loss of more weight than this is taken for a scaled one."""
 
 
-SAME_PASS = 1e-2
-"""Relative difference of two gradients that one graph may give."""
-
-
 class _Arrival(torch.autograd.Function):
     """The identity, which tells a group of terms that a gradient has arrived."""
 
@@ -145,34 +141,13 @@ class NoiseSource:
             leaves = own.leaves()
             draws = noisy = None
             if leaves and own.looks:
-                self._check_compiled(terms, leaves)
+                _check_compiled([term.values for term in terms])
             if leaves and terms and own.wants_draw:
                 outputs, factors = self._random_signs(terms, own)
                 draws = self._gradients(outputs, factors, leaves, _unit(terms, factors))
             if leaves and terms and own.wants_gradient:
                 noisy = self._noisy_gradient(terms, own.weighs_by_misfit, leaves, known)
             own.hold(self, draws, noisy, facts)
-
-    def _check_compiled(self, terms: Sequence[Term], leaves: Mapping[Tensor, Tensor]) -> None:
-        """Refuse a compiled network whose backward pass uses up what it has saved: every further
-        pass through it would be wrong."""
-        outputs = [term.values for term in terms]
-        compiled = _compiled(outputs)
-        if not compiled:
-            return
-        is_wrong = any(getattr(metadata, "bw_donated_idxs", None) for metadata in compiled)
-        if not is_wrong:
-            factors = [term.gradient for term in terms if term.gradient is not None]
-            first, second = (self._gradients(outputs, factors, leaves) for _ in range(2))
-            apart = sum(float((first[p] - second[p]).abs().sum()) for p in first)
-            is_wrong = apart > SAME_PASS * sum(float(x.abs().sum()) for x in first.values())
-        if is_wrong:
-            raise RuntimeError(
-                "torch.compile has made a backward pass that can be made once only, and noise "
-                "takes further ones. Before compiling, set torch._functorch.config.donated_buffer "
-                "= False and torch._inductor.config.force_disable_caches = True: torch's cache "
-                "takes no account of the first (docs/processes.md)."
-            )
 
     def _noisy_gradient(
         self,
@@ -275,20 +250,34 @@ def _unit(terms: Sequence[Term], factors: Sequence[Tensor]) -> float:
     return 2.0 ** math.floor(math.log2(largest)) if is_usable else 1.0
 
 
-def _compiled(outputs: Sequence[Tensor]) -> list[Any]:
-    """What torch.compile has made of these outputs' graph."""
-    if "torch._dynamo" not in sys.modules:
-        return []
+def _check_compiled(outputs: Sequence[Tensor]) -> None:
+    """Refuse a network whose compiled backward pass may use up what the forward pass has saved:
+    every further pass through it would be wrong, in silence where it comes from torch's cache."""
+    if "torch._dynamo" not in sys.modules or not _has_compiled(outputs):
+        return
+    functorch = sys.modules["torch._functorch.config"]
+    inductor = sys.modules.get("torch._inductor.config")
+    if functorch.donated_buffer or not getattr(inductor, "force_disable_caches", True):
+        raise RuntimeError(
+            "torch.compile makes backward passes that can be made once only, and noise takes "
+            "further ones. Before compiling, set torch._functorch.config.donated_buffer = False "
+            "and torch._inductor.config.force_disable_caches = True: torch's cache takes no "
+            "account of the first (docs/processes.md)."
+        )
+
+
+def _has_compiled(outputs: Sequence[Tensor]) -> bool:
+    """Whether torch.compile has made a part of these outputs' graph."""
     todo: list[Any] = [x.grad_fn for x in outputs]
-    seen, found = set(), []
+    seen = set()
     while todo:
         node = todo.pop()
         if node is not None and node not in seen:
             seen.add(node)
             todo += [upstream for upstream, _ in node.next_functions]
             if hasattr(getattr(node, "_forward_cls", None), "metadata"):
-                found.append(node._forward_cls.metadata)
-    return found
+                return True
+    return False
 
 
 def _sum(numbers: list[Tensor]) -> Tensor:
