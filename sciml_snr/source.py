@@ -275,7 +275,8 @@ def _has_compiled(outputs: Sequence[Tensor]) -> bool:
         if node is not None and node not in seen:
             seen.add(node)
             todo += [upstream for upstream, _ in node.next_functions]
-            if hasattr(getattr(node, "_forward_cls", None), "metadata"):
+            made = getattr(node, "_forward_cls", None)
+            if made is not None and made.__name__ == "CompiledFunction":
                 return True
     return False
 

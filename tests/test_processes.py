@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+import sciml_snr
 from sciml_snr import (
     SNRSOAP,
     NoisyLoss,
@@ -29,8 +32,8 @@ from tests.cases import batch, flat, network
 from tests.loops import assert_unbiased, squared_draws, still
 from tests.pair import Pair, pair
 
-STEPS = 40
-CLOSE = 1e-6
+STEPS = 25
+CLOSE = 1e-10
 """How near two processes come to one, in float64."""
 
 
@@ -184,7 +187,7 @@ def test_two_processes_are_one_with_all_the_data(two: Pair, options: dict) -> No
     assert_close(first, fit(None, **{k: v for k, v in options.items() if k not in ddp}))
 
 
-def draws(rank: int, seeds: tuple[int, int], kind: str, n: int = 400) -> tuple[Tensor, Tensor]:
+def draws(rank: int, seeds: tuple[int, int], kind: str, n: int = 240) -> tuple[Tensor, Tensor]:
     """Squares of draws in float64, and the signs of those of the first layer's last bias."""
     net = network(torch.float64)
     torch.manual_seed(seeds[rank])
@@ -502,3 +505,37 @@ def test_torchrun_says_which_process_is_the_first(monkeypatch, tmp_path: Path) -
     monkeypatch.setenv("RANK", "0")
     fit_of("image", tmp_path / "first", 2)
     assert (tmp_path / "first" / "fit.npz").exists()
+
+
+# The page ---------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[1] / "docs" / "processes.md").read_text()
+
+
+def on_the_page(rank: int, which: str, folder: Path) -> Tensor:
+    """Run the page's code that has this word in it."""
+    (code,) = (c for c in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if which in c)
+    x, y = batch(0)
+    net = network()
+    space = dict(vars(sys.modules[__name__]), net=net, x=x, y=y, steps=3, folder=folder, rank=rank)
+    space |= dict(sciml_snr=sciml_snr, device="cpu", physics=lambda net: physics(net, x))
+    if which == "fully_shard":
+        space |= dict(x=x[part_of(rank)], y=y[part_of(rank)])
+    if which == "GradScaler":
+        data = NoisyLoss(0.1)
+        optimizer = SNRAdam(net.parameters(), noise=data, process_group=False)
+        space |= dict(data=data, optimizer=optimizer, steps=9)
+    exec(compile(code, "processes.md", "exec", dont_inherit=True), space)
+    assert space["optimizer"].state["noise"]["steps"] >= 3
+    return found_by(net, space["optimizer"])["params"]
+
+
+@pytest.mark.parametrize("which", ["DistributedDataParallel", "fully_shard", "GradScaler"])
+def test_the_page_runs(two: Pair, which: str, tmp_path: Path) -> None:
+    first, second = two(on_the_page, which, tmp_path)
+    assert isinstance(first, Tensor), first
+    assert torch.equal(first, second)
+
+
+def test_the_page_is_linked() -> None:
+    assert "docs/processes.md" in (Path(__file__).parents[1] / "README.md").read_text()
