@@ -123,10 +123,16 @@ class Processes:
         """What stands for each parameter in the graph: itself, or of a shard the whole.
 
         Raises:
-            RuntimeError: parameters are sharded, and their network is not known.
+            RuntimeError: parameters are sharded, and their network is not known; or over other
+            processes than these.
         """
         if not any(map(is_sharded, params)):
             return {p: p for p in params}
+        if any(p.device_mesh.size() != self.size for p in params if is_sharded(p)):  # type: ignore[attr-defined]
+            raise RuntimeError(
+                "Parameters are sharded over other processes than those that train together: give "
+                "the mesh's, SNRAdam(..., process_group=mesh.get_group())."
+            )
         if not all(p in self._leaves for p in params):
             raise RuntimeError(
                 "Parameters are sharded (fully_shard), and the noise's gradients are those of the "

@@ -430,6 +430,8 @@ def shard_misuse(rank: int, how: str) -> None:
         SNRSOAP(net.parameters(), noise=data, network=net)
     elif how == "Gauss-Newton":
         SNRGaussNewton(net)
+    elif how == "another group":
+        SNRAdam(net.parameters(), noise=data, network=net, process_group=False)
     else:
         optimizer = SNRAdam(net.parameters(), noise=data, network=net)
         x, y = (z[part_of(rank)] for z in batch(0))
@@ -441,6 +443,7 @@ def shard_misuse(rank: int, how: str) -> None:
     ("how", "message"),
     [
         ("no network", "network=net"),
+        ("another group", "process_group=mesh.get_group()"),
         ("SNRSOAP", "no eigenbasis: SNRSOAP"),
         ("exact", "which exact terms beside noisy ones call for"),
         ("Gauss-Newton", "SNRGaussNewton needs the whole"),

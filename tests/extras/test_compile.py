@@ -70,7 +70,6 @@ QUICK = [(b, w, e) for b in BACKENDS[:2] for w in WHAT for e in (False, True)]
     [
         *QUICK,
         ("inductor", "network", True),
-        ("inductor", "loss", False),
         ("inductor", "step", True),
     ],
 )
