@@ -20,7 +20,7 @@ test: .venv/.installed
 fuzz: .venv/.installed
 	$(BIN)/python -m benchmarks.fuzz
 
-# The examples, with Lightning, accelerate and PINA.
+# The examples, with Lightning, accelerate and PINA; torch.compile; bench on Ray and Dask.
 test-extras: .venv/.installed-extras
 	$(BIN)/python -m pytest -n auto --dist worksteal tests/extras
 

@@ -41,13 +41,18 @@ def refuse(groups: Sequence[dict[str, Any]], floor: Floor | None) -> None:
     """Refuse gradients and floors of a kind that cannot be stepped on.
 
     Raises:
-        RuntimeError: a gradient is sparse.
+        RuntimeError: a gradient is sparse, or a CUDA graph is being captured.
         ValueError: a floor has another shape than its parameter, or is negative.
     """
     for g, group in enumerate(groups):
         for i, p in enumerate(group["params"]):
             if p.grad is None:
                 continue
+            if p.is_cuda and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    "A step cannot be captured into a CUDA graph: it looks at its numbers, whether "
+                    "they are finite and what stands beside the noise. Call step() outside of it."
+                )
             if p.grad.is_sparse:
                 raise RuntimeError(
                     f"Sparse gradients are not supported ({_name(group, g, i)}); "

@@ -134,6 +134,6 @@ def _changed(p: Tensor) -> RuntimeError:
     return RuntimeError(
         f"The gradient of a parameter of shape {tuple(p.shape)} was changed between backward() and "
         "step() by something other than one factor for all parameters (clip_grad_value_, gradient "
-        "noise, a reduction over processes): the noise floor cannot follow. clip_grad_norm_ and "
-        "GradScaler.unscale_ are fine."
+        "noise, a reduction over processes by hand): the noise floor cannot follow. "
+        "clip_grad_norm_, GradScaler.unscale_ and DistributedDataParallel are fine."
     )

@@ -7,6 +7,7 @@ processes. What noisy losses hand over beside them has to be averaged alike: thi
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,15 @@ from ._tensors import as_real, flattened, is_sharded, local, parts_of
 
 SAME = 1e-6
 """Relative difference of two sums over a network that count as one: machines round differently."""
+
+
+def is_first() -> bool:
+    """Whether this process is the one of several (of ``torchrun``, or of a process group) that
+    writes files; True for one alone."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return int(distributed.get_rank()) == 0
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 class Processes:
@@ -113,10 +123,16 @@ class Processes:
         """What stands for each parameter in the graph: itself, or of a shard the whole.
 
         Raises:
-            RuntimeError: parameters are sharded, and their network is not known.
+            RuntimeError: parameters are sharded, and their network is not known; or over other
+            processes than these.
         """
         if not any(map(is_sharded, params)):
             return {p: p for p in params}
+        if any(p.device_mesh.size() != self.size for p in params if is_sharded(p)):  # type: ignore[attr-defined]
+            raise RuntimeError(
+                "Parameters are sharded over other processes than those that train together: give "
+                "the mesh's, SNRAdam(..., process_group=mesh.get_group())."
+            )
         if not all(p in self._leaves for p in params):
             raise RuntimeError(
                 "Parameters are sharded (fully_shard), and the noise's gradients are those of the "

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.optim.adam import adam
 from torch.optim.optimizer import Optimizer, ParamsT
 
@@ -293,6 +294,7 @@ class SNRAdam(Optimizer):
                 for key in saved.keys() & set(self._state_keys):
                     self.state[p][key] = saved[key].to(p.device, torch.float32, copy=True)
 
+    @_disable_dynamo  # compiled anew in every step, it would take seconds
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, floor: Floor | None = None) -> Any:
         """Take one step.

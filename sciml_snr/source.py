@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from ._tensors import sums_of_squares_are_finite
 from .handover import Facts, Handover, current_pass
@@ -49,6 +51,7 @@ class Group:
         self._pass: int | None = None
         """The backward pass that the others have arrived in."""
 
+    @_disable_dynamo
     def watch(self, term: Term) -> Tensor:
         """Add a term; gives its values, as the loss is to be made from them."""
         self.terms.append(term)
@@ -137,6 +140,8 @@ class NoiseSource:
         for own in self.handovers:
             leaves = own.leaves()
             draws = noisy = None
+            if leaves and own.looks:
+                _check_compiled([term.values for term in terms])
             if leaves and terms and own.wants_draw:
                 outputs, factors = self._random_signs(terms, own)
                 draws = self._gradients(outputs, factors, leaves, _unit(terms, factors))
@@ -246,6 +251,37 @@ def _unit(terms: Sequence[Term], factors: Sequence[Tensor]) -> float:
     largest = max((float(x.abs().max()) for x in factors if x.numel()), default=0.0)
     is_usable = 0 < largest < math.inf
     return 2.0 ** math.floor(math.log2(largest)) if is_usable else 1.0
+
+
+def _check_compiled(outputs: Sequence[Tensor]) -> None:
+    """Refuse a network whose compiled backward pass may use up what the forward pass has saved:
+    every further pass through it would be wrong, in silence where it comes from torch's cache."""
+    if "torch._dynamo" not in sys.modules or not _has_compiled(outputs):
+        return
+    functorch = sys.modules["torch._functorch.config"]
+    inductor = sys.modules.get("torch._inductor.config")
+    if functorch.donated_buffer or not getattr(inductor, "force_disable_caches", True):
+        raise RuntimeError(
+            "torch.compile makes backward passes that can be made once only, and noise takes "
+            "further ones. Before compiling, set torch._functorch.config.donated_buffer = False "
+            "and torch._inductor.config.force_disable_caches = True: torch's cache takes no "
+            "account of the first (docs/processes.md)."
+        )
+
+
+def _has_compiled(outputs: Sequence[Tensor]) -> bool:
+    """Whether torch.compile has made a part of these outputs' graph."""
+    todo: list[Any] = [x.grad_fn for x in outputs]
+    seen = set()
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            todo += [upstream for upstream, _ in node.next_functions]
+            made = getattr(node, "_forward_cls", None)
+            if made is not None and made.__name__ == "CompiledFunction":
+                return True
+    return False
 
 
 def _sum(numbers: list[Tensor]) -> Tensor:

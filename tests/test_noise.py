@@ -672,20 +672,22 @@ def test_a_scale_that_is_right_for_the_gradient_is_right_for_the_draws(outside, 
     the gradient has cancelled out, draws of the noise and the noisy terms' part would overflow long
     before that."""
     x, _ = batch(0)
-    found = []
+    wave, found = 0.02 * torch.sin(9 * x[:, 1:]), []
+    middle = network()(x).detach()
+
+    def total(prediction: Tensor) -> Tensor:
+        loss = noisy(prediction, middle + wave)
+        return loss + mse_loss(prediction, middle - wave) if exact else loss
+
     for scale in (1.0, 2.0 ** (24 if exact else 22)):
         f, noisy = network(), NoisyLoss(1.0)
-        wave = 0.02 * torch.sin(9 * x[:, 1:])
-        measured, known = f(x).detach() + wave, f(x).detach() - wave
         torch.manual_seed(1)
         optimizer = still(f.parameters(), noisy)
         scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scale > 1)
-        for is_inside in (True, False):
-            with torch.autocast("cpu", torch.float16, enabled=scale > 1 and is_inside):
-                prediction = f(x) if is_inside else prediction.float()
-                if is_inside != outside:
-                    loss = noisy(prediction, measured)
-                    loss = loss + mse_loss(prediction, known) if exact else loss
+        with torch.autocast("cpu", torch.float16, enabled=scale > 1):
+            prediction = f(x)
+            loss = None if outside else total(prediction)
+        loss = total(prediction.float()) if outside else loss
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         assert optimizer.state["noise"]["steps"] == 1

@@ -5,13 +5,18 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import re
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+import sciml_snr
 from sciml_snr import (
     SNRSOAP,
     NoisyLoss,
@@ -22,12 +27,13 @@ from sciml_snr import (
     exact_label_noise,
     exact_sampling_noise,
 )
+from sciml_snr.fields import fit_field, fit_image, fit_sdf
 from tests.cases import batch, flat, network
 from tests.loops import assert_unbiased, squared_draws, still
 from tests.pair import Pair, pair
 
-STEPS = 40
-CLOSE = 1e-6
+STEPS = 25
+CLOSE = 1e-10
 """How near two processes come to one, in float64."""
 
 
@@ -181,7 +187,7 @@ def test_two_processes_are_one_with_all_the_data(two: Pair, options: dict) -> No
     assert_close(first, fit(None, **{k: v for k, v in options.items() if k not in ddp}))
 
 
-def draws(rank: int, seeds: tuple[int, int], kind: str, n: int = 400) -> tuple[Tensor, Tensor]:
+def draws(rank: int, seeds: tuple[int, int], kind: str, n: int = 240) -> tuple[Tensor, Tensor]:
     """Squares of draws in float64, and the signs of those of the first layer's last bias."""
     net = network(torch.float64)
     torch.manual_seed(seeds[rank])
@@ -424,6 +430,8 @@ def shard_misuse(rank: int, how: str) -> None:
         SNRSOAP(net.parameters(), noise=data, network=net)
     elif how == "Gauss-Newton":
         SNRGaussNewton(net)
+    elif how == "another group":
+        SNRAdam(net.parameters(), noise=data, network=net, process_group=False)
     else:
         optimizer = SNRAdam(net.parameters(), noise=data, network=net)
         x, y = (z[part_of(rank)] for z in batch(0))
@@ -435,6 +443,7 @@ def shard_misuse(rank: int, how: str) -> None:
     ("how", "message"),
     [
         ("no network", "network=net"),
+        ("another group", "process_group=mesh.get_group()"),
         ("SNRSOAP", "no eigenbasis: SNRSOAP"),
         ("exact", "which exact terms beside noisy ones call for"),
         ("Gauss-Newton", "SNRGaussNewton needs the whole"),
@@ -443,3 +452,93 @@ def shard_misuse(rank: int, how: str) -> None:
 def test_what_cannot_be_done_with_parts_is_refused(two: Pair, how: str, message: str) -> None:
     for answer in two(shard_misuse, how):
         assert message in answer
+
+
+# Fits -------------------------------------------------------------------------------------------
+
+
+def sphere() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(200, 3))
+    return points / np.linalg.norm(points, axis=1, keepdims=True) + 0.01 * rng.normal(size=(200, 3))
+
+
+def fit_of(kind: str, out: Path | None, steps: int, resume: bool = False):
+    rng = np.random.default_rng(0)
+    options = dict(steps=steps, out=out, resume=resume, progress=False)
+    if kind == "field":
+        x = rng.uniform(size=(64, 2))
+        return fit_field(x, np.sin(6 * x[:, 0]) + 0.1 * rng.normal(size=64), sigma=0.1, **options)
+    if kind == "image":
+        return fit_image(rng.normal(size=(24, 24)), sigma=1.0, **options)
+    return fit_sdf(sphere(), sigma=0.01, **options)
+
+
+def fit_in_folder(rank: int, kind: str, folder: Path, steps: int, resume: bool) -> Tensor:
+    out = folder / kind
+    found = fit_of(kind, out, steps, resume)
+    torch.distributed.barrier()
+    return flat(found.network.parameters()), sorted(path.name for path in out.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["field", "image", "sdf"])
+def test_every_process_makes_the_same_fit_and_the_first_writes_it(
+    two: Pair, kind: str, tmp_path: Path
+) -> None:
+    (first, files), (second, _) = two(fit_in_folder, kind, tmp_path, 2, False)
+    assert torch.equal(first, second)
+    assert {"checkpoint.pt", "config.json", "fit.npz", "metrics.csv", "summary.json"} <= set(files)
+    rows = (tmp_path / kind / "metrics.csv").read_text().splitlines()
+    assert len(rows) == len(set(rows)) == 3
+    if kind == "image":
+        (first, _), (second, _) = two(fit_in_folder, kind, tmp_path, 4, True)
+        fit_of(kind, tmp_path / "alone", 2)
+        alone = flat(fit_of(kind, tmp_path / "alone", 4, True).network.parameters())
+        assert torch.equal(first, alone) and torch.equal(second, alone)
+
+
+def test_torchrun_says_which_process_is_the_first(monkeypatch, tmp_path: Path) -> None:
+    """It need not have made a process group."""
+    monkeypatch.setenv("RANK", "1")
+    fit_of("image", tmp_path / "of no torchrun", 2)
+    assert (tmp_path / "of no torchrun" / "fit.npz").exists()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    fit_of("image", tmp_path / "second", 2)
+    assert not (tmp_path / "second").exists()
+    monkeypatch.setenv("RANK", "0")
+    fit_of("image", tmp_path / "first", 2)
+    assert (tmp_path / "first" / "fit.npz").exists()
+
+
+# The page ---------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[1] / "docs" / "processes.md").read_text()
+
+
+def on_the_page(rank: int, which: str, folder: Path) -> Tensor:
+    """Run the page's code that has this word in it."""
+    (code,) = (c for c in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if which in c)
+    x, y = batch(0)
+    net = network()
+    space = dict(vars(sys.modules[__name__]), net=net, x=x, y=y, steps=3, folder=folder, rank=rank)
+    space |= dict(sciml_snr=sciml_snr, device="cpu", physics=lambda net: physics(net, x))
+    if which == "fully_shard":
+        space |= dict(x=x[part_of(rank)], y=y[part_of(rank)])
+    if which == "GradScaler":
+        data = NoisyLoss(0.1)
+        optimizer = SNRAdam(net.parameters(), noise=data, process_group=False)
+        space |= dict(data=data, optimizer=optimizer, steps=9)
+    exec(compile(code, "processes.md", "exec", dont_inherit=True), space)
+    assert space["optimizer"].state["noise"]["steps"] >= 3
+    return found_by(net, space["optimizer"])["params"]
+
+
+@pytest.mark.parametrize("which", ["DistributedDataParallel", "fully_shard", "GradScaler"])
+def test_the_page_runs(two: Pair, which: str, tmp_path: Path) -> None:
+    first, second = two(on_the_page, which, tmp_path)
+    assert isinstance(first, Tensor), first
+    assert torch.equal(first, second)
+
+
+def test_the_page_is_linked() -> None:
+    assert "docs/processes.md" in (Path(__file__).parents[1] / "README.md").read_text()

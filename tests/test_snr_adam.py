@@ -1345,3 +1345,16 @@ def test_moments_of_a_parameter():
     assert (moments.step, moments.lr, moments.betas) == (3, 3e-3, (0.9, 0.999))
     assert moments.floor_weight == pytest.approx(1 - 0.99**3)
     assert optimizer.moments(nn.Parameter(torch.ones(1))) is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_step_is_not_captured_into_a_cuda_graph():
+    net = network().cuda()
+    optimizer = SNRAdam(net.parameters())
+    x, y = (z.cuda() for z in batch(0))
+    nn.functional.mse_loss(net(x), y).backward()
+    with (
+        pytest.raises(RuntimeError, match="cannot be captured"),
+        torch.cuda.graph(torch.cuda.CUDAGraph()),
+    ):
+        optimizer.step()

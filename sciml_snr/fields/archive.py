@@ -16,7 +16,7 @@ from torch import nn
 
 from ..gate import overrides
 from ..runs.config import check_same
-from ..runs.folder import CHECKPOINT, FORMAT, RunFolder, read_arrays, write_arrays
+from ..runs.folder import CHECKPOINT, FORMAT, RunFolder, read_arrays, run_folder, write_arrays
 from ..runs.loop import check_memory, seeded
 from ..sigma import SigmaEstimate
 from .networks import NETWORKS
@@ -103,7 +103,7 @@ def open_folder(out: str | Path | None, kind: str, resume: bool) -> RunFolder | 
         FileNotFoundError: there is nothing to resume.
         FileExistsError: there is a run, and it is not to be resumed.
     """
-    folder = None if out is None else RunFolder(out, kind, "--out-run")
+    folder = None if out is None else run_folder(out, kind, "--out-run")
     if resume:
         if folder is None or not folder.holds_run:
             raise FileNotFoundError(f"There is no run to resume in {out}: no {CHECKPOINT} there.")

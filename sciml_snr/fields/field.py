@@ -231,7 +231,7 @@ def fit_field(
         fit = FieldFit(samples, units, choice, network, operator, settings, training)
         if folder is not None:
             folder.write_json(CONFIG, folder.described(config))
-            fit.save(folder.path / "fit.npz")
+            folder.write_by(fit.save, "fit.npz")
             folder.write_json(SUMMARY, summary(fit))
             folder.write_figure("figure.png", fit.figure())
     return fit

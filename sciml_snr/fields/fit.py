@@ -24,6 +24,7 @@ from ..gate import Gate, overrides
 from ..measure.risk import PopulationRisk
 from ..measure.twins import Twins, share_from_misfit
 from ..noise import NoisyLoss
+from ..processes import is_first
 from ..runs.config import (
     anything,
     check_kinds,
@@ -32,7 +33,7 @@ from ..runs.config import (
     is_whole,
     rows_with,
 )
-from ..runs.folder import CHECKPOINT, CONFIG, RunFolder, blamed, readable
+from ..runs.folder import CHECKPOINT, CONFIG, RunFolder, blamed, readable, run_folder
 from ..runs.loop import first_interrupt, rng_state, seeded, set_rng_state
 from ..runs.options import FitOptions
 from ..snr_adam import SNRAdam
@@ -203,7 +204,7 @@ def train(
         OSError: the folder cannot be written to, or another process runs there.
         FloatingPointError: the loss or a gradient is no longer finite.
     """
-    run = None if folder is None else RunFolder(folder, "fit")
+    run = None if folder is None else run_folder(folder, "fit")
     if run is None:
         if resume:
             raise FileNotFoundError("There is no run to resume: no folder is given.")
@@ -553,7 +554,7 @@ def _bar(progress: bool) -> Progress:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("left  {task.fields[status]}"),
-        disable=not progress,
+        disable=not (progress and is_first()),
     )
 
 

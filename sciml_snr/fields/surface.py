@@ -226,7 +226,7 @@ def fit_sdf(
         fit = SDFFit(used, choice, model, told, weights, training_options, training)
         if folder is not None:
             folder.write_json(CONFIG, folder.described(config))
-            fit.save(folder.path / "fit.npz")
+            folder.write_by(fit.save, "fit.npz")
             folder.write_json(SUMMARY, summary(fit))
             try:
                 figure = fit.figure()

@@ -17,13 +17,15 @@ import os
 import secrets
 import socket
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+
+from ..processes import is_first
 
 FORMAT = 1
 """Of run folders, stated in ``config.json`` and ``checkpoint.pt``."""
@@ -207,11 +209,42 @@ class RunFolder:
         """Write an .npz file with a checksum."""
         write_arrays(self.path / name, arrays)
 
+    def write_by(self, save: Callable[[Path], Any], name: str) -> None:
+        """Let a function write a file."""
+        save(self.path / name)
+
     def write_figure(self, name: str, figure: Any) -> None:
         """Write a matplotlib figure."""
         buffer = io.BytesIO()
         figure.savefig(buffer, dpi=130, format="png")
         write_atomically(self.path / name, buffer.getvalue())
+
+
+class FollowersFolder(RunFolder):
+    """A run's folder in a process that makes the same run as the first one of several: it may read
+    there what the run is to be resumed from, and writes nothing."""
+
+    def check_free(self) -> None:
+        """The first process does."""
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """The first process has the lock."""
+        yield
+
+    def _write_nothing(self, *_: Any, **__: Any) -> None:
+        """The first process writes."""
+
+    begin = save = append_row = rewrite_rows = _write_nothing
+    write_json = write_arrays = write_by = write_figure = _write_nothing
+
+
+def run_folder(path: str | Path, kind: str, anew: str = "--out") -> RunFolder:
+    """A run's folder, in which the first of several processes writes (``torchrun``).
+
+    Args, errors: as for :class:`RunFolder`.
+    """
+    return (RunFolder if is_first() else FollowersFolder)(path, kind, anew)
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
