@@ -110,7 +110,10 @@ def one_sided_normals(x: Array, ways: Array, neighbors: int | None = None, votes
     facing = np.einsum("ij,ij->i", normals, ways)
     found = normals * np.where(facing < 0, -1.0, 1.0)[:, None]
     for _ in range(votes):
-        heard = (np.abs(facing)[:, None] * found)[patches.near].sum(axis=1)
+        voices = np.abs(facing)[:, None] * found
+        heard = np.zeros_like(found)
+        for neighbor in patches.near.T:  # one after the other, for memory
+            heard += voices[neighbor]
         agree = np.einsum("ij,ij->i", normals, heard)
         found = normals * np.where(agree < 0, -1.0, 1.0)[:, None]
     return found
