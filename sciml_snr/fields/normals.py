@@ -28,6 +28,9 @@ OPEN, FLAT = 0.5, 0.3
 0 of a closed surface; and encloses nothing, so that the side with more volume says nothing, when
 that volume is less than the second, relative to a sphere's."""
 
+CLOSED = 0.1
+"""A part whose normals' mean goes up or down less than that has no side that looks up."""
+
 OPPOSITE = 0.02
 """Share of neighbours with opposite normals from which on sides are unsure."""
 
@@ -56,7 +59,7 @@ def estimate_normals(
         neighbors: k, as for :func:`local_patches`.
         like: (n, d), directions that are right up to 90 degrees: they decide the sides.
         orient: where the points were seen from, (d,) or one for each (n, d): then a patch has
-            points of one side only. Or "up": every part looks up, along the last axis.
+            points of one side only. Or "up": every part that is open looks up, along the last axis.
 
     Returns:
         (n, d).
@@ -164,7 +167,8 @@ def _side(x: Array, normals: Array, areas: Array, up: bool, is_main: bool) -> tu
     mean = shares @ normals
     is_sheet = bool(np.linalg.norm(mean) > OPEN)
     lies_flat = is_sheet and is_main and abs(volume) < FLAT * size and abs(mean[-1]) > OPEN**2
-    return (-1.0 if (mean[-1] if up or lies_flat else volume) < 0 else 1.0), is_sheet
+    by_height = lies_flat or (up and abs(mean[-1]) > CLOSED)
+    return (-1.0 if (mean[-1] if by_height else volume) < 0 else 1.0), is_sheet
 
 
 def _tell(what: str) -> None:

@@ -163,6 +163,20 @@ def test_viewpoints_stay_with_their_points() -> None:
     np.testing.assert_allclose(cloud.viewpoints, 3 * cloud.points)
 
 
+def test_viewpoints_of_a_file(tmp_path: Path) -> None:
+    points, normals = sphere(200, 0.02)
+    np.savez(tmp_path / "a.npz", points=points, viewpoints=np.zeros((200, 3)))
+    inward = fit_sdf(tmp_path / "a.npz", **TINY, out=tmp_path / "run").cloud.normals
+    assert rightly(inward, -normals) == 1
+    assert (
+        rightly(fit_sdf(tmp_path / "a.npz", orient=3 * normals, **TINY).cloud.normals, normals) == 1
+    )
+    assert rightly(fit_sdf(tmp_path / "a.npz", orient="up", **TINY).cloud.normals, normals) == 1
+    np.savez(tmp_path / "a.npz", points=points, viewpoints=3 * normals)
+    with pytest.raises(ValueError, match="of other points"):
+        fit_sdf(tmp_path / "a.npz", **TINY, out=tmp_path / "run", resume=True)
+
+
 def test_a_run_is_resumed_with_its_sides(tmp_path: Path) -> None:
     points, normals = sphere(100, 0.02)
     run = {**TINY, "out": tmp_path / "one"}
