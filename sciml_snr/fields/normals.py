@@ -23,10 +23,13 @@ SEEN_NEIGHBORS = 24
 """The least in space where points may have been seen along the surface: on a thin mug normals are
 off by 13 degrees with 24, by 21 with 16. (On a curve so many reach far.)"""
 
-OPEN, FLAT = 0.5, 0.3
-"""A part of a cloud is a sheet when the mean of its normals is longer than the first, as it is
-0 of a closed surface; and encloses nothing, so that the side with more volume says nothing, when
-that volume is less than the second, relative to a sphere's."""
+OPEN, FLAT = 0.45, 0.3
+"""A surface is open when the mean of its normals is longer than the first: 0 of a closed one, 1/2
+of half a sphere. It lies flat, so that the volume that it encloses says nothing, when that is less
+than the second, relative to a sphere's."""
+
+CLOSED = 0.1
+"""A part whose normals' mean goes up or down less than that has no side that looks up."""
 
 OPPOSITE = 0.02
 """Share of neighbours with opposite normals from which on sides are unsure."""
@@ -56,7 +59,7 @@ def estimate_normals(
         neighbors: k, as for :func:`local_patches`.
         like: (n, d), directions that are right up to 90 degrees: they decide the sides.
         orient: where the points were seen from, (d,) or one for each (n, d): then a patch has
-            points of one side only. Or "up": every part looks up, along the last axis.
+            points of one side only. Or "up": every part that is open looks up, along the last axis.
 
     Returns:
         (n, d).
@@ -110,7 +113,10 @@ def one_sided_normals(x: Array, ways: Array, neighbors: int | None = None, votes
     facing = np.einsum("ij,ij->i", normals, ways)
     found = normals * np.where(facing < 0, -1.0, 1.0)[:, None]
     for _ in range(votes):
-        heard = (np.abs(facing)[:, None] * found)[patches.near].sum(axis=1)
+        voices = np.abs(facing)[:, None] * found
+        heard = np.zeros_like(found)
+        for neighbor in patches.near.T:  # one after the other, for memory
+            heard += voices[neighbor]
         agree = np.einsum("ij,ij->i", normals, heard)
         found = normals * np.where(agree < 0, -1.0, 1.0)[:, None]
     return found
@@ -126,7 +132,6 @@ def _oriented(x: Array, patches: Patches, up: bool) -> Array:
     tree = tree + tree.T
     signs = np.ones(len(x))
     parts, labels = csgraph.connected_components(tree, directed=False)
-    sheets = 0
     for part in range(parts):
         members = np.flatnonzero(labels == part)
         order, before = csgraph.breadth_first_order(tree, members[0], directed=False)
@@ -134,13 +139,10 @@ def _oriented(x: Array, patches: Patches, up: bool) -> Array:
         for i, same in zip(order[1:], agree >= 0, strict=True):
             signs[i] = signs[before[i]] if same else -signs[before[i]]
         outward = normals[members] * signs[members, None]
-        side, is_sheet = _side(
-            flat[members], outward, areas[members], up, len(members) > len(x) / 2
-        )
-        signs[members] *= side
-        sheets += len(members) if is_sheet and len(members) > len(x) / 10 else 0
+        is_main = len(members) > len(x) / 2
+        signs[members] *= _side(flat[members], outward, areas[members], up, is_main)
     oriented: Array = normals * signs[:, None]
-    if sheets > len(x) / 10 and not up:
+    if np.linalg.norm(areas @ oriented) > OPEN * areas.sum() and not up:
         _tell("the surface is open; a flat sheet is taken to look up, along the last axis")
     cosines = np.einsum("ij,ikj->ik", oriented, oriented[near])
     if (opposite := float((cosines < -0.5).mean())) > OPPOSITE:
@@ -148,8 +150,8 @@ def _oriented(x: Array, patches: Patches, up: bool) -> Array:
     return oriented
 
 
-def _side(x: Array, normals: Array, areas: Array, up: bool, is_main: bool) -> tuple[float, bool]:
-    """1, or -1 if the normals of a connected part are to be turned; and whether it is a sheet.
+def _side(x: Array, normals: Array, areas: Array, up: bool, is_main: bool) -> float:
+    """1, or -1 if the normals of a connected part are to be turned.
 
     Only the main part may be a flat sheet: a thick layer of points falls into many small ones.
     """
@@ -159,9 +161,10 @@ def _side(x: Array, normals: Array, areas: Array, up: bool, is_main: bool) -> tu
     volume = float(shares @ np.einsum("ij,ij->i", away, normals))
     size = float(shares @ np.linalg.norm(away, axis=1))
     mean = shares @ normals
-    is_sheet = bool(np.linalg.norm(mean) > OPEN)
-    lies_flat = is_sheet and is_main and abs(volume) < FLAT * size and abs(mean[-1]) > OPEN**2
-    return (-1.0 if (mean[-1] if up or lies_flat else volume) < 0 else 1.0), is_sheet
+    is_sheet = is_main and np.linalg.norm(mean) > OPEN
+    lies_flat = is_sheet and abs(volume) < FLAT * size and abs(mean[-1]) > OPEN**2
+    by_height = lies_flat or (up and abs(mean[-1]) > CLOSED)
+    return -1.0 if (mean[-1] if by_height else volume) < 0 else 1.0
 
 
 def _tell(what: str) -> None:

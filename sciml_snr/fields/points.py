@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .files.clouds import numbers, read_cloud_file
+from .files.clouds import numbers, read_cloud_file, read_viewpoints
 from .files.columns import Array
 
 MIN_POINTS = 10
@@ -61,7 +61,7 @@ def read_cloud(
         source: (n, 3) or (n, 2), or a path: PLY, OBJ, STL, OFF, GLB (whatever trimesh reads); XYZ,
             TXT, CSV, ASC, PTS (:func:`sciml_snr.fields.files.columns.read_columns`; two columns for
             a plane curve); PCD; LAS and LAZ by laspy; NPZ (arrays ``points`` and perhaps
-            ``normals``), NPY.
+            ``normals`` and ``viewpoints``), NPY.
         normals: as ``source``'s shape, of any length but 0, pointing out of the shape; by default
             those of the file, if it has any; "estimate": not those.
         sample: take so many points from the faces of a mesh, uniformly by area, instead of its
@@ -69,7 +69,8 @@ def read_cloud(
         seed: of the sample.
         drop_bad: leave out points that are NaN, infinite or masked, and those whose normal is, or
             has length 0.
-        viewpoints: where the points were seen from, (d,) or one for each (n, d).
+        viewpoints: where the points were seen from, (d,) or one for each (n, d); by default those
+            of an NPZ file, if it has any.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -82,6 +83,8 @@ def read_cloud(
             normals = found
         else:
             only_orientation = False
+        if viewpoints is None:
+            viewpoints = read_viewpoints(Path(source))
     elif sample is not None:
         raise ValueError("sample is for mesh files: an array of points has no faces.")
     else:

@@ -154,8 +154,11 @@ def fit_sdf(
         drop_bad=options.pop("drop_bad", False),
         viewpoints=None if orient is None or isinstance(orient, str) else orient,
     )
-    if isinstance(orient, str) and orient == "normals" and cloud.normals is None:
-        raise ValueError("orient = 'normals', and there are no normals.")
+    if isinstance(orient, str):
+        if orient == "normals" and cloud.normals is None:
+            raise ValueError("orient = 'normals', and there are no normals.")
+        cloud = replace(cloud, viewpoints=None)  # the file's, which are not asked for
+    fingerprint = _fingerprint(cloud, orient is None)
     with contextlib.ExitStack() as stack:
         if resume:
             assert folder is not None
@@ -164,7 +167,7 @@ def fit_sdf(
             where = folder.path / CHECKPOINT
             config = {"orient": None, **config}  # which runs did not always have
             check_keys(config, _CONFIG, where)
-            if config["points"] != _fingerprint(cloud):
+            if config["points"] != fingerprint:
                 raise ValueError(
                     f"The run in {out} is of other points, or normals, or of another sample or "
                     "seed."
@@ -206,7 +209,7 @@ def fit_sdf(
         used = replace(cloud, normals=_normals(cloud, orient) if with_normals else None)
         config = {
             **config_of(choice, told, weights, training_options),
-            "points": _fingerprint(cloud),
+            "points": fingerprint,
             "normals": with_normals,
             "orient": _orient_to_json(orient),
         }
@@ -312,7 +315,8 @@ def _tell_rounded(cloud: Cloud, sigma: float) -> None:
 
 def _default_weights(cloud: Cloud, orient: ArrayLike | str | None) -> Weights:
     """Those of thin walls where the sides that were told show that there are such."""
-    ways = None if orient is None else _ways(cloud, orient)
+    is_told = orient is not None or cloud.viewpoints is not None
+    ways = _ways(cloud, orient) if is_told else None
     if ways is None or thinner_by_sides(cloud.points, ways) > THIN:
         return Weights()
     return OF_THIN_WALLS
@@ -337,11 +341,13 @@ def _choose(network: nn.Module | str, options: dict[str, Any] | None) -> Network
     return NetworkChoice(network, {**SIZE, **(options or {})})
 
 
-def _fingerprint(cloud: Cloud) -> str:
-    """Equal for equal points with equal normals of their own."""
+def _fingerprint(cloud: Cloud, has_viewpoints: bool) -> str:
+    """Equal for equal points with equal normals of their own, and, if the viewpoints are the
+    file's, equal ones of those."""
     found = hashlib.sha256(np.ascontiguousarray(cloud.points).tobytes())
-    if cloud.normals is not None:
-        found.update(np.ascontiguousarray(cloud.normals).tobytes())
+    for told in (cloud.normals, cloud.viewpoints if has_viewpoints else None):
+        if told is not None:
+            found.update(np.ascontiguousarray(told).tobytes())
     return found.hexdigest()[:16]
 
 

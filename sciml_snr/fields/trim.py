@@ -21,6 +21,9 @@ SPACINGS = {2: 5.0, 3: 2.5}
 """To the nearest point. Points at random, as dense everywhere, leave no such gaps: one place in
 e^10 on a curve, one in e^20 on a surface."""
 
+CHUNK = 1 << 16
+"""Places that are looked at at once: bounds the memory."""
+
 
 def covered(
     places: Array, normals: Array, points: Array, sigma: float, trim: float | str
@@ -42,14 +45,19 @@ def covered(
     around = tree.query(points, k + 1)[0][:, -1]
     # Of k points evenly in a disk (or along a line) of this radius: the spacing.
     spacing = around * math.sqrt(math.pi / k) if dim == 3 else 2 * around / k
-    distances, rows = tree.query(places, k)
-    # The median: a stray point in a gap has its own spacing, which is the gap's.
-    within = distances[:, 0] <= SPACINGS[dim] * np.median(spacing[rows], axis=1) + 3 * sigma
-    ways = points[rows] - places[:, None]
-    ways -= np.einsum("nki,ni->nk", ways, normals)[..., None] * normals[:, None]
-    lengths = np.linalg.norm(ways, axis=2).mean(axis=1)
-    beyond = np.linalg.norm(ways.mean(axis=1), axis=1) > ONE_SIDED[dim] * lengths
-    return np.asarray(within & ~beyond)
+    reach = SPACINGS[dim] * spacing
+    found = []
+    for start in range(0, len(places), CHUNK):
+        here, across = places[start : start + CHUNK], normals[start : start + CHUNK]
+        distances, rows = tree.query(here, k)
+        # The median: a stray point in a gap has its own spacing, which is the gap's.
+        within = distances[:, 0] <= np.median(reach[rows], axis=1) + 3 * sigma
+        ways = points[rows] - here[:, None]
+        ways -= np.einsum("nki,ni->nk", ways, across)[..., None] * across[:, None]
+        lengths = np.linalg.norm(ways, axis=2).mean(axis=1)
+        beyond = np.linalg.norm(ways.mean(axis=1), axis=1) > ONE_SIDED[dim] * lengths
+        found.append(within & ~beyond)
+    return np.concatenate(found)
 
 
 def check_trim(trim: float | str | None) -> float | str | None:

@@ -60,6 +60,13 @@ TEXTS = {  # name, text, whether there are normals, what is said to be left out
     "quoted.csv": ('"x","y","z"\n' + rows(POINTS, between=","), False, None),
     "order.csv": ("z,y,x\n" + rows(POINTS[:, ::-1], between=","), False, None),
     "commas.csv": (rows(POINTS, between=",").replace("\n", ",\n"), False, None),
+    "ends.csv": ("x,y,z,\n" + rows(POINTS, between=",").replace("\n", ",\n"), False, None),
+    "gaps.csv": (
+        "x,y,z,label\n" + rows(POINTS, between=",").replace("\n", ",\n"),
+        False,
+        "column label is",
+    ),
+    "other.csv": ("a,b,c\n" + rows(POINTS, between=","), False, "a, b, c are taken for x, y, z"),
     "title.xyz": ("scan 3 of May\n" + rows(POINTS), False, "'scan 3 of May', is taken for a title"),
     "map.csv": ("id,easting,northing,height\n" + rows(INTENSITY, POINTS, between=","), False, "id"),
 }

@@ -261,15 +261,19 @@ def test_transparent_pixels_are_missing(tmp_path: Path) -> None:
         image.save(tmp_path / name, **({"lossless": True} if name.endswith("webp") else {}))
     keyed = Image.fromarray(np.where(clear[..., None], [[[1, 2, 3]]], COLORS).astype(np.uint8))
     keyed.save(tmp_path / "key.png", transparency=(1, 2, 3))
-    extra = dict(photometric="rgb", extrasamples=["unassalpha"])
-    tifffile.imwrite(tmp_path / "rgba.tif", np.dstack([COLORS, alpha]), **extra)
+    extra = dict(photometric="rgb", extrasamples=["unassalpha"], metadata=None)
+    rgba = np.dstack([COLORS, alpha])
+    tifffile.imwrite(tmp_path / "rgba.tif", rgba, **extra)
+    planes = np.moveaxis(rgba, -1, 0)
+    tifffile.imwrite(tmp_path / "planes.tif", planes, planarconfig="separate", **extra)
     for path in sorted(tmp_path.iterdir()):
         with pytest.warns(UserWarning, match=r"50 of 1200 pixels are transparent"):
             found = fit(path)
         assert np.array_equal(found.picture.missing, clear), path
         assert found.picture.alpha and all(2.5 < s < 10 for s in found.sigma)
-        np.testing.assert_array_equal(found.image[..., -1], alpha)
-        assert found.image[..., 0].min() > 30  # none is black
+        image = found.image if path.stem != "planes" else np.moveaxis(found.image, 0, -1)
+        np.testing.assert_array_equal(image[..., -1], alpha)
+        assert image[..., 0].min() > 30  # none is black
     with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"missing: .*transparent"):
         fit(np.dstack([COLORS, 0 * alpha]))
 

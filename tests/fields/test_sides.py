@@ -89,7 +89,7 @@ def test_a_dome_and_a_bowl_are_told_by_their_volume() -> None:
     "points",
     [
         *(sphere(n, sigma)[0] for n in (300, 3000) for sigma in (0.0, 0.02, 0.06)),
-        *(circle(n, sigma)[0] for n in (100, 300) for sigma in (0.0, 0.02, 0.05)),
+        *(circle(n, sigma)[0] for n in (100, 300, 2000) for sigma in (0.0, 0.02, 0.05)),
         cube(2000, 0.03)[0],
     ],
 )
@@ -161,6 +161,20 @@ def test_viewpoints_stay_with_their_points() -> None:
     assert (cloud.dropped, cloud.merged, len(cloud.points)) == (1, 5, 59)
     assert cloud.viewpoints is not None
     np.testing.assert_allclose(cloud.viewpoints, 3 * cloud.points)
+
+
+def test_viewpoints_of_a_file(tmp_path: Path) -> None:
+    points, normals = sphere(200, 0.02)
+    np.savez(tmp_path / "a.npz", points=points, viewpoints=np.zeros((200, 3)))
+    inward = fit_sdf(tmp_path / "a.npz", **TINY, out=tmp_path / "run").cloud.normals
+    assert rightly(inward, -normals) == 1
+    assert (
+        rightly(fit_sdf(tmp_path / "a.npz", orient=3 * normals, **TINY).cloud.normals, normals) == 1
+    )
+    assert rightly(fit_sdf(tmp_path / "a.npz", orient="up", **TINY).cloud.normals, normals) == 1
+    np.savez(tmp_path / "a.npz", points=points, viewpoints=3 * normals)
+    with pytest.raises(ValueError, match="of other points"):
+        fit_sdf(tmp_path / "a.npz", **TINY, out=tmp_path / "run", resume=True)
 
 
 def test_a_run_is_resumed_with_its_sides(tmp_path: Path) -> None:

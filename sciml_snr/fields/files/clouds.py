@@ -61,6 +61,14 @@ def _read_numpy(path: Path) -> tuple[Array, Array | None]:
         return numbers("points", arrays["points"]), normals
 
 
+def read_viewpoints(path: Path) -> Array | None:
+    """Where the points of a file were seen from, (d,) or (n, d): an array of NPZ files, if any."""
+    if path.suffix.lower() != ".npz":
+        return None
+    with np.load(path) as arrays:
+        return numbers("viewpoints", arrays["viewpoints"]) if "viewpoints" in arrays else None
+
+
 def _read_pcd(path: Path) -> tuple[Array, Array | None]:
     """A file of the Point Cloud Library, in ASCII or binary."""
     header: dict[str, list[str]] = {}

@@ -56,16 +56,19 @@ def read_columns(path: Path) -> tuple[Array, Array | None]:
             body = body[1:]
     elif not all(map(_is_number, first := _fields(body[0], separator))):
         width = len(_fields(body[-1], separator))
-        if len(first) == width and any(map(_is_number, first)):
+        has_number = any(field and _is_number(field) for field in first)
+        if len(first) == width and has_number:
             odd = next(field for field in first if not _is_number(field))
             raise Unusable(f"{path}: {odd!r} in the first row is not a number.")
-        if len(first) != width and any(map(_is_number, first)):
+        if len(first) != width and has_number:
             warnings.warn(
                 f"{path}: the first line, {body[0]!r}, is taken for a title, and left out.",
                 stacklevel=4,
             )
         header, body = (first if len(first) == width else []), body[1:]
-    rows = _rows(body, separator)
+    if header and not header[-1]:  # a separator at the end of every line
+        header = header[:-1]
+    rows = _rows(body, separator, len(header))
     if not header and comments:
         named = _fields(comments[-1].lstrip("#/ "), separator)
         header = named if len(named) == rows.shape[1] and _find(named, _PLACES[:2]) else []
@@ -85,6 +88,9 @@ def columns_of_points(rows: Array, header: Sequence[str], path: Path) -> tuple[A
         if width < 2:
             raise Unusable(f"{path} has {width} columns: it must be x y, x y z, and more.")
         places = list(range(min(3, width)))
+        if header and width > 2:
+            taken = ", ".join(name.strip() for name in header[:3])
+            warnings.warn(f"{path}: the columns {taken} are taken for x, y, z.", stacklevel=5)
         if width > 3:
             if _counts(rows[:, 0]):
                 raise Unusable(
@@ -153,15 +159,16 @@ def _fields(line: str, separator: str | None) -> list[str]:
     return [field.strip().strip('"') for field in line.split(separator)]
 
 
-def _rows(lines: list[str], separator: str | None) -> Array:
-    """Numbers (n, m); of an empty field NaN."""
+def _rows(lines: list[str], separator: str | None, width: int) -> Array:
+    """Numbers (n, m); of an empty field NaN. Without a width, a separator at the end of every line
+    has no field after it."""
     if separator:
         empty = re.compile(rf"(?<={separator})\s*(?={separator}|$)|^(?={separator})")
         lines = [empty.sub("nan", line) for line in lines]
     rows = np.loadtxt(lines, delimiter=separator, ndmin=2, quotechar='"')
-    while rows.shape[1] and np.isnan(rows[:, -1]).all():  # a separator at the end of every line
-        rows = rows[:, :-1]
-    return rows
+    if separator and not width and all(line.endswith("nan") for line in lines):
+        width = rows.shape[1] - 1
+    return rows[:, :width] if width else rows
 
 
 def _is_number(text: str) -> bool:

@@ -46,14 +46,16 @@ def read_tiff(path: Path) -> ImageSource:
         if one_by_one:
             pixels = np.stack([pixels, *(_pixels(series, path)[0] for series in others)])
             axes = "I" + axes
+        page = first.keyframe
+        alpha = any(int(kind) in _ALPHA for kind in page.extrasamples)
+        alpha = alpha and pixels.shape[axes.find("S")] == page.samplesperpixel  # not made by Pillow
         if axes[0] == "S" and first.kind == "shaped" and len(pixels) in (3, 4):
+            alpha = False  # tifffile takes three or four pages for colors when it writes them
             warnings.warn(
                 f"{path} says that its {len(pixels)} planes are colors: if they are pages, give "
                 "channel_axis=None.",
                 stacklevel=6,
             )
-        page = first.keyframe
-        alpha = any(int(kind) in _ALPHA for kind in page.extrasamples)
         nodata = page.tags.get(_NODATA)
         missing = None if nodata is None else _without_data(pixels, str(nodata.value), path)
         return _laid_out(pixels, axes, alpha, missing, path)
@@ -194,6 +196,6 @@ def _laid_out(
     return ImageSource(
         pixels.reshape(shape),
         axis,
-        alpha and axis == -1,
+        alpha and axis is not None,
         None if missing is None else missing.reshape(shape),
     )
