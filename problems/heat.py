@@ -49,6 +49,7 @@ class Heat(SpaceTime):
 
     name = "heat"
     equation = "u_t = kappa u_xx, u = 0 at both ends; noisy u(x, t)"
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"x": (0.0, 1.0), "t": (0.0, 1.0)}
     outputs = ("u",)
     lr = 3e-3
     iterations = 8000
@@ -56,7 +57,9 @@ class Heat(SpaceTime):
     noise = 0.048
     unknown_names: ClassVar[tuple[str, ...]] = ("diffusivity",)
     guesses: ClassVar[Mapping[str, float]] = {"diffusivity": 0.3}
+    guess_units: ClassVar[Mapping[str, Mapping[str, float]]] = {"diffusivity": {"x": 2, "t": -1}}
     num_domain = 400
+    example_constants: ClassVar[tuple[str, ...]] = ("diffusivity", "modes")
     num_boundary = 60
 
     def __init__(
@@ -69,10 +72,6 @@ class Heat(SpaceTime):
         check_positive(diffusivity=diffusivity)
         self.diffusivity, self.modes = diffusivity, modes
         super().__init__(**kwargs)
-
-    @property
-    def domain(self) -> Mapping[str, tuple[float, float]]:
-        return {"x": (0.0, 1.0), "t": (0.0, 1.0)}
 
     def kappa(self) -> torch.Tensor | float:
         return self.unknown("diffusivity")

@@ -50,6 +50,7 @@ class Poisson(MeasuredSource):
     noise = 0.1
     unknown_names = ("k",)
     guesses: ClassVar[Mapping[str, float]] = {"k": 2.1}
+    example_constants: ClassVar[tuple[str, ...]] = ("rate",)
 
     def __init__(self, *, diffusivity: float = 0.01, rate: float = 0.7, **kwargs: Any) -> None:
         check_positive(diffusivity=diffusivity, rate=rate)
@@ -123,6 +124,7 @@ class Poisson2D(MeasuredSource):
     noise = 0.1
     unknown_names = ("k",)
     guesses: ClassVar[Mapping[str, float]] = {"k": 3.0}
+    example_constants: ClassVar[tuple[str, ...]] = ("rate",)
 
     def __init__(self, *, diffusivity: float = 0.01, rate: float = 1.0, **kwargs: Any) -> None:
         check_positive(diffusivity=diffusivity, rate=rate)

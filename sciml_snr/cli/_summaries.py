@@ -1,0 +1,115 @@
+"""How runs of problems ended, in words and tables."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from ..measure.intervals import statement
+from ._app import console, to_stderr
+
+if TYPE_CHECKING:
+    from ..runs.summary import Summary
+
+
+def print_summaries(title: str, summaries: list[Summary]) -> None:
+    """One line per optimizer, medians over its runs."""
+    is_own = any(summary.final_error is None for summary in summaries)
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    columns = ("misfit R", "held out") if is_own else ("final", "best", "at")
+    for column in ("optimizer", "lr", *columns, "memorized", "open", "time"):
+        table.add_column(column, no_wrap=True)
+    about = (
+        "misfit R: mean square of (fit - measurement) / sigma; held out: the same over "
+        "measurements that a second training did not see, about 1 for a fit that predicts as well "
+        "as their errors allow"
+        if is_own
+        else "final, best: relative L2 error; at: iteration of the best"
+    )
+    table.caption = (
+        f"{about}; memorized: share of the noise (~: guessed, see `sciml-snr memorization`); open: "
+        "share of parameters that the gate lets move"
+    )
+    groups: dict[str, list[Summary]] = {}
+    for summary in summaries:
+        groups.setdefault(summary.optimizer, []).append(summary)
+    for optimizer, runs in groups.items():
+        if is_own:
+            cells = [
+                _middle([s.misfit for s in runs], 3),
+                _middle([s.held_out_misfit for s in runs], 3),
+            ]
+        else:
+            cells = [
+                _middle([s.final_error for s in runs], 4),
+                _middle([s.best_error for s in runs], 4),
+                _middle([s.best_iteration for s in runs], 0),
+            ]
+        table.add_row(
+            optimizer,
+            "-" if runs[0].lr is None else f"{runs[0].lr:g}",
+            *cells,
+            _memorized(runs),
+            _percent([s.open_fraction for s in runs]),
+            f"{median(s.seconds for s in runs):.0f} s",
+        )
+    console.print(table)
+
+
+def print_unknowns(summary: Summary) -> None:
+    """A line each: value, standard error, interval, and the reference or whether it has come to
+    rest; then what a second training predicted of the measurements it did not see."""
+    errors = summary.unknowns_standard_error or {}
+    intervals = summary.unknowns_interval or {}
+    for name, value in summary.unknowns.items():
+        found = f"{name} = {value:.4g}"
+        error, both = errors.get(name), intervals.get(name)
+        if error is not None and both is not None and None not in both:
+            low, high = (float(end or 0) for end in both)
+            found = statement(name, value, error, (low, high))
+        reference = (summary.unknowns_reference or {}).get(name)
+        if reference is not None:
+            difference = f"{100 * (value - reference) / reference:+.1f} %"
+            found += f", reference {reference:.4g} ({difference})"
+        console.print(found + _movement(summary, name), soft_wrap=True)
+    for name, rms in (summary.held_out_error or {}).items():
+        console.print(
+            f"{name}: held-out error {rms:.3g} (root mean square of prediction - measurement at "
+            f"{summary.held_out_count} measurements that a second training did not see)",
+            soft_wrap=True,
+        )
+    if summary.held_out_note:
+        to_stderr(f"Note: held-out error: {summary.held_out_note}")
+    if summary.error_bars_note:
+        to_stderr(f"Note: {summary.error_bars_note}")
+
+
+def _movement(summary: Summary, name: str) -> str:
+    """Whether an unknown has come to rest. Of a known truth only said where it has not."""
+    is_moving = summary.is_moving(name)
+    drift = (summary.unknowns_drift or {}).get(name)
+    if is_moving is None or drift is None:
+        return ""
+    over = f"{drift:+.2g} over the last quarter of the iterations"
+    if is_moving:
+        return f"; still moving ({over}): train on, --resume with more --iterations"
+    return "" if summary.unknowns_reference is not None else f"; at rest ({over})"
+
+
+def _middle(values: list[float | None] | list[int | None], digits: int) -> str:
+    known = [value for value in values if value is not None]
+    return f"{median(known):.{digits}f}" if known else "-"
+
+
+def _memorized(runs: list[Summary]) -> str:
+    """As the truth says, or as guessed from the misfit."""
+    if all(run.memorized is None and run.memorized_estimate is not None for run in runs):
+        return "~ " + _percent([run.memorized_estimate for run in runs])
+    return _percent([run.memorized for run in runs])
+
+
+def _percent(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{100 * median(known):.1f} %" if known else "-"
