@@ -112,12 +112,10 @@ def blamed(path: str | Path) -> Iterator[None]:
     except SyntaxError as error:
         raise ValueError(f"{Path(path).name}, line {error.lineno}: {error.msg}.") from error
     except Exception as error:
-        lines = [
-            frame.lineno
-            for frame in traceback.extract_tb(error.__traceback__)
-            if frame.filename == str(path)
-        ]
-        if not lines:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        is_ours = isinstance(error, (ValueError, OSError)) and frames[-1].filename != str(path)
+        if not lines or is_ours:
             raise
         what = " ".join(str(error).split())
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "

@@ -1,11 +1,11 @@
 """Own measurements in their own units: network, loss weights and guesses are scaled to them.
 
-A problem's network, weights and guesses are made for the coordinates of its ``ranges`` and for the
-size of its own example's outputs. With own measurements (lengths in millimetres, temperatures in
-kelvin) inputs are mapped from the domain to those ranges, outputs scaled by the measurements'
-standard deviation, and every term of the loss weighs what the same term weighs in the example:
-what is trained is the example's problem, whatever the units. A problem without an example has its
-terms weighed by their typical sizes.
+A built-in problem's network, weights and guesses are made for the coordinates of its ``ranges`` and
+for the size of its own example's outputs. With own measurements (lengths in millimetres,
+temperatures in kelvin) inputs are mapped from the domain to those ranges, outputs scaled by the
+measurements' standard deviation, and every term of the loss weighs what the same term weighs in the
+example: what is trained is the example's problem, whatever the units. A problem of the user's own
+has outputs scaled likewise, and its terms weighed by their typical sizes, always.
 
 The typical size of an equation's residual is its root mean square for random smooth fields that
 vary over the domain as much as the measurements do.
@@ -33,7 +33,12 @@ POINTS, FIELDS, WAVES = 256, 4, 4
 
 def is_scaled(problem: Problem) -> bool:
     """Whether the measurements may be in units of their own."""
-    return problem.is_own and bool(problem.ranges)
+    return bool(problem.ranges) and (problem.is_own or not _is_built_in(type(problem)))
+
+
+def _is_built_in(cls: type[Problem]) -> bool:
+    """Whether network and loss weights were made for the class's own example."""
+    return cls.__module__.startswith(f"{__package__}.")
 
 
 def levels(problem: Problem) -> tuple[Array, Array]:
@@ -48,10 +53,8 @@ def levels(problem: Problem) -> tuple[Array, Array]:
 
 @functools.lru_cache(maxsize=8)
 def example(cls: type[Problem]) -> Problem | None:
-    """The problem with its own synthetic measurements, where it has some."""
-    from .base import Problem
-
-    return None if cls.observe is Problem.observe else cls()
+    """A built-in problem with its own synthetic measurements; None of a user's."""
+    return cls() if _is_built_in(cls) else None
 
 
 def extents(problem: Problem) -> tuple[Array, Array]:

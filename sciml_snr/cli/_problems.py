@@ -85,8 +85,9 @@ def new_problem(
     name: Annotated[str, typer.Argument(help="A name, or a file: pendulum, or pendulum.py.")],
 ) -> None:
     """Write a file with a problem of your own, which runs as it is and says what to change."""
-    from ..problems import PROBLEMS, files
-    from ..runs import run  # noqa: F401 (imports DeepXDE without its announcement)
+    from ..runs import run  # noqa: F401 (first: it imports DeepXDE without its announcement)
+
+    from ..problems import PROBLEMS, files  # isort: skip
 
     path = Path(name if files.is_file(name) else f"{name}{files.SUFFIX}")
     if path.stem in PROBLEMS:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from ..measure.intervals import statement
+from ..measure.intervals import statement, text
 from ._app import console, to_stderr
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ def print_summaries(title: str, summaries: list[Summary]) -> None:
         else "final, best: relative L2 error; at: iteration of the best"
     )
     table.caption = (
-        f"{about}; memorized: share of the noise (~: guessed, see `sciml-snr memorization`); open: "
-        "share of parameters that the gate lets move"
+        f"{about}; memorized: share of the noise (~: guessed from the misfit; ?: not to be told so; `sciml-snr "
+        "memorization` measures it); open: share of parameters that the gate lets move"
     )
     groups: dict[str, list[Summary]] = {}
     for summary in summaries:
@@ -74,6 +74,13 @@ def print_unknowns(summary: Summary) -> None:
             difference = f"{100 * (value - reference) / reference:+.1f} %"
             found += f", reference {reference:.4g} ({difference})"
         console.print(found + _movement(summary, name), soft_wrap=True)
+    for name, (sigma, error) in (summary.sigma_of_fit or {}).items():
+        estimate, its_error = (summary.sigma_estimate or {})[name]
+        console.print(
+            f"{name}: sigma {text(sigma, error)} by the residuals of the fit (before it, estimated "
+            f"{text(estimate, its_error)})",
+            soft_wrap=True,
+        )
     for name, rms in (summary.held_out_error or {}).items():
         console.print(
             f"{name}: held-out error {rms:.3g} (root mean square of prediction - measurement at "
@@ -104,7 +111,11 @@ def _middle(values: list[float | None] | list[int | None], digits: int) -> str:
 
 
 def _memorized(runs: list[Summary]) -> str:
-    """As the truth says, or as guessed from the misfit."""
+    """As the truth says, or as guessed from the misfit; no number where it is none."""
+    if any(run.memorized is None and run.sigma_estimate is not None for run in runs):
+        return "?"  # the guess is 1 - R, and R is as wrong as the estimate of sigma
+    if any(run.memorized is not None and abs(run.memorized) > 1 for run in runs):
+        return "?"  # error in the signal, along the noise by chance
     if all(run.memorized is None and run.memorized_estimate is not None for run in runs):
         return "~ " + _percent([run.memorized_estimate for run in runs])
     return _percent([run.memorized for run in runs])

@@ -146,7 +146,7 @@ class ProblemConfig(Config):
                     "synthetic: give yours, too, by --set source=FILE.csv (columns: "
                     f"{', '.join(cls.coordinates)}, f, optionally sigma)."
                 )
-        if self.held_out is not None and self.data is None:
+        if self.held_out and self.data is None:
             raise ValueError("held_out is a share of own measurements: give --data, or leave it.")
         return dataclasses.replace(
             self,

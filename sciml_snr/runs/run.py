@@ -379,7 +379,7 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
         if self.folder and self.loaded is None:
             self.folder.append_row(row)
         if self._bar is not None:
-            self._bar.status(_in_short(row))
+            self._bar.status(_in_short(row, self.problem.observations.sigma is not None))
 
     def summary(self) -> Summary:
         """Final and best figures of what has been recorded."""
@@ -466,7 +466,7 @@ _STATE: dict[str, Callable[[Any], bool]] = {
 """Of a checkpoint's state: what tests a value."""
 
 
-def _in_short(row: Mapping[str, float]) -> str:
+def _in_short(row: Mapping[str, float], sigma_is_given: bool) -> str:
     """A row of the log, for the progress bar."""
     parts = []
     if "relative_l2" in row:
@@ -475,7 +475,7 @@ def _in_short(row: Mapping[str, float]) -> str:
         parts.append(f"misfit R {row['misfit']:.3g}")
     else:
         parts.append(f"loss {row['loss']:.3g}")
-    if "memorized_estimate" in row:
+    if "memorized_estimate" in row and sigma_is_given:
         parts.append(f"memorized ~ {100 * row['memorized_estimate']:.0f} %")
     return ", ".join(parts)
 
@@ -579,6 +579,7 @@ def _with_bars(summary: Summary, bars: RunBars) -> Summary:
         unknowns_standard_error=errors,
         unknowns_interval=intervals,
         error_bars_note=bars.reason or None,
+        sigma_of_fit=bars.sigma_of_fit(),
     )
 
 

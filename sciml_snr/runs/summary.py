@@ -59,6 +59,9 @@ class Summary:
     None of a run too short for that."""
     sigma_estimate: dict[str, list[float]] | None = None
     """output -> [sigma, its standard error], encoded; None where sigma was given."""
+    sigma_of_fit: dict[str, list[float]] | None = None
+    """output -> [sigma, its standard error] as the fit's residuals say, encoded; None where sigma
+    was given or there are no error bars."""
     held_out_count: int | None = None
     """Measurements that a second training did not see; None where there was none."""
     held_out_misfit: float | None = None
