@@ -218,12 +218,9 @@ def error_band(
     errors = np.array([[row[column] for row in rows[:length]] for rows in runs])
     median = np.median(errors, axis=0)
     is_error = column == "relative_l2"
-    best = f"best {median.min():.3f}, " if is_error else ""
-    text = (
-        f"{label}: {best}final {median[-1]:.3g}"
-        if not is_error
-        else (f"{label}: {best}final {median[-1]:.3f}")
-    )
+    text = f"{label}: final {median[-1]:.3g}"
+    if is_error:
+        text = f"{label}: best {median.min():.3f}, final {median[-1]:.3f}"
     ax.semilogy(iterations, median, color=color, label=text)
     if len(runs) > 1:
         ax.fill_between(
@@ -239,9 +236,13 @@ def error_band(
 
 def number_log_axis(ax: Axes) -> None:
     """Plain numbers at 1, 2 and 5 of each decade of a logarithmic y axis; over more than four
-    decades at its powers of ten alone."""
+    decades at its powers of ten alone, over less than half of one at round numbers."""
     low, high = ax.get_ylim()
     ax.yaxis.set_major_formatter("{x:g}")
+    if high / low < 4:
+        ax.yaxis.set_major_locator(ticker.MaxNLocator(5))
+        ax.yaxis.set_minor_locator(ticker.NullLocator())
+        return
     wide = high / low > 1e4
     ax.yaxis.set_minor_formatter(
         ticker.NullFormatter() if wide else ticker.FuncFormatter(label_125)

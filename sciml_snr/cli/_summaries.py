@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,10 @@ from ._app import console, to_stderr
 
 if TYPE_CHECKING:
     from ..runs.summary import Summary
+
+
+NEAR_END = 1.5
+"""Of a larger misfit the residuals say nothing of sigma: the fit has not found the signal."""
 
 
 def print_summaries(title: str, summaries: list[Summary]) -> None:
@@ -29,8 +34,9 @@ def print_summaries(title: str, summaries: list[Summary]) -> None:
         else "final, best: relative L2 error; at: iteration of the best"
     )
     table.caption = (
-        f"{about}; memorized: share of the noise (~: guessed from the misfit; ?: not to be told so; `sciml-snr "
-        "memorization` measures it); open: share of parameters that the gate lets move"
+        f"{about}; memorized: share of the noise (~: guessed from the misfit; ?: not to be told "
+        "from it; `sciml-snr memorization` measures it); open: share of parameters that the gate "
+        "lets move"
     )
     groups: dict[str, list[Summary]] = {}
     for summary in summaries:
@@ -74,7 +80,8 @@ def print_unknowns(summary: Summary) -> None:
             difference = f"{100 * (value - reference) / reference:+.1f} %"
             found += f", reference {reference:.4g} ({difference})"
         console.print(found + _movement(summary, name), soft_wrap=True)
-    for name, (sigma, error) in (summary.sigma_of_fit or {}).items():
+    is_near = summary.final_error is None and (summary.misfit or 0) < NEAR_END
+    for name, (sigma, error) in (summary.sigma_of_fit or {}).items() if is_near else ():
         estimate, its_error = (summary.sigma_estimate or {})[name]
         console.print(
             f"{name}: sigma {text(sigma, error)} by the residuals of the fit (before it, estimated "
@@ -82,9 +89,11 @@ def print_unknowns(summary: Summary) -> None:
             soft_wrap=True,
         )
     for name, rms in (summary.held_out_error or {}).items():
+        count = summary.held_out_count or 1
+        said = text(rms, rms / math.sqrt(2 * count)) if rms is not None else "not finite"
         console.print(
-            f"{name}: held-out error {rms:.3g} (root mean square of prediction - measurement at "
-            f"{summary.held_out_count} measurements that a second training did not see)",
+            f"{name}: held-out error {said} (root mean square of prediction - measurement at "
+            f"{count} measurements that a second training did not see)",
             soft_wrap=True,
         )
     if summary.held_out_note:
@@ -112,7 +121,7 @@ def _middle(values: list[float | None] | list[int | None], digits: int) -> str:
 
 def _memorized(runs: list[Summary]) -> str:
     """As the truth says, or as guessed from the misfit; no number where it is none."""
-    if any(run.memorized is None and run.sigma_estimate is not None for run in runs):
+    if any(run.final_error is None and run.sigma_estimate is not None for run in runs):
         return "?"  # the guess is 1 - R, and R is as wrong as the estimate of sigma
     if any(run.memorized is not None and abs(run.memorized) > 1 for run in runs):
         return "?"  # error in the signal, along the noise by chance

@@ -84,7 +84,8 @@ class RunBars:
             found = [estimate_sigma_residuals(r, dof) for r in (fit - encoded).T]
         except ValueError:  # too few are left
             return None
-        return {n: [float(s), s.standard_error] for n, s in zip(problem.measured, found, strict=True)}
+        pairs = zip(problem.measured, found, strict=True)
+        return {name: [float(sigma), sigma.standard_error] for name, sigma in pairs}
 
     def band(self, points: Array) -> tuple[Array, Array] | None:
         """Low and high end of the fit's 95 % band at points, (n, m) each, in problem's units.

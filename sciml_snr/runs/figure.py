@@ -36,6 +36,9 @@ SLICES = (0.0, 0.5, 1.0)
 NEAR = 0.05
 """Measurements within this share of the range are drawn with a slice."""
 
+POWERS = (-3, 4)
+"""Numbers on axes below and above these powers of ten have the power written once."""
+
 Fields = dict[str, Any]
 
 
@@ -160,13 +163,22 @@ def _panels(count: int, columns: int) -> tuple[Figure, Any]:
     for ax in axes[count:]:
         ax.set_axis_off()
     for ax in axes[:count]:
-        ax.tick_params(labelsize="small")
+        ax.tick_params(which="both", labelsize="small")
     return figure, axes
 
 
 def _label(ax: Axes, fields: Fields, i: int, at: str = "") -> None:
     ax.set(xlabel=f"{fields['coordinates'][0]}{at}", ylabel=str(fields["outputs"][i]))
+    _powers(ax)
     ax.xaxis.set_major_locator(ticker.MaxNLocator(5))
+
+
+def _powers(ax: Axes) -> None:
+    """Powers of ten of the y axis beside the legend, not under it."""
+    ax.ticklabel_format(scilimits=POWERS, axis="y")
+    offset = ax.yaxis.get_offset_text()
+    offset.set_x(-0.17)
+    offset.set_fontsize("small")
 
 
 def _measured(ax: Axes, fields: Fields, i: int, chosen: Any, color: Any, label: str) -> None:
@@ -222,9 +234,10 @@ def _planes(fields: Fields) -> list[float]:
 
 
 def _middle(fields: Fields) -> list[float]:
-    """Of coordinates that are neither the first nor the last: the middle of the grid."""
+    """Of coordinates that are neither the first nor the last: a third of the way, as the middle is
+    where symmetric fields vanish."""
     columns = fields["points"][:, 1:-1].T
-    return [_nearest(np.unique(c), (c.min() + c.max()) / 2) for c in columns]
+    return [_nearest(np.unique(c), c.min() + (c.max() - c.min()) / 3) for c in columns]
 
 
 def _on(fields: Fields, key: str, level: float, middle: Sequence[float], width: float) -> Any:
@@ -260,18 +273,28 @@ def _slices(ax: Axes, fields: Fields, i: int, name: str) -> None:
     ax.text(0.0, 1.1, "; ".join(parts), transform=ax.transAxes, fontsize="x-small", va="bottom")
 
 
+def _shown_plane(fields: Fields) -> tuple[Any, str]:
+    """Which of the grid's points are in the plane that is drawn, and where it is, in words."""
+    columns, names = fields["points"][:, 2:].T, fields["coordinates"][2:]
+    at = [_nearest(np.unique(c), (c.min() + c.max()) / 2) for c in columns]
+    shown = np.full(len(fields["points"]), True)
+    for column, value in zip(columns, at, strict=True):
+        shown &= column == value
+    return shown, ", ".join(f"{n} = {v:.3g}" for n, v in zip(names, at, strict=True))
+
+
 def _plane(figure: Figure, ax: Axes, fields: Fields, values: Any, label: str, **style: Any) -> None:
     """Numbers (n,) on the evaluation grid, the first coordinate horizontal; in more than two
-    coordinates its last plane, which the label states."""
+    coordinates a plane in the middle of the others, which the label states."""
     points = fields["points"]
-    shown = (points[:, 2:] == points[-1, 2:]).all(axis=1)
+    shown, at = _shown_plane(fields)
     x, y = (np.unique(points[:, j]) for j in range(2))
     steps = [np.diff(axis) for axis in (x, y)]
     grid = values[shown].reshape(len(x), len(y)).T
     if all(np.ptp(step) <= 1e-6 * step.max() for step in steps):
         half = [step[0] / 2 for step in steps]
         extent = (x[0] - half[0], x[-1] + half[0], y[0] - half[1], y[-1] + half[1])
-        style |= dict(origin="lower", extent=extent, aspect="auto", interpolation="nearest")
+        style |= dict(origin="lower", extent=extent, aspect="auto", interpolation="bilinear")
         image: Any = ax.imshow(grid, **style)
     else:
         image = ax.pcolormesh(x, y, grid, rasterized=True, **style)
@@ -279,19 +302,20 @@ def _plane(figure: Figure, ax: Axes, fields: Fields, values: Any, label: str, **
     names = [str(name) for name in fields["coordinates"]]
     ax.set(xlabel=names[0], ylabel=names[1])
     ax.xaxis.set_major_locator(ticker.MaxNLocator(5))
-    at = ", ".join(
-        f"{name} = {value:.3g}" for name, value in zip(names[2:], points[-1, 2:], strict=True)
-    )
-    bar = figure.colorbar(image, ax=ax, pad=0.03, fraction=0.06)
+    numbers = ticker.ScalarFormatter()
+    numbers.set_powerlimits(POWERS)
+    bar = figure.colorbar(image, ax=ax, pad=0.03, fraction=0.06, format=numbers)
     bar.ax.tick_params(labelsize="small")
+    bar.ax.yaxis.get_offset_text().set_fontsize("small")
     ax.set_title(label + (f", {at}" if at else ""), fontsize="medium", loc="left")
 
 
 def _field(figure: Figure, ax: Axes, fields: Fields, i: int, name: str) -> None:
     """The fitted output over the first two coordinates, and where it was measured."""
     values = fields["fit"][:, i]
-    limit = float(np.abs(values).max()) or 1.0
-    is_signed = values.min() < -0.1 * limit and values.max() > 0.1 * limit
+    drawn = values[_shown_plane(fields)[0]]
+    limit = float(np.abs(drawn).max()) or 1.0
+    is_signed = drawn.min() < -0.1 * limit and drawn.max() > 0.1 * limit
     style = dict(cmap="RdBu_r", vmin=-limit, vmax=limit) if is_signed else dict(cmap="viridis")
     _plane(figure, ax, fields, values, f"{name}, fit", **style)
     if fields["points"].shape[1] == 2 and i < fields["observed_values"].shape[1]:
@@ -302,7 +326,7 @@ def _difference(figure: Figure, ax: Axes, fields: Fields, i: int, name: str) -> 
     """Fit minus truth; with own measurements the half width of the 95 % band; else nothing."""
     if "reference" in fields:
         values = (fields["fit"] - fields["reference"])[:, i]
-        limit = float(np.abs(values).max()) or 1.0
+        limit = float(np.abs(values[_shown_plane(fields)[0]]).max()) or 1.0
         style = dict(cmap="RdBu_r", vmin=-limit, vmax=limit)
         _plane(figure, ax, fields, values, f"{name}, fit - truth", **style)
     elif "fit_low" in fields:
@@ -350,7 +374,8 @@ def _residuals(ax: Axes, fields: Fields) -> None:
         legend_above(ax, 4)
     if has_sigma:
         text = f"R = {float((residuals**2).mean()):.3g}; dashed: standard normal"
-        ax.text(1, 1.02, text, transform=ax.transAxes, fontsize="small", ha="right", va="bottom")
+        at = 1.1 if measured > 1 else 1.02
+        ax.text(1, at, text, transform=ax.transAxes, fontsize="small", ha="right", va="bottom")
 
 
 def _course(ax: Axes, runs: list[tuple[str, list[list[dict[str, float]]], Any]]) -> None:
@@ -401,6 +426,7 @@ def _unknown_courses(
     """Unknowns over iterations with their 95 % intervals; several over their values at the end."""
     iterations = [row["iteration"] for row in rows]
     is_one = len(unknowns) == 1
+    widest = 2 * abs(next(iter(unknowns.values()))) if is_one else 2.0  # of a band that is shown
     shown: list[float] = []
     for (name, value), color in zip(unknowns.items(), colors(len(unknowns)), strict=True):
         unit = 1.0 if is_one else value
@@ -408,10 +434,10 @@ def _unknown_courses(
         label = f"{name} = {value:.4g}"
         ends = intervals.get(name) or [None, None]
         if all(end is not None for end in ends):
-            label += f" ({ends[0]:.3g} to {ends[1]:.3g})"
+            label += f" ({ends[0]:.3g} to {ends[1]:.3g})" if len(unknowns) < 4 else ""
             band = sorted(end / unit for end in ends)
             ax.axhspan(*band, color=color, alpha=0.15, linewidth=0)
-            shown += band
+            shown += np.clip(band, value / unit - widest, value / unit + widest).tolist()
         ax.plot(iterations, course, color=color, label=label)
         shown += [*course[len(course) // 2 :], value / unit * 0.98, value / unit * 1.02]
     what = next(iter(unknowns)) if is_one else "unknown / its value at the end"
@@ -419,6 +445,7 @@ def _unknown_courses(
     finite = [x for x in shown if np.isfinite(x)] or [0.0, 1.0]
     margin = 0.1 * (max(finite) - min(finite))
     ax.set_ylim(min(finite) - margin, max(finite) + margin)
+    _powers(ax)
     ax.xaxis.set_major_locator(ticker.MaxNLocator(5))
     legend_above(ax, 1 if len(unknowns) < 4 else 2)
 

@@ -248,6 +248,8 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
         self.config = config
         self.problem = problem
         self.folder = folder
+        self.tells_share = problem.observations.sigma is not None
+        """Whether the progress bar has the memorized share: a guess that needs a sigma."""
         self.label = label or f"{config.name} {config.optimizer}"
         self.budget = config.iterations
         self.every = period(self.budget)
@@ -379,7 +381,7 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
         if self.folder and self.loaded is None:
             self.folder.append_row(row)
         if self._bar is not None:
-            self._bar.status(_in_short(row, self.problem.observations.sigma is not None))
+            self._bar.status(_in_short(row, self.tells_share))
 
     def summary(self) -> Summary:
         """Final and best figures of what has been recorded."""
@@ -466,7 +468,7 @@ _STATE: dict[str, Callable[[Any], bool]] = {
 """Of a checkpoint's state: what tests a value."""
 
 
-def _in_short(row: Mapping[str, float], sigma_is_given: bool) -> str:
+def _in_short(row: Mapping[str, float], tells_share: bool) -> str:
     """A row of the log, for the progress bar."""
     parts = []
     if "relative_l2" in row:
@@ -475,7 +477,7 @@ def _in_short(row: Mapping[str, float], sigma_is_given: bool) -> str:
         parts.append(f"misfit R {row['misfit']:.3g}")
     else:
         parts.append(f"loss {row['loss']:.3g}")
-    if "memorized_estimate" in row and sigma_is_given:
+    if "memorized_estimate" in row and tells_share:
         parts.append(f"memorized ~ {100 * row['memorized_estimate']:.0f} %")
     return ", ".join(parts)
 
