@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 NEAR_END = 1.5
-"""Of a larger misfit the residuals say nothing of sigma: the fit has not found the signal."""
+"""Of a larger misfit R: the fit has not found the signal, or cannot."""
 
 
 def print_summaries(title: str, summaries: list[Summary]) -> None:
@@ -80,8 +80,8 @@ def print_unknowns(summary: Summary) -> None:
             difference = f"{100 * (value - reference) / reference:+.1f} %"
             found += f", reference {reference:.4g} ({difference})"
         console.print(found + _movement(summary, name), soft_wrap=True)
-    is_near = summary.final_error is None and (summary.misfit or 0) < NEAR_END
-    for name, (sigma, error) in (summary.sigma_of_fit or {}).items() if is_near else ():
+    is_own, is_near = summary.final_error is None, _is_near(summary)
+    for name, (sigma, error) in (summary.sigma_of_fit or {}).items() if is_own and is_near else ():
         estimate, its_error = (summary.sigma_estimate or {})[name]
         console.print(
             f"{name}: sigma {text(sigma, error)} by the residuals of the fit (before it, estimated "
@@ -95,6 +95,12 @@ def print_unknowns(summary: Summary) -> None:
             f"{name}: held-out error {said} (root mean square of prediction - measurement at "
             f"{count} measurements that a second training did not see)",
             soft_wrap=True,
+        )
+    if is_own and not is_near:
+        to_stderr(
+            f"Note: the misfit R is {summary.misfit:.3g}, and about 1 for a fit within the "
+            "measurements' errors: train on (--resume with more --iterations); if it stays, the "
+            "equation, a constant, the domain or sigma does not fit the measurements."
         )
     if summary.held_out_note:
         to_stderr(f"Note: held-out error: {summary.held_out_note}")
@@ -111,7 +117,13 @@ def _movement(summary: Summary, name: str) -> str:
     over = f"{drift:+.2g} over the last quarter of the iterations"
     if is_moving:
         return f"; still moving ({over}): train on, --resume with more --iterations"
-    return "" if summary.unknowns_reference is not None else f"; at rest ({over})"
+    is_known = summary.unknowns_reference is not None
+    return "" if is_known or not _is_near(summary) else f"; at rest ({over})"
+
+
+def _is_near(summary: Summary) -> bool:
+    """Whether the fit has found the signal, as far as the misfit says."""
+    return summary.misfit is None or summary.misfit < NEAR_END
 
 
 def _middle(values: list[float | None] | list[int | None], digits: int) -> str:

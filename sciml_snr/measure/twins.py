@@ -207,9 +207,10 @@ class Memorization(NamedTuple):
 
     @property
     def is_measurable(self) -> bool:
-        """Whether the interval of the share is within +- 100 %: a wider one says nothing."""
+        """Whether the interval of the share is within -100 and 200 %: a share is between 0 and 1,
+        and an interval that goes further says nothing."""
         low, high = self.interval()
-        return high - low <= 2
+        return low >= -1 and high <= 2
 
     def __str__(self) -> str:
         low, high = (100 * end for end in self.interval())

@@ -43,9 +43,7 @@ Fields = dict[str, Any]
 
 
 def run_figure(folder: str | Path, format: str | None = None) -> Path:
-    """One run: measurements with error bars and fit, the fitted fields and their differences from
-    the truth (or, with own measurements, the width of their 95 % bands), residuals and their
-    histogram, and the course of error (or misfit) and unknowns.
+    """Write the figure of a run: see :func:`drawn`.
 
     Args:
         folder: a run folder.
@@ -53,6 +51,17 @@ def run_figure(folder: str | Path, format: str | None = None) -> Path:
 
     Returns:
         The figure's path, ``folder/figure.png``.
+    """
+    return _save(drawn(folder), Path(folder) / "figure.png", format)
+
+
+def drawn(folder: str | Path) -> Figure:
+    """One run: measurements with error bars and fit, the fitted fields and their differences from
+    the truth (or, with own measurements, the width of their 95 % bands), residuals and their
+    histogram, and the course of error (or misfit) and unknowns.
+
+    Args:
+        folder: a run folder.
     """
     folder = Path(folder)
     fields, rows = read_run(folder)
@@ -74,7 +83,7 @@ def run_figure(folder: str | Path, format: str | None = None) -> Path:
     _course(axes[shown + 1], [(_optimizer(folder), [rows], COLORS[0])])
     if unknowns:
         _unknown_courses(axes[shown + 2], rows, unknowns, intervals)
-    return _save(figure, folder / "figure.png", format)
+    return figure
 
 
 def comparison_figure(out: str | Path, folders: Sequence[Path], format: str | None = None) -> Path:

@@ -533,12 +533,15 @@ def memorization(folder: str | Path, *, probes: int = 1, progress: bool = True) 
     run = RunFolder(folder, "problem")
     if not (run.path / SUMMARY).exists():
         raise FileNotFoundError(f"There is no finished run in {run.path}: no {SUMMARY} there.")
-    config = ProblemConfig.from_json(run.load()[0], run.path / CHECKPOINT)
+    found, state = run.load()
+    config = ProblemConfig.from_json(found, run.path / CHECKPOINT)
+    check_kinds(state, _STATE, run.path / CHECKPOINT)
     iterations = read_summary(run.path).iterations
     read_run(run.path)  # the figure needs it: refused before the work
     config = replace(config, iterations=iterations).resolved()
     with run.locked(), _device(config.device):
         problem = config.build()
+        _check_unchanged(run, config, problem, state)
         sigma = problem.sigma()
         if sigma is None or not np.any(sigma > 0):
             raise ValueError(

@@ -73,14 +73,16 @@ class Summary:
 
     def is_moving(self, name: str) -> bool | None:
         """Whether an unknown has not come to rest: over the last quarter of the iterations it moved
-        by more than a fifth of its standard error (or, where it has none, by 1 %). None of a run
-        that is too short to tell."""
+        by more than a fifth of its standard error, or by 2 %. None of a run that is too short to
+        tell."""
         drift = (self.unknowns_drift or {}).get(name)
         if drift is None or not math.isfinite(drift):
             return None
         error = (self.unknowns_standard_error or {}).get(name)
-        has_error = error is not None and math.isfinite(error) and error > 0
-        return abs(drift) > (0.2 * error if has_error else 0.01 * abs(self.unknowns[name]))  # type: ignore[operator]
+        most = 0.02 * abs(self.unknowns[name])
+        if error is not None and error > 0:
+            most = min(most, 0.2 * error)
+        return abs(drift) > most
 
 
 def drifts(rows: Sequence[Mapping[str, float]], names: Iterable[str]) -> dict[str, float | None]:
