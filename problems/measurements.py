@@ -137,6 +137,6 @@ def scatter_sigma(points: Array, values: Array) -> tuple[SigmaEstimate, ...]:
     """
     found = estimate_sigma_scattered(points, values)
     estimates = found if isinstance(found, tuple) else (found,)
-    if not all(estimate > 0 for estimate in estimates):
+    if (np.array(estimates) <= 1e-6 * np.abs(values).max(axis=0)).any():
         raise ValueError("the measurements show no scatter at all.")
     return estimates

@@ -548,7 +548,7 @@ def _bar(progress: bool) -> Progress:
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("left  {task.fields[status]}"),
+        TextColumn("left | {task.fields[status]}"),
         disable=not progress,
     )
 

@@ -192,7 +192,14 @@ class ProblemConfig(Config):
             observations=self.data if observations is None else observations,
         )
         if not is_file(self.problem):
-            return cls(**found)
+            problem = cls(**found)
+            source = getattr(problem, "source_observations", None)
+            if source is not None and source.sigma is None:
+                raise ValueError(
+                    f"{found['source']}: the error of f is unknown: add a column sigma, or give "
+                    "--noise for both fields."
+                )
+            return problem
         with blamed(self.problem):
             problem = cls(**found)
         check_runs(problem, self.problem)

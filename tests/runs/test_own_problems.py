@@ -172,7 +172,8 @@ def test_a_new_problem_runs_as_it_is_written() -> None:
         (("heat", "--data", "rod.csv", "--set", "diffusivity=3"), "says nothing about yours"),
         (("heat", "--data", "rod.csv", *DOMAIN, "--set", "guess.diffusivity=-1"), "number > 0"),
         (("convection", "--set", "beta=fast"), "beta must be a finite number"),
-        (("poisson", "--data", "rod.csv"), "--set source=FILE.csv"),
+        (("poisson", "--data", "u.csv"), "--set source=FILE.csv"),
+        (("poisson", "--data", "u.csv", "--set", "source=f.csv"), "the error of f is unknown"),
         (("absent.py",), "There is no file"),
         (("syntax.py",), "syntax.py, line 2"),
         (("nothing.py",), "must define one subclass"),
@@ -189,6 +190,8 @@ def test_errors_before_any_work(arguments, message: str) -> None:
     pendulum()
     rod("rod.csv", (120, 600, 50))
     write("half.csv", "t,theta,sigma,sigma_theta", *np.ones((4, 3)))
+    write("u.csv", "x,u", [0.1, 0.2], [1.0, 2.0])
+    write("f.csv", "x,f", [0.1, 0.2], [1.0, 2.0])
     Path("syntax.py").write_text("class A:\n  def")
     Path("nothing.py").write_text("x = 1\n")
     Path("wrong.py").write_text(PENDULUM.replace("torch.sin", "torch.sinus"))
