@@ -113,8 +113,9 @@ def blamed(path: str | Path) -> Iterator[None]:
         raise ValueError(f"{Path(path).name}, line {error.lineno}: {error.msg}.") from error
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-        is_ours = isinstance(error, (ValueError, OSError)) and frames[-1].filename != str(path)
+        own = str(Path(path).resolve())
+        lines = [frame.lineno for frame in frames if frame.filename == own]
+        is_ours = isinstance(error, (ValueError, OSError)) and frames[-1].filename != own
         if not lines or is_ours:
             raise
         what = " ".join(str(error).split())

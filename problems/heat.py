@@ -34,8 +34,6 @@ class Heat(SpaceTime):
     :math:`\kappa, a_1, a_2` by least squares, which presumes the solution's form, then gives an
     expected relative error of :math:`0.1\sqrt{3/n}` = 0.012 and one of :math:`\kappa` of 0.025.
 
-    With own measurements the errors still compare with this solution and ``diffusivity``.
-
     Source: PINNs that find an equation's coefficients from scattered noisy data: Raissi, Perdikaris
     and Karniadakis, *J. Comput. Phys.* 378 (2019) 686; this example is ours.
 

@@ -54,7 +54,8 @@ def held_out(config: ProblemConfig, problem: Problem, progress: bool) -> HeldOut
     sigma = problem.sigma()
     chosen = np.zeros(n, dtype=bool)
     chosen[np.random.default_rng((config.seed or 0, 7)).permutation(n)[:count]] = True
-    observed = replace(problem.observations, sigma=sigma)
+    # Where the error is one number, the problem gets it as such: it may be of other data, too.
+    observed = replace(problem.observations, sigma=sigma if config.noise is None else None)
     rest = config.build(observed.rows(~chosen))
     rest.starts = problem.starts
     model = compile_model(config, rest)

@@ -250,6 +250,15 @@ def test_held_out_measurements_are_predicted_by_a_fit_that_does_not_see_them() -
         assert (off > 1000 / 20**0.5 * 0.9) == bool(factor)
 
 
+def test_two_measured_fields_with_one_error() -> None:
+    x = np.linspace(-0.6, 0.6, 20)
+    write("u.csv", "x,u", x, np.sin(6 * x) ** 3)
+    write("f.csv", "x,f", x, np.cos(6 * x))
+    options = ("--data", "u.csv", "--set", "source=f.csv", "--noise", "0.1", "--iterations", "2")
+    call("solve", "poisson", *options, "--held-out", "0.25", "--out", "r")
+    assert read_summary(Path("r")).held_out_count == 5
+
+
 def test_too_few_measurements_are_not_held_out() -> None:
     write("few.csv", "x,t,u,sigma", *np.linspace(0, 1, 48).reshape(4, 12) + 0.01)
     output = call("solve", "heat", "--data", "few.csv", "--iterations", "2")
