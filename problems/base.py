@@ -26,6 +26,9 @@ Array = NDArray[np.floating[Any]]
 Predict = Callable[[Array], Array]
 """A field: points (n, d) -> outputs (n, m), both in the problem's own units."""
 
+RESOLUTION = 1e-4
+"""Steps between numbers, over the range of a coordinate, that are too coarse."""
+
 OUTLIER_SCALE = 10.0
 """Standard deviation of an outlier's error, in sigmas."""
 
@@ -148,6 +151,8 @@ class Problem(ABC):
             raise ValueError("The measurements have a sigma of their own: leave out noise.")
         self.observations = observations.with_sigma(noise)
         self.is_own = self.is_own and observations.clean is None
+        if self.is_own:
+            self._check_resolution()
         self.starts = self._guesses(guesses or {})
         """Where the training of positive unknowns starts."""
 
@@ -169,6 +174,17 @@ class Problem(ABC):
             if not (math.isfinite(low) and math.isfinite(high) and low < high):
                 raise ValueError(f"The domain of {name} must be low < high, got {low}, {high}.")
         return {name: (float(low), float(high)) for name, (low, high) in domain.items()}
+
+    def _check_resolution(self) -> None:
+        """Refuse coordinates whose numbers are too large for their range, such as a minute in
+        seconds since 1970: the network could not tell them apart."""
+        for name, (low, high) in self.domain.items():
+            step = float(np.spacing(dde.config.real(np)(max(abs(low), abs(high)))))
+            if step > RESOLUTION * (high - low):
+                raise ValueError(
+                    f"{name} from {low:.10g} to {high:.10g} has steps of {step:.3g} in the numbers "
+                    f"that are computed with: subtract {low:.10g} from all {name}."
+                )
 
     def _guesses(self, given: Mapping[str, float]) -> dict[str, float]:
         """The class's, in the units of the measurements, or those that are given."""

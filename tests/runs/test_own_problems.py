@@ -184,12 +184,17 @@ def test_a_new_problem_runs_as_it_is_written() -> None:
         (("pendulum.py", "--data", "rod.csv"), "rod.csv: column 'theta' is missing"),
         (("pendulum.py", "--data", "half.csv"), "there are columns sigma and sigma_theta"),
         (("heat", "--format", "gif"), "There is no format 'gif'"),
+        (
+            ("pendulum.py", "--data", "clock.csv", "--set", "domain.t=1600000000,1600000600"),
+            "subtract 1600000000 from all t",
+        ),
     ],
 )
 def test_errors_before_any_work(arguments, message: str) -> None:
     pendulum()
     rod("rod.csv", (120, 600, 50))
     write("half.csv", "t,theta,sigma,sigma_theta", *np.ones((4, 3)))
+    write("clock.csv", "t,theta", [1600000100, 1600000200], [0.1, 0.2])
     write("u.csv", "x,u", [0.1, 0.2], [1.0, 2.0])
     write("f.csv", "x,f", [0.1, 0.2], [1.0, 2.0])
     Path("syntax.py").write_text("class A:\n  def")
