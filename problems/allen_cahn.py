@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 from scipy.interpolate import BarycentricInterpolator
 
-from .base import Array, Observations, SpaceTime, check_positive
+from .base import Array, Observations, SpaceTime
+from .shapes import check_positive
 
 MODES, TIMES = 128, 32
 """Of the reference: points in x, and Chebyshev points in t."""

@@ -21,13 +21,18 @@ from sciml_snr.sigma import SigmaEstimate
 
 from .measurements import Observations as Observations
 from .measurements import read_measurements, scatter_sigma
+from .shapes import box, grid
+from .units import (
+    check_resolution,
+    checked_domain,
+    scale_network,
+    scaled_weights,
+    starting_guesses,
+)
 
 Array = NDArray[np.floating[Any]]
 Predict = Callable[[Array], Array]
 """A field: points (n, d) -> outputs (n, m), both in the problem's own units."""
-
-RESOLUTION = 1e-4
-"""Steps between numbers, over the range of a coordinate, that are too coarse."""
 
 OUTLIER_SCALE = 10.0
 """Standard deviation of an outlier's error, in sigmas."""
@@ -136,7 +141,7 @@ class Problem(ABC):
         self.seed = seed
         self.is_own = observations is not None
         """Whether the measurements are the user's own; then nothing is known of a truth."""
-        self._own_domain = self._checked_domain(domain or {})
+        self._own_domain = checked_domain(self, domain or {})
         self.unknowns = {name: dde.Variable(0.0) for name in self.unknown_names}
         if isinstance(observations, (str, Path)):
             observations = self.read(observations)
@@ -152,56 +157,9 @@ class Problem(ABC):
         self.observations = observations.with_sigma(noise)
         self.is_own = self.is_own and observations.clean is None
         if self.is_own:
-            self._check_resolution()
-        self.starts = self._guesses(guesses or {})
+            check_resolution(self.domain)
+        self.starts = starting_guesses(self, guesses or {})
         """Where the training of positive unknowns starts."""
-
-    def _checked_domain(
-        self, domain: Mapping[str, tuple[float, float]]
-    ) -> dict[str, tuple[float, float]]:
-        if domain and not self.is_own:
-            raise ValueError(
-                f"The domain can be set with measurements of your own only: those of {self.name}, "
-                "and its reference, are of its own domain."
-            )
-        for name, (low, high) in domain.items():
-            if name not in self.ranges:
-                possible = ", ".join(self.ranges)
-                raise ValueError(
-                    f"{self.name} has no domain of {name} that could be set. Possible: "
-                    f"{possible or 'none'}."
-                )
-            if not (math.isfinite(low) and math.isfinite(high) and low < high):
-                raise ValueError(f"The domain of {name} must be low < high, got {low}, {high}.")
-        return {name: (float(low), float(high)) for name, (low, high) in domain.items()}
-
-    def _check_resolution(self) -> None:
-        """Refuse coordinates whose numbers are too large for their range, such as a minute in
-        seconds since 1970: the network could not tell them apart."""
-        for name, (low, high) in self.domain.items():
-            step = float(np.spacing(dde.config.real(np)(max(abs(low), abs(high)))))
-            if step > RESOLUTION * (high - low):
-                raise ValueError(
-                    f"{name} from {low:.10g} to {high:.10g} has steps of {step:.3g} in the numbers "
-                    f"that are computed with: subtract {low:.10g} from all {name}."
-                )
-
-    def _guesses(self, given: Mapping[str, float]) -> dict[str, float]:
-        """The class's, in the units of the measurements, or those that are given."""
-        from .units import guess_scale  # it needs this class
-
-        if unknown := [name for name in given if name not in self.guesses]:
-            raise ValueError(
-                f"{self.name} has no guess of {unknown[0]}. Possible: "
-                f"{', '.join(self.guesses) or 'none'}."
-            )
-        check_positive(**{f"the guess of {name}": value for name, value in given.items()})
-        scaled = {
-            name: value * guess_scale(self, self.guess_units.get(name, {}))
-            for name, value in self.guesses.items()
-            if name not in given
-        }
-        return {**scaled, **given}
 
     # What a problem states.
 
@@ -279,8 +237,6 @@ class Problem(ABC):
 
     def weights(self) -> list[float] | None:
         """:meth:`loss_weights` in the units of the measurements: what to compile a model with."""
-        from .units import scaled_weights  # it needs this class
-
         return scaled_weights(self)
 
     def unmeasured_sizes(self, sizes: Mapping[str, float]) -> dict[str, float]:
@@ -406,8 +362,6 @@ class Problem(ABC):
 
         With own measurements the network's inputs and outputs are scaled to their units.
         """
-        from .units import scale_network  # it needs this class
-
         network = self.network() if network is None else network
         scale_network(network, self)
         return dde.Model(self.data(), network)
@@ -506,42 +460,3 @@ class SpaceTime(Problem):
             num_boundary=self.num_boundary,
             num_initial=self.num_initial,
         )
-
-
-def box(domain: Mapping[str, tuple[float, float]]) -> Any:
-    """A domain as a DeepXDE geometry: an interval, a rectangle or a box, with time where the last
-    coordinate is t, time or year."""
-    lows, highs = map(list, zip(*domain.values(), strict=True))
-    is_timed = list(domain)[-1] in ("t", "time", "year")
-    space = len(lows) - is_timed
-    time = dde.geometry.TimeDomain(lows[-1], highs[-1]) if is_timed else None
-    if not space:
-        return time
-    kinds = {2: dde.geometry.Rectangle, 3: dde.geometry.Cuboid}
-    place = (
-        dde.geometry.Interval(lows[0], highs[0])
-        if space == 1
-        else kinds.get(space, dde.geometry.Hypercube)(lows[:space], highs[:space])
-    )
-    return place if time is None else dde.geometry.GeometryXTime(place, time)
-
-
-def zero_on_boundary(geometry: Any) -> Any:
-    """The condition that the first output is 0 on the boundary in space."""
-    return dde.icbc.DirichletBC(geometry, lambda _: 0.0, lambda _, on_boundary: on_boundary)
-
-
-def check_positive(**values: float) -> None:
-    """Refuse a constant that has to be positive.
-
-    Raises:
-        ValueError: a value is not; the message names it.
-    """
-    for name, value in values.items():
-        if not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name} must be a finite number > 0, got {value}.")
-
-
-def grid(*axes: Array) -> Array:
-    """All combinations of the axes' values as (n, d) points, last axis fastest."""
-    return np.stack([a.ravel() for a in np.meshgrid(*axes, indexing="ij")], axis=1)

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from scipy.special import roots_hermite
 
-from .base import Array, Observations, SpaceTime, check_positive, zero_on_boundary
+from .base import Array, Observations, SpaceTime
+from .shapes import check_positive, zero_on_boundary
 
 
 class Burgers(SpaceTime):

@@ -9,7 +9,8 @@ import deepxde as dde
 import numpy as np
 import torch
 
-from .base import Array, Observations, SpaceTime, grid
+from .base import Array, Observations, SpaceTime
+from .shapes import grid
 
 
 class Convection(SpaceTime):

@@ -9,7 +9,8 @@ import deepxde as dde
 import numpy as np
 import torch
 
-from .base import Array, Observations, SpaceTime, check_positive, zero_on_boundary
+from .base import Array, Observations, SpaceTime
+from .shapes import check_positive, zero_on_boundary
 
 MODES = ((1, 1.0), (2, 0.5))
 """Wavenumber k and initial amplitude a_k of each mode sin(k pi x)."""

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from scipy.integrate import solve_ivp
 
-from .base import Array, Observations, Problem, check_positive
+from .base import Array, Observations, Problem
+from .shapes import check_positive
 
 SCALE = 10.0
 """Size of the three coordinates; the network gives a tenth of them."""

@@ -9,8 +9,9 @@ import deepxde as dde
 import numpy as np
 import torch
 
-from .base import Array, Observations, Problem, check_positive, grid
+from .base import Array, Observations, Problem
 from .kovasznay import flow_residual
+from .shapes import check_positive, grid
 
 
 class NavierStokes(Problem):

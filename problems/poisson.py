@@ -9,8 +9,9 @@ import deepxde as dde
 import numpy as np
 import torch
 
-from .base import Array, Observations, check_positive, grid
+from .base import Array, Observations
 from .measured_source import MeasuredSource
+from .shapes import check_positive, grid
 
 
 class Poisson(MeasuredSource):

@@ -23,9 +23,13 @@ import numpy as np
 import torch
 
 from .measurements import Array
+from .shapes import check_positive
 
 if TYPE_CHECKING:
     from .base import Problem
+
+RESOLUTION = 1e-3
+"""Steps between numbers, over the range of a coordinate, that are too coarse."""
 
 POINTS, FIELDS, WAVES = 256, 4, 4
 """Of the random fields: points, number, and waves in each."""
@@ -75,6 +79,66 @@ def guess_scale(problem: Problem, powers: Mapping[str, float]) -> float:
         sizes = levels(problem)[1] / levels(own)[1]
         scale |= dict(zip(problem.outputs, sizes, strict=True))
     return math.prod(float(scale[name]) ** power for name, power in powers.items())
+
+
+def checked_domain(
+    problem: Problem, domain: Mapping[str, tuple[float, float]]
+) -> dict[str, tuple[float, float]]:
+    """A domain that is given in place of the problem's own.
+
+    Raises:
+        ValueError: it cannot be set, or is none.
+    """
+    if domain and not problem.is_own:
+        raise ValueError(
+            f"The domain can be set with measurements of your own only: those of {problem.name}, "
+            "and its reference, are of its own domain."
+        )
+    for name, (low, high) in domain.items():
+        if name not in problem.ranges:
+            raise ValueError(
+                f"{problem.name} has no domain of {name} that could be set. Possible: "
+                f"{', '.join(problem.ranges) or 'none'}."
+            )
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError(f"The domain of {name} must be low < high, got {low}, {high}.")
+    return {name: (float(low), float(high)) for name, (low, high) in domain.items()}
+
+
+def check_resolution(domain: Mapping[str, tuple[float, float]]) -> None:
+    """Refuse coordinates whose numbers are too large for their range, such as a minute in seconds
+    since 1970: the network could not tell them apart.
+
+    Raises:
+        ValueError: says what to subtract.
+    """
+    for name, (low, high) in domain.items():
+        step = float(np.spacing(dde.config.real(np)(max(abs(low), abs(high)))))
+        if low < high and step > RESOLUTION * (high - low):
+            raise ValueError(
+                f"{name} from {low:.10g} to {high:.10g} has steps of {step:.3g} in the numbers "
+                f"that are computed with: subtract {low:.10g} from all {name}."
+            )
+
+
+def starting_guesses(problem: Problem, given: Mapping[str, float]) -> dict[str, float]:
+    """The class's guesses in the units of the measurements, or those that are given.
+
+    Raises:
+        ValueError: one is not positive, or of no unknown.
+    """
+    if unknown := [name for name in given if name not in problem.guesses]:
+        raise ValueError(
+            f"{problem.name} has no guess of {unknown[0]}. Possible: "
+            f"{', '.join(problem.guesses) or 'none'}."
+        )
+    check_positive(**{f"the guess of {name}": value for name, value in given.items()})
+    scaled = {
+        name: value * guess_scale(problem, problem.guess_units.get(name, {}))
+        for name, value in problem.guesses.items()
+        if name not in given
+    }
+    return {**scaled, **given}
 
 
 def scale_network(network: Any, problem: Problem) -> None:

@@ -138,7 +138,7 @@ def draw_memorization(axes: Any, rows: Sequence[Memorization]) -> None:
         )
         if known:
             ax.plot(steps, table[f"true_{name}"], label="truth", **TRUTH)
-        ax.set(xlabel="iteration", title={"share": "memorized share", "risk": "risk"}[name])
+        ax.set(xlabel="iteration", ylabel={"share": "memorized share", "risk": "risk"}[name])
     # SURE is the misfit + (2 share - 1) sigma^2, which gives sigma^2 back.
     factor = 2 * table["share"] - 1
     at = int(np.abs(factor).argmax())
@@ -150,7 +150,7 @@ def draw_memorization(axes: Any, rows: Sequence[Memorization]) -> None:
     later = [row.risk for row in rows if row.iteration >= best.iteration]
     right.set_ylim(min(0.0, 1.2 * best.risk), 2 * max(*later, best.risk_se))
     for ax in axes:
-        ax.legend(frameon=False)
+        legend_above(ax, 2)
 
 
 def spectrum_figure(channel: Channel, residual: ArrayLike | None = None) -> Figure:

@@ -149,9 +149,8 @@ def memorization_of_run(folder: str | Path, rows: Sequence[Memorization]) -> Pat
         in_fit = fields["observed_fit"][:, 0] - clean
         axes[2].plot(x[order], in_fit[order], ".-", color=COLORS[0], markersize=3, label="in fit")
         axes[2].axhline(0, color="0.6", linewidth=0.8)
-        title = "error of measurements and fit"
-        axes[2].set(title=title, xlabel=str(fields["coordinates"][0]))
-        axes[2].legend(frameon=False)
+        axes[2].set(xlabel=str(fields["coordinates"][0]), ylabel="error of measurements and fit")
+        legend_above(axes[2], 2)
     return _save(figure, folder / "memorization.png", None)
 
 
