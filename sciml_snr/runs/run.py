@@ -390,6 +390,8 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
         best = min(self.rows, key=lambda row: row["relative_l2"]) if is_known else {}
         reference = self.problem.truth() if is_known else None
         width = len(self.problem.outputs)
+        start = self.first if self.is_second else 0  # a second stage moves in another way
+        courses = [row for row in self.rows if row["iteration"] >= start]
         names = list(self.problem.unknown_values(lambda points: np.ones((len(points), width))))
         return Summary(
             optimizer=self.config.optimizer or DEFAULT_OPTIMIZER,
@@ -409,7 +411,7 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
             memorized_estimate=last.get("memorized_estimate"),
             ended_by=self.ended_by,
             misfit=last.get("misfit"),
-            unknowns_drift=drifts(self.rows, names),
+            unknowns_drift=drifts(courses, names),
             sigma_estimate=_estimates(self.problem),
         )
 

@@ -55,8 +55,8 @@ class Summary:
     """R: mean square of (fit - measurement) / sigma; None where sigma is unknown. About 1 less the
     memorized share for a fit that has found the truth."""
     unknowns_drift: dict[str, float | None] | None = None
-    """By how much each unknown moved over the last quarter of the iterations, by a straight line;
-    None of a run too short for that."""
+    """By how much each unknown moved over the last quarter of the iterations (of two stages, of the
+    second's), by a straight line; None of a run too short for that."""
     sigma_estimate: dict[str, list[float]] | None = None
     """output -> [sigma, its standard error], encoded; None where sigma was given."""
     sigma_of_fit: dict[str, list[float]] | None = None
@@ -95,7 +95,10 @@ def drifts(rows: Sequence[Mapping[str, float]], names: Iterable[str]) -> dict[st
     Returns:
         name -> change, in the column's unit; None where fewer than four rows are of that quarter.
     """
-    last = [row for row in rows if row["iteration"] >= 0.75 * rows[-1]["iteration"]]
+    if not rows:
+        return dict.fromkeys(names)
+    first, end = (rows[i]["iteration"] for i in (0, -1))
+    last = [row for row in rows if row["iteration"] >= first + 0.75 * (end - first)]
     iterations = np.array([row["iteration"] for row in last])
     span = np.ptp(iterations)
     found: dict[str, float | None] = {}
