@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,11 @@ __all__ = ["RESULTS", "append_missing", "read", "resolved", "run_all", "run_one"
 
 RESULTS = Path(__file__).parent / "results"
 THRESHOLDS = (0.4, 0.3, 0.2)
+KEPT = (
+    *("final_error", "best_error", "best_iteration", "memorized", "mean_q", "open_fraction"),
+    *("seconds", "unknowns"),
+)
+"""Of a run's summary, the columns of the results files."""
 KEYS = ("problem", "optimizer", "lr", "iterations", "seed", "snr_options")
 
 
@@ -47,17 +52,6 @@ def run_one(config: ProblemConfig) -> dict[str, Any]:
         )
         for level in THRESHOLDS
     }
-    kept = asdict(summary)
-    dropped = (
-        "optimizer",
-        "seed",
-        "lr",
-        "iterations",
-        "interrupted",
-        "unknowns_reference",
-        "ended_by",
-    )
-    for name in (*dropped, "memorized_estimate"):
-        kept.pop(name)
+    kept = {name: getattr(summary, name) for name in KEPT}
     kept["unknowns"] = json.dumps(kept["unknowns"])
     return dict(zip(KEYS, key_of(config, KEYS), strict=True)) | kept | reached

@@ -37,7 +37,7 @@ import torch
 from benchmarks import fuzz, text
 from benchmarks.harness import RESULTS, read
 from sciml_snr.fields import fit, fit_image, fit_sdf
-from sciml_snr.runs import run
+from sciml_snr.runs import comparison, run
 from sciml_snr.runs.folder import CHECKPOINT, METRICS, rewrite_rows, unsealed
 from sciml_snr.runs.options import ProblemConfig
 
@@ -77,7 +77,7 @@ def compare(folder: Path, resume: bool) -> None:
         ProblemConfig("convection", optimizer=name, points=8, iterations=2)
         for name in ("adamw", "snr_adam")
     ]
-    run.compare(configs, folder, progress=False)
+    comparison.compare(configs, folder, progress=False)
 
 
 COMMANDS: dict[str, Callable[[Path, bool], None]] = {

@@ -1,8 +1,10 @@
 """Differential equations with noisy measurements, one per file.
 
-``PROBLEMS`` maps each name to its class; ``get(name)`` explains what there is to choose from.
+``PROBLEMS`` maps each name to its class; ``get(name)`` explains what there is to choose from, and
+takes a file with a problem of the user's own (:mod:`sciml_snr.problems.files`).
 """
 
+from . import files
 from .allen_cahn import AllenCahn
 from .base import Array, Observations, Problem
 from .burgers import Burgers, BurgersBajaj
@@ -50,13 +52,20 @@ PROBLEMS: dict[str, type[Problem]] = {
 
 
 def get(name: str) -> type[Problem]:
-    """The problem class of this name.
+    """The problem class of this name, or in this file (``my_problem.py``).
 
     Raises:
-        ValueError: there is none; the message lists those there are.
+        ValueError: there is none; the message lists those there are, or says what is wrong with
+            the file.
+        FileNotFoundError: there is no such file.
     """
+    if files.is_file(name):
+        return files.load(name)
     if name not in PROBLEMS:
-        raise ValueError(f"There is no problem {name!r}. Choose one of: {', '.join(PROBLEMS)}.")
+        raise ValueError(
+            f"There is no problem {name!r}. Choose one of: {', '.join(PROBLEMS)}, or "
+            "give a file of your own (my_problem.py; `sciml-snr new-problem` writes one)."
+        )
     return PROBLEMS[name]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import deepxde as dde
 import numpy as np
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 from scipy.interpolate import BarycentricInterpolator
 
-from .base import Array, Observations, SpaceTime, check_positive
+from .base import Array, Observations, SpaceTime
+from .shapes import check_positive
 
 MODES, TIMES = 128, 32
 """Of the reference: points in x, and Chebyshev points in t."""
@@ -48,6 +49,7 @@ class AllenCahn(SpaceTime):
 
     name = "allen_cahn"
     equation = "u_t = D u_xx + r (u - u^3), periodic; noisy u(x, 0)"
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"x": (-1.0, 1.0), "t": (0.0, 1.0)}
     outputs = ("u",)
     lr = 3e-3
     iterations = 8000
@@ -59,10 +61,6 @@ class AllenCahn(SpaceTime):
         check_positive(diffusivity=diffusivity, rate=rate)
         self.diffusivity, self.rate = diffusivity, rate
         super().__init__(**kwargs)
-
-    @property
-    def domain(self) -> Mapping[str, tuple[float, float]]:
-        return {"x": (-1.0, 1.0), "t": (0.0, 1.0)}
 
     def residual(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         u_t, u_xx = dde.grad.jacobian(y, x, j=1), dde.grad.hessian(y, x, i=0, j=0)

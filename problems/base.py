@@ -6,7 +6,6 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +17,18 @@ from numpy.typing import NDArray
 
 from sciml_snr.deepxde import NoisyPointSetBC
 from sciml_snr.measure.twins import memorized_share
-from sciml_snr.text_files import read_number, read_table
+from sciml_snr.sigma import SigmaEstimate
+
+from .measurements import Observations as Observations
+from .measurements import read_measurements, scatter_sigma
+from .shapes import box, grid
+from .units import (
+    check_resolution,
+    checked_domain,
+    scale_network,
+    scaled_weights,
+    starting_guesses,
+)
 
 Array = NDArray[np.floating[Any]]
 Predict = Callable[[Array], Array]
@@ -28,40 +38,13 @@ OUTLIER_SCALE = 10.0
 """Standard deviation of an outlier's error, in sigmas."""
 
 
-@dataclass(frozen=True)
-class Observations:
-    """Noisy measurements of a problem's outputs.
-
-    Args:
-        points: (n, d) coordinates, columns in the order of ``Problem.coordinates``.
-        values: (n, k) measured outputs, columns in the order of ``Problem.measured``.
-        sigma: (n, 1) standard deviation of the error of each row (in the units of
-            :meth:`Problem.encode`), or None if unknown.
-        clean: (n, k) the outputs without error, where known (synthetic data).
-    """
-
-    points: Array
-    values: Array
-    sigma: Array | None = None
-    clean: Array | None = None
-
-    def __len__(self) -> int:
-        return len(self.points)
-
-    def with_sigma(self, noise: float | None) -> Observations:
-        """The same, with this sigma where none is known."""
-        if self.sigma is not None or noise is None:
-            return self
-        return replace(self, sigma=np.full((len(self), 1), noise))
-
-
 class Problem(ABC):
     """A differential equation with noisy measurements: what to train, and what to compare with.
 
-    A subclass states the equation in DeepXDE's terms and fills in the abstract methods; see
-    ``problems/convection.py`` for the smallest one. Networks are trained on *encoded* outputs
-    (:meth:`encode`; the identity unless a problem says otherwise); everything else here, from
-    observations to metrics, is in the problem's own units.
+    A subclass states the equation in DeepXDE's terms: ``ranges``, ``outputs`` and :meth:`residual`,
+    and what its case needs of the rest; see ``problems/template.py``. Networks are trained on
+    *encoded* outputs (:meth:`encode`; the identity unless a problem says otherwise); everything
+    else here, from observations to metrics, is in the problem's own units.
 
     Args:
         points: number of synthetic measurements.
@@ -70,7 +53,10 @@ class Problem(ABC):
         outliers: share of the synthetic measurements that are outliers: their errors are
             ``OUTLIER_SCALE`` times as large, while sigma is stated as for all others.
         observations: the user's own measurements instead of the problem's, or a CSV file with them
-            (see :meth:`read`).
+            (see :meth:`read`). Network and loss weights are then scaled to their units, where
+            ``ranges`` says what the problem's own are (:mod:`sciml_snr.problems.units`).
+        domain: with own measurements, (lowest, highest) of coordinates, in place of ``ranges``.
+        guesses: where the training of unknowns starts, in place of the class's ``guesses``.
 
     Raises:
         ValueError: an argument is out of range, or the measurements cannot be used.
@@ -78,24 +64,35 @@ class Problem(ABC):
     """
 
     name: ClassVar[str]
-    equation: ClassVar[str]
+    equation: ClassVar[str] = ""
     """One line, for tables."""
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    """Lowest and highest value of each coordinate, where own measurements may have others. Empty
+    where the problem is bound to its domain."""
     coordinates: ClassVar[tuple[str, ...]]
+    """Unless stated, those of ``ranges``; the time, if there is one, last."""
     outputs: ClassVar[tuple[str, ...]]
-    lr: ClassVar[float]
+    lr: ClassVar[float] = 3e-3
     """Default learning rate."""
-    iterations: ClassVar[int]
+    iterations: ClassVar[int] = 8000
     """Default budget."""
     synthetic: ClassVar[bool] = True
     """Whether measurements are drawn (``points``, ``noise``, ``seed``), or real data ship along."""
-    points: ClassVar[int]
+    points: ClassVar[int] = 100
     """Default number of measurements."""
-    noise: ClassVar[float | None]
+    noise: ClassVar[float | None] = None
     """Default standard deviation of their error; None: estimated."""
     unknown_names: ClassVar[tuple[str, ...]] = ()
     """Unknown physical parameters."""
     guesses: ClassVar[Mapping[str, float]] = {}
     """Where the training of positive unknowns starts: see :meth:`unknown`."""
+    guess_units: ClassVar[Mapping[str, Mapping[str, float]]] = {}
+    """Units of the guesses, as powers of those of coordinates and outputs: a diffusivity has
+    ``{"x": 2, "t": -1}``. Guesses that are listed here are scaled to own measurements' units."""
+    example_constants: ClassVar[tuple[str, ...]] = ()
+    """Arguments that are of the synthetic measurements and the reference alone."""
+    network_scale: ClassVar[float] = 1.0
+    """Size of what the default network gives."""
     measured: ClassVar[tuple[str, ...]]
     """Outputs that are measured, the first of ``outputs``; unless stated, all."""
     scored: ClassVar[tuple[str, ...]]
@@ -110,6 +107,8 @@ class Problem(ABC):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        if cls.ranges and not hasattr(cls, "coordinates"):
+            cls.coordinates = tuple(cls.ranges)
         if hasattr(cls, "outputs"):
             cls.measured = getattr(cls, "measured", cls.outputs)
             cls.scored = getattr(cls, "scored", cls.outputs)
@@ -122,6 +121,8 @@ class Problem(ABC):
         seed: int = 0,
         observations: Observations | str | Path | None = None,
         outliers: float | None = None,
+        domain: Mapping[str, tuple[float, float]] | None = None,
+        guesses: Mapping[str, float] | None = None,
     ) -> None:
         if points is not None and points < 1:
             raise ValueError(f"points must be at least 1, got {points}.")
@@ -138,6 +139,9 @@ class Problem(ABC):
                 raise ValueError("outliers is a share of synthetic measurements: leave it out.")
             self.outliers = outliers
         self.seed = seed
+        self.is_own = observations is not None
+        """Whether the measurements are the user's own; then nothing is known of a truth."""
+        self._own_domain = checked_domain(self, domain or {})
         self.unknowns = {name: dde.Variable(0.0) for name in self.unknown_names}
         if isinstance(observations, (str, Path)):
             observations = self.read(observations)
@@ -151,39 +155,62 @@ class Problem(ABC):
         if observations.sigma is not None and noise is not None and observations.clean is None:
             raise ValueError("The measurements have a sigma of their own: leave out noise.")
         self.observations = observations.with_sigma(noise)
+        self.is_own = self.is_own and observations.clean is None
+        if self.is_own:
+            check_resolution(self.domain)
+        self.starts = starting_guesses(self, guesses or {})
+        """Where the training of positive unknowns starts."""
 
     # What a problem states.
 
     @property
-    @abstractmethod
     def domain(self) -> Mapping[str, tuple[float, float]]:
         """Lowest and highest value of each coordinate."""
+        return {**self.ranges, **self._own_domain}
 
-    @abstractmethod
     def geometry(self) -> Any:
-        """The domain as a DeepXDE geometry."""
+        """The domain as a DeepXDE geometry: a box, with time where the last coordinate is t."""
+        return box(self.domain)
 
     @abstractmethod
     def residual(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         """Residual of the equation(s): x (n, d), network outputs y (n, m) -> (n, 1) each."""
 
-    @abstractmethod
     def observe(self, rng: np.random.Generator, points: int, noise: float | None) -> Observations:
-        """Draw synthetic measurements, or load the real ones."""
+        """Draw synthetic measurements, or load the real ones.
 
-    @abstractmethod
+        Raises:
+            ValueError: there are none.
+        """
+        raise ValueError(f"{self.name} has no measurements: give your own (--data FILE.csv).")
+
     def reference(self, points: Array) -> Array:
-        """Reference solution (n, m) at points (n, d), or the best fit known where no truth is."""
+        """Reference solution (n, m) at points (n, d), or the best fit known where no truth is.
 
-    @abstractmethod
+        Raises:
+            ValueError: there is none.
+        """
+        raise ValueError(f"{self.name} has no reference solution.")
+
+    @property
+    def knows_truth(self) -> bool:
+        """Whether there is a reference to compare the fit with."""
+        return not self.is_own and type(self).reference is not Problem.reference
+
     def evaluation_points(self) -> Array:
-        """(n, d) points at which errors are measured: a full :func:`grid`."""
+        """(n, d) points at which errors are measured and figures drawn: a full :func:`grid`."""
+        counts = {1: (201,), 2: (101, 51), 3: (26, 26, 6)}.get(len(self.coordinates), ())
+        if not counts:
+            raise ValueError(f"{self.name} has more than three coordinates: say evaluation_points.")
+        sides = zip(self.domain.values(), counts, strict=True)
+        return grid(*(np.linspace(low, high, count) for (low, high), count in sides))
 
     def network(self) -> Any:
         """A fresh network of the default size, on coordinates scaled to [-1, 1]."""
         layers = [len(self.coordinates)] + [self.width] * 3 + [len(self.outputs)]
         net = dde.nn.FNN(layers, "tanh", "Glorot normal")
-        lows, highs = torch.tensor(list(self.domain.values()), dtype=torch.get_default_dtype()).T
+        ranges = self.ranges or self.domain  # own domains are scaled to these by model()
+        lows, highs = torch.tensor(list(ranges.values()), dtype=torch.get_default_dtype()).T
         net.apply_feature_transform(lambda x: 2 * (x - lows) / (highs - lows) - 1)
         return net
 
@@ -202,8 +229,23 @@ class Problem(ABC):
         return []
 
     def loss_weights(self) -> list[float] | None:
-        """One weight per term, in DeepXDE's order: residuals, conditions, measurements."""
+        """One weight per term, in DeepXDE's order: residuals, conditions, measurements.
+
+        In the problem's own units; see :meth:`weights`.
+        """
         return None
+
+    def weights(self) -> list[float] | None:
+        """:meth:`loss_weights` in the units of the measurements: what to compile a model with."""
+        return scaled_weights(self)
+
+    def unmeasured_sizes(self, sizes: Mapping[str, float]) -> dict[str, float]:
+        """How large the outputs are that are not measured.
+
+        Args:
+            sizes: standard deviations of those that are, encoded.
+        """
+        return dict.fromkeys(self.outputs[len(self.measured) :], 1.0)
 
     def unknown_values(self, predict: Predict | None = None) -> dict[str, float]:
         """Current values of the unknown parameters, in physical units.
@@ -217,8 +259,8 @@ class Problem(ABC):
         return {name: float(self.unknown(name).detach()) for name in self.unknown_names}
 
     def unknown(self, name: str) -> torch.Tensor:
-        """An unknown that is positive: its logarithm is trained, from ``guesses[name]``."""
-        return self.guesses[name] * torch.exp(self.unknowns[name])
+        """An unknown that is positive: its logarithm is trained, from ``starts[name]``."""
+        return self.starts[name] * torch.exp(self.unknowns[name])
 
     def unknown_functions(self, model: dde.Model) -> dict[str, Callable[[], torch.Tensor]]:
         """The same as :meth:`unknown_values`, each as a function that gives a tensor in the graph:
@@ -241,9 +283,14 @@ class Problem(ABC):
         """The inverse of :meth:`encode`."""
         return encoded
 
-    def estimate_sigma(self) -> float | None:
-        """Standard deviation of the measurements' error where it was not given (unknown: None)."""
-        return None
+    def estimate_sigma(self) -> tuple[SigmaEstimate, ...]:
+        """Standard deviation of the measurements' error where it was not given, encoded: one for
+        each measured output, or one for all.
+
+        Raises:
+            ValueError: it cannot be estimated; says why.
+        """
+        return scatter_sigma(self.observations.points, self.encode(self.observations.values))
 
     # What all problems share.
 
@@ -274,12 +321,23 @@ class Problem(ABC):
         values = self.decode(self.encode(clean) + noise * error)
         return Observations(x, values, np.full((len(x), 1), noise), clean)
 
+    @cached_property
+    def sigma_estimate(self) -> tuple[SigmaEstimate, ...] | str:
+        """:meth:`estimate_sigma`, or why there is none."""
+        try:
+            return self.estimate_sigma()
+        except ValueError as error:
+            return str(error)
+
     def sigma(self) -> Array | None:
-        """(n, 1) standard deviation of the error per measurement: as given, or as estimated."""
+        """(n, 1) or (n, k) standard deviation of the measurements' error: as given, or as
+        estimated; None where it is neither."""
         if self.observations.sigma is not None:
             return self.observations.sigma
-        estimate = self.estimate_sigma()
-        return None if estimate is None else np.full((len(self.observations), 1), estimate)
+        found = self.sigma_estimate
+        if isinstance(found, str):
+            return None
+        return np.tile([float(estimate) for estimate in found], (len(self.observations), 1))
 
     def measurement_conditions(self) -> list[Any]:
         """The measurements as DeepXDE conditions, one per measured output."""
@@ -288,7 +346,11 @@ class Problem(ABC):
         columns = [(i, encoded[:, i : i + 1]) for i in range(len(self.measured))]
         if sigma is None:
             return [dde.icbc.PointSetBC(points, column, component=i) for i, column in columns]
-        return [NoisyPointSetBC(points, column, sigma, component=i) for i, column in columns]
+        errors = np.array(np.broadcast_to(sigma, encoded.shape))  # a copy that can be written to
+        return [
+            NoisyPointSetBC(points, column, errors[:, i : i + 1], component=i)
+            for i, column in columns
+        ]
 
     def clean_of_conditions(self) -> Array | None:
         """(N,) the noisy conditions' values without error, one after the other, where known."""
@@ -296,8 +358,13 @@ class Problem(ABC):
         return None if clean is None else self.encode(clean).T.ravel()
 
     def model(self, network: Any | None = None) -> dde.Model:
-        """An uncompiled model on a fresh network (or the given one)."""
-        return dde.Model(self.data(), self.network() if network is None else network)
+        """An uncompiled model on a fresh network (or the given one).
+
+        With own measurements the network's inputs and outputs are scaled to their units.
+        """
+        network = self.network() if network is None else network
+        scale_network(network, self)
+        return dde.Model(self.data(), network)
 
     def predict(self, model: dde.Model, points: Array) -> Array:
         """The model's outputs (n, m) at points (n, d), in the problem's units."""
@@ -341,58 +408,31 @@ class Problem(ABC):
         return result
 
     def read(self, path: str | Path, measured: tuple[str, ...] | None = None) -> Observations:
-        """Measurements from a CSV file with columns named after coordinates and what is measured.
+        """Measurements from a CSV file: see :func:`~sciml_snr.problems.measurements`.
 
-        A column ``sigma`` with the standard deviation of each row's error is optional; other
-        columns are ignored, and so are lines that start with ``#``. ``measured`` names columns
-        other than the problem's own.
+        Args:
+            path: the file.
+            measured: columns other than the problem's own.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: a column is missing, there are no rows, or a value is not a number, not
-                finite, or outside the domain; the message names row (line of the file) and column.
+            ValueError: see :func:`read_measurements`; or a value is outside the domain, or no
+                possible value.
         """
         measured = self.measured if measured is None else measured
-        needed = (*self.coordinates, *measured)
-        header, parsed = read_table(path)
-        missing = [name for name in needed if name not in header]
-        if missing:
-            raise ValueError(
-                f"{path}: column {', '.join(map(repr, missing))} is missing. {self.name} needs the "
-                f"columns {', '.join(needed)} (and optionally sigma); found: "
-                f"{', '.join(header) or 'none'}."
-            )
-        columns = (*needed, "sigma") if "sigma" in header else needed
-        places = [header.index(name) for name in columns]
-        rows = [
-            [
-                self._number(path, line, name, fields[i])
-                for name, i in zip(columns, places, strict=True)
-            ]
-            for line, fields in parsed
-        ]
-        if not rows:
-            raise ValueError(f"{path}: there are no rows of measurements below the header.")
-        table = np.array(rows)
-        d, k = len(self.coordinates), len(measured)
-        sigma = table[:, d + k :] if "sigma" in header else None
-        return Observations(table[:, :d], table[:, d : d + k], sigma)
+        return read_measurements(path, self.name, self.coordinates, measured, self._check_value)
 
-    def _number(self, path: str | Path, line: int, name: str, text: str) -> float:
-        where = f"{path}, line {line}, column {name!r}"
-        value = read_number(text, where)
-        if not math.isfinite(value):
-            raise ValueError(f"{where}: {text!r} is not finite; remove the row or fill it in.")
-        if name in self.domain:
-            low, high = self.domain[name]
+    def _check_value(self, where: str, column: str, value: float) -> None:
+        if column in self.domain:
+            low, high = self.domain[column]
             slack = 1e-9 * (high - low)
             if not low - slack <= value <= high + slack:
-                raise ValueError(f"{where}: {value:g} is outside the domain [{low:g}, {high:g}].")
-        if name == "sigma" and value <= 0:
-            raise ValueError(f"{where}: a standard deviation must be positive, got {value:g}.")
-        if name in self.measured and not np.isfinite(self._encoded(value)):
-            raise ValueError(f"{where}: {value:g} is not a possible value of {name}.")
-        return value
+                hint = f" Set another: --set domain.{column}=LOW,HIGH." if self.ranges else ""
+                raise ValueError(
+                    f"{where}: {value:g} is outside the domain [{low:g}, {high:g}].{hint}"
+                )
+        if column in self.measured and not np.isfinite(self._encoded(value)):
+            raise ValueError(f"{where}: {value:g} is not a possible value of {column}.")
 
     def _encoded(self, value: float) -> float:
         with np.errstate(all="ignore"):
@@ -406,18 +446,10 @@ class SpaceTime(Problem):
     num_initial: ClassVar[int] = 0
     """Points of the first moment, for conditions and equation."""
 
-    def geometry(self) -> Any:
-        return dde.geometry.GeometryXTime(
-            dde.geometry.Interval(*self.domain["x"]), dde.geometry.TimeDomain(*self.domain["t"])
-        )
-
     def initial(self, rng: np.random.Generator, points: int) -> Array:
         """(points, 2) uniform in x, at t = 0."""
-        return np.hstack([rng.uniform(*self.domain["x"], (points, 1)), np.zeros((points, 1))])
-
-    def evaluation_points(self) -> Array:
-        """A grid of 101 x 51."""
-        return grid(np.linspace(*self.domain["x"], 101), np.linspace(*self.domain["t"], 51))
+        first = np.full((points, 1), self.domain["t"][0])
+        return np.hstack([rng.uniform(*self.domain["x"], (points, 1)), first])
 
     def data(self) -> Any:
         return dde.data.TimePDE(
@@ -428,24 +460,3 @@ class SpaceTime(Problem):
             num_boundary=self.num_boundary,
             num_initial=self.num_initial,
         )
-
-
-def zero_on_boundary(geometry: Any) -> Any:
-    """The condition that the first output is 0 on the boundary in space."""
-    return dde.icbc.DirichletBC(geometry, lambda _: 0.0, lambda _, on_boundary: on_boundary)
-
-
-def check_positive(**values: float) -> None:
-    """Refuse a constant that has to be positive.
-
-    Raises:
-        ValueError: a value is not; the message names it.
-    """
-    for name, value in values.items():
-        if not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name} must be a finite number > 0, got {value}.")
-
-
-def grid(*axes: Array) -> Array:
-    """All combinations of the axes' values as (n, d) points, last axis fastest."""
-    return np.stack([a.ravel() for a in np.meshgrid(*axes, indexing="ij")], axis=1)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import deepxde as dde
 import numpy as np
 import torch
 from scipy.special import roots_hermite
 
-from .base import Array, Observations, SpaceTime, check_positive, zero_on_boundary
+from .base import Array, Observations, SpaceTime
+from .shapes import check_positive, zero_on_boundary
 
 
 class Burgers(SpaceTime):
@@ -44,6 +45,7 @@ class Burgers(SpaceTime):
 
     name = "burgers"
     equation = "u_t + u u_x = nu u_xx, u = 0 at both ends; noisy u(x, 0)"
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"x": (-1.0, 1.0), "t": (0.0, 1.0)}
     outputs = ("u",)
     lr = 3e-3
     iterations = 8000
@@ -58,10 +60,6 @@ class Burgers(SpaceTime):
             raise ValueError(f"viscosity must be at least 0.002, got {viscosity}.")
         self.viscosity = viscosity
         super().__init__(**kwargs)
-
-    @property
-    def domain(self) -> Mapping[str, tuple[float, float]]:
-        return {"x": (-1.0, 1.0), "t": (0.0, 1.0)}
 
     def coefficients(self) -> tuple[torch.Tensor | float, torch.Tensor | float]:
         """Of transport and of diffusion."""

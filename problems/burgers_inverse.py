@@ -39,8 +39,13 @@ class BurgersInverse(Burgers):
     equation = "u_t + lambda_1 u u_x = lambda_2 u_xx; noisy u(x, t)"
     points = 1000
     noise = 0.0305
+    example_constants: ClassVar[tuple[str, ...]] = ("viscosity",)
     unknown_names = ("lambda_1", "lambda_2")
     guesses: ClassVar[Mapping[str, float]] = {"lambda_1": 0.5, "lambda_2": 0.01}
+    guess_units: ClassVar[Mapping[str, Mapping[str, float]]] = {
+        "lambda_1": {"x": 1, "t": -1, "u": -1},
+        "lambda_2": {"x": 2, "t": -1},
+    }
     num_boundary = 0
 
     def coefficients(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import deepxde as dde
 import numpy as np
 import torch
 
-from .base import Array, Observations, SpaceTime, grid
+from .base import Array, Observations, SpaceTime
+from .shapes import grid
 
 
 class Convection(SpaceTime):
@@ -37,6 +38,7 @@ class Convection(SpaceTime):
 
     name = "convection"
     equation = "u_t + beta u_x = 0, periodic; noisy u(x, 0)"
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"x": (0.0, 2 * np.pi), "t": (0.0, 1.0)}
     outputs = ("u",)
     lr = 3e-3
     iterations = 8000
@@ -48,10 +50,6 @@ class Convection(SpaceTime):
     def __init__(self, *, beta: float = 5.0, **kwargs: Any) -> None:
         self.beta = beta
         super().__init__(**kwargs)
-
-    @property
-    def domain(self) -> Mapping[str, tuple[float, float]]:
-        return {"x": (0.0, 2 * np.pi), "t": (0.0, 1.0)}
 
     def residual(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return dde.grad.jacobian(y, x, j=1) + self.beta * dde.grad.jacobian(y, x, j=0)
@@ -66,7 +64,9 @@ class Convection(SpaceTime):
         return np.sin(points[:, :1] - self.beta * points[:, 1:])
 
     def evaluation_points(self) -> Array:
-        return grid(np.linspace(0, 2 * np.pi, 128, endpoint=False), np.linspace(0, 1, 51))
+        return grid(
+            np.linspace(*self.domain["x"], 128, endpoint=False), np.linspace(*self.domain["t"], 51)
+        )
 
     def network(self) -> Any:
         return dde.nn.FNN([2] + [64] * 3 + [1], "tanh", "Glorot normal")

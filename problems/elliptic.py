@@ -9,7 +9,8 @@ import deepxde as dde
 import numpy as np
 import torch
 
-from .base import Array, Observations, Predict, Problem, grid, zero_on_boundary
+from .base import Array, Observations, Predict, Problem
+from .shapes import grid, zero_on_boundary
 
 
 class Elliptic(Problem):

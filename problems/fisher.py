@@ -9,7 +9,8 @@ import deepxde as dde
 import numpy as np
 import torch
 
-from .base import Array, Observations, SpaceTime, check_positive
+from .base import Array, Observations, SpaceTime
+from .shapes import check_positive
 
 
 class Fisher(SpaceTime):
@@ -43,6 +44,7 @@ class Fisher(SpaceTime):
 
     name = "fisher"
     equation = "u_t = D u_xx + r u (1 - u); noisy u(x, t)"
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"x": (0.0, 1.0), "t": (0.0, 2.0)}
     outputs = ("u",)
     lr = 3e-3
     iterations = 8000
@@ -50,7 +52,9 @@ class Fisher(SpaceTime):
     noise = 0.1
     unknown_names = ("r",)
     guesses: ClassVar[Mapping[str, float]] = {"r": 6.0}
+    guess_units: ClassVar[Mapping[str, Mapping[str, float]]] = {"r": {"t": -1}}
     num_domain = 400
+    example_constants: ClassVar[tuple[str, ...]] = ("rate", "front")
 
     def __init__(
         self, *, diffusivity: float = 0.01, rate: float = 2.0, front: float = 0.2, **kwargs: Any
@@ -58,10 +62,6 @@ class Fisher(SpaceTime):
         check_positive(diffusivity=diffusivity, rate=rate)
         self.diffusivity, self.rate, self.front = diffusivity, rate, front
         super().__init__(**kwargs)
-
-    @property
-    def domain(self) -> Mapping[str, tuple[float, float]]:
-        return {"x": (0.0, 1.0), "t": (0.0, 2.0)}
 
     def truth(self) -> dict[str, float]:
         return {"r": self.rate}

@@ -9,7 +9,8 @@ import deepxde as dde
 import numpy as np
 import torch
 
-from .base import Array, Observations, SpaceTime, check_positive, zero_on_boundary
+from .base import Array, Observations, SpaceTime
+from .shapes import check_positive, zero_on_boundary
 
 MODES = ((1, 1.0), (2, 0.5))
 """Wavenumber k and initial amplitude a_k of each mode sin(k pi x)."""
@@ -34,8 +35,6 @@ class Heat(SpaceTime):
     :math:`\kappa, a_1, a_2` by least squares, which presumes the solution's form, then gives an
     expected relative error of :math:`0.1\sqrt{3/n}` = 0.012 and one of :math:`\kappa` of 0.025.
 
-    With own measurements the errors still compare with this solution and ``diffusivity``.
-
     Source: PINNs that find an equation's coefficients from scattered noisy data: Raissi, Perdikaris
     and Karniadakis, *J. Comput. Phys.* 378 (2019) 686; this example is ours.
 
@@ -49,6 +48,7 @@ class Heat(SpaceTime):
 
     name = "heat"
     equation = "u_t = kappa u_xx, u = 0 at both ends; noisy u(x, t)"
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"x": (0.0, 1.0), "t": (0.0, 1.0)}
     outputs = ("u",)
     lr = 3e-3
     iterations = 8000
@@ -56,7 +56,9 @@ class Heat(SpaceTime):
     noise = 0.048
     unknown_names: ClassVar[tuple[str, ...]] = ("diffusivity",)
     guesses: ClassVar[Mapping[str, float]] = {"diffusivity": 0.3}
+    guess_units: ClassVar[Mapping[str, Mapping[str, float]]] = {"diffusivity": {"x": 2, "t": -1}}
     num_domain = 400
+    example_constants: ClassVar[tuple[str, ...]] = ("diffusivity", "modes")
     num_boundary = 60
 
     def __init__(
@@ -69,10 +71,6 @@ class Heat(SpaceTime):
         check_positive(diffusivity=diffusivity)
         self.diffusivity, self.modes = diffusivity, modes
         super().__init__(**kwargs)
-
-    @property
-    def domain(self) -> Mapping[str, tuple[float, float]]:
-        return {"x": (0.0, 1.0), "t": (0.0, 1.0)}
 
     def kappa(self) -> torch.Tensor | float:
         return self.unknown("diffusivity")

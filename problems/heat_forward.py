@@ -34,8 +34,10 @@ class HeatForward(Heat):
     equation = "u_t = kappa u_xx, u = 0 at both ends; noisy u(x, 0)"
     points = 100
     noise = 0.3
+    example_constants: ClassVar[tuple[str, ...]] = ("modes",)
     unknown_names = ()
     guesses: ClassVar[Mapping[str, float]] = {}
+    guess_units: ClassVar[Mapping[str, Mapping[str, float]]] = {}
 
     def kappa(self) -> float:
         return self.diffusivity

@@ -9,7 +9,8 @@ import deepxde as dde
 import numpy as np
 import torch
 
-from .base import Array, Observations, Problem, check_positive, grid
+from .base import Array, Observations, Problem
+from .shapes import check_positive, grid
 
 
 class Kovasznay(Problem):

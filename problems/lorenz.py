@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from scipy.integrate import solve_ivp
 
-from .base import Array, Observations, Problem, check_positive
+from .base import Array, Observations, Problem
+from .shapes import check_positive
 
 SCALE = 10.0
 """Size of the three coordinates; the network gives a tenth of them."""
@@ -43,6 +44,7 @@ class Lorenz(Problem):
 
     name = "lorenz"
     equation = "x' = a (y - x), y' = x (b - z) - y, z' = x y - c z; noisy x, y, z"
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"t": (0.0, 3.0)}
     coordinates = ("t",)
     outputs = ("x", "y", "z")
     lr = 3e-3
@@ -52,6 +54,8 @@ class Lorenz(Problem):
     unknown_names = ("a", "b", "c")
     guesses: ClassVar[Mapping[str, float]] = {"a": 5.0, "b": 5.0, "c": 5.0}
     num_domain = 200
+    example_constants: ClassVar[tuple[str, ...]] = ("coefficients", "start")
+    network_scale = SCALE
 
     def __init__(
         self,
@@ -63,13 +67,6 @@ class Lorenz(Problem):
         check_positive(**dict(zip(self.unknown_names, coefficients, strict=True)))
         self.coefficients, self.start = coefficients, start
         super().__init__(**kwargs)
-
-    @property
-    def domain(self) -> Mapping[str, tuple[float, float]]:
-        return {"t": (0.0, 3.0)}
-
-    def geometry(self) -> Any:
-        return dde.geometry.TimeDomain(*self.domain["t"])
 
     def truth(self) -> dict[str, float]:
         return dict(zip(self.unknown_names, self.coefficients, strict=True))
@@ -87,7 +84,7 @@ class Lorenz(Problem):
         return trajectory(self.coefficients, self.start)(points[:, 0]).T
 
     def evaluation_points(self) -> Array:
-        return np.linspace(0, 3, 301)[:, None]
+        return np.linspace(*self.domain["t"], 301)[:, None]
 
     def loss_weights(self) -> list[float]:
         """A slope is up to 20 times a state."""

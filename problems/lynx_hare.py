@@ -14,6 +14,8 @@ import torch
 from scipy.integrate import solve_ivp
 from scipy.optimize import least_squares
 
+from sciml_snr.sigma import SigmaEstimate
+
 from .base import Array, Observations, Predict, Problem
 
 RATES = ("alpha", "beta", "gamma", "delta")
@@ -158,8 +160,11 @@ class LynxHare(Problem):
         sigma = np.sqrt(2 * found.cost / max(logs.size - 6, 1))
         return LeastSquaresFit(np.exp(found.x[:4]), np.exp(found.x[4:]), float(sigma))
 
-    def estimate_sigma(self) -> float:
-        return self.least_squares_fit.sigma
+    def estimate_sigma(self) -> tuple[SigmaEstimate, ...]:
+        sigma, n = self.least_squares_fit.sigma, self.observations.values.size
+        error = sigma / np.sqrt(2 * max(n - 6, 1))
+        method = f"of logarithms: {n} residuals of the least-squares fit"
+        return (SigmaEstimate(sigma, float(error), n, method),)
 
     def reference(self, points: Array) -> Array:
         fit = self.least_squares_fit

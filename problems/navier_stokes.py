@@ -9,8 +9,9 @@ import deepxde as dde
 import numpy as np
 import torch
 
-from .base import Array, Observations, Problem, check_positive, grid
+from .base import Array, Observations, Problem
 from .kovasznay import flow_residual
+from .shapes import check_positive, grid
 
 
 class NavierStokes(Problem):
@@ -45,6 +46,11 @@ class NavierStokes(Problem):
 
     name = "navier_stokes"
     equation = "Navier-Stokes in x, y, t, nu unknown; noisy u, v"
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "x": (0.0, np.pi),
+        "y": (0.0, np.pi),
+        "t": (0.0, 2.0),
+    }
     coordinates = ("x", "y", "t")
     outputs = ("u", "v", "p")
     measured = ("u", "v")
@@ -55,21 +61,14 @@ class NavierStokes(Problem):
     noise = 0.05
     unknown_names = ("viscosity",)
     guesses: ClassVar[Mapping[str, float]] = {"viscosity": 0.6}
+    guess_units: ClassVar[Mapping[str, Mapping[str, float]]] = {"viscosity": {"x": 2, "t": -1}}
     num_domain = 300
+    example_constants: ClassVar[tuple[str, ...]] = ("viscosity",)
 
     def __init__(self, *, viscosity: float = 0.2, **kwargs: Any) -> None:
         check_positive(viscosity=viscosity)
         self.viscosity = viscosity
         super().__init__(**kwargs)
-
-    @property
-    def domain(self) -> Mapping[str, tuple[float, float]]:
-        return {"x": (0.0, np.pi), "y": (0.0, np.pi), "t": (0.0, 2.0)}
-
-    def geometry(self) -> Any:
-        return dde.geometry.GeometryXTime(
-            dde.geometry.Rectangle([0.0, 0.0], [np.pi, np.pi]), dde.geometry.TimeDomain(0.0, 2.0)
-        )
 
     def truth(self) -> dict[str, float]:
         return {"viscosity": self.viscosity}
@@ -89,8 +88,14 @@ class NavierStokes(Problem):
         return np.stack([u, v, -(np.cos(2 * x) + np.cos(2 * y)) / 4 * decay**2], axis=1)
 
     def evaluation_points(self) -> Array:
-        side = np.linspace(0, np.pi, 26)
-        return grid(side, side, np.linspace(0, 2, 6))
+        x, y, t = (
+            np.linspace(*self.domain[name], n) for name, n in (("x", 26), ("y", 26), ("t", 6))
+        )
+        return grid(x, y, t)
+
+    def unmeasured_sizes(self, sizes: Mapping[str, float]) -> dict[str, float]:
+        """A pressure, over the density, is as large as a velocity squared."""
+        return {"p": sizes["u"] ** 2 + sizes["v"] ** 2}
 
     def loss_weights(self) -> list[float]:
         """The data pull the viscosity along; with less weight it lags behind for long."""

@@ -9,8 +9,9 @@ import deepxde as dde
 import numpy as np
 import torch
 
-from .base import Array, Observations, check_positive, grid
+from .base import Array, Observations
 from .measured_source import MeasuredSource
+from .shapes import check_positive, grid
 
 
 class Poisson(MeasuredSource):
@@ -50,6 +51,7 @@ class Poisson(MeasuredSource):
     noise = 0.1
     unknown_names = ("k",)
     guesses: ClassVar[Mapping[str, float]] = {"k": 2.1}
+    example_constants: ClassVar[tuple[str, ...]] = ("rate",)
 
     def __init__(self, *, diffusivity: float = 0.01, rate: float = 0.7, **kwargs: Any) -> None:
         check_positive(diffusivity=diffusivity, rate=rate)
@@ -123,6 +125,7 @@ class Poisson2D(MeasuredSource):
     noise = 0.1
     unknown_names = ("k",)
     guesses: ClassVar[Mapping[str, float]] = {"k": 3.0}
+    example_constants: ClassVar[tuple[str, ...]] = ("rate",)
 
     def __init__(self, *, diffusivity: float = 0.01, rate: float = 1.0, **kwargs: Any) -> None:
         check_positive(diffusivity=diffusivity, rate=rate)

@@ -9,7 +9,8 @@ import deepxde as dde
 import numpy as np
 import torch
 
-from .base import Array, Observations, SpaceTime, check_positive
+from .base import Array, Observations, SpaceTime
+from .shapes import check_positive
 
 WAVES = 12
 """Sines and cosines of x that the network sees, of the periods 20 / k."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import deepxde as dde
 import numpy as np
 import torch
 
-from .base import Array, Observations, SpaceTime, check_positive, zero_on_boundary
+from .base import Array, Observations, SpaceTime
+from .shapes import check_positive, zero_on_boundary
 
 MODES = ((1, 1.0), (3, 0.5))
 """Wavenumber k and amplitude a_k of each mode sin(k pi x)."""
@@ -39,12 +40,14 @@ class Wave(SpaceTime):
 
     name = "wave"
     equation = "u_tt = c^2 u_xx, u = 0 at both ends, u_t(x, 0) = 0; noisy u(x, 0)"
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"x": (0.0, 1.0), "t": (0.0, 1.0)}
     outputs = ("u",)
     lr = 3e-3
     iterations = 8000
     points = 100
     noise = 0.3
     num_domain = 400
+    example_constants: ClassVar[tuple[str, ...]] = ("modes",)
     num_boundary = 60
     num_initial = 60
 
@@ -59,21 +62,17 @@ class Wave(SpaceTime):
         self.speed, self.modes = speed, modes
         super().__init__(**kwargs)
 
-    @property
-    def domain(self) -> Mapping[str, tuple[float, float]]:
-        return {"x": (0.0, 1.0), "t": (0.0, 1.0)}
-
     def residual(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         u_tt, u_xx = dde.grad.hessian(y, x, i=1, j=1), dde.grad.hessian(y, x, i=0, j=0)
         return u_tt - self.speed**2 * u_xx
 
     def conditions(self) -> list[Any]:
-        geometry = self.geometry()
+        geometry, first = self.geometry(), self.domain["t"][0]
 
         def velocity(x: torch.Tensor, y: torch.Tensor, _: Any) -> torch.Tensor:
             return dde.grad.jacobian(y, x, j=1)
 
-        at_rest = dde.icbc.OperatorBC(geometry, velocity, lambda x, _: np.isclose(x[1], 0))
+        at_rest = dde.icbc.OperatorBC(geometry, velocity, lambda x, _: np.isclose(x[1], first))
         return [zero_on_boundary(geometry), at_rest]
 
     def observe(self, rng: np.random.Generator, points: int, noise: float | None) -> Observations:

@@ -1,10 +1,8 @@
-"""Figures of runs, drawn from what a run folder holds."""
+"""Figures of fits, of memorization and of spectra, and what all figures share."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -16,88 +14,10 @@ from numpy.typing import ArrayLike
 
 from .measure.channel import Channel
 from .measure.twins import Memorization
-from .runs.folder import read_arrays, read_json, readable, write_atomically
-from .text_files import read_number, read_table
 
 COLORS = ["#1b6ca8", "#d1495b", "#2a9d8f", "#e09f3e", "#7b5ea7"]
-_NOISY: dict[str, Any] = dict(marker=".", linestyle="none", color="0.65", markersize=4, zorder=1)
-_TRUTH: dict[str, Any] = dict(color="black", linewidth=1.2, linestyle="--", zorder=2)
-
-
-def run_figure(folder: str | Path) -> Path:
-    """Truth, noisy data, fit, and error over iterations of one run.
-
-    Args:
-        folder: a run folder.
-
-    Returns:
-        The figure's path, ``folder/figure.png``.
-    """
-    folder = Path(folder)
-    fields, rows = read_run(folder)
-    outputs = [str(name) for name in fields["outputs"]]
-    is_curve = fields["points"].shape[1] == 1
-    unknowns, intervals = _unknowns(folder)
-    shown = len(outputs) if is_curve else 3 + ("fit_low" in fields)
-    panels = shown + 1 + bool(unknowns)
-    columns = panels if panels < 5 else 3
-    rows_of_panels = -(-panels // columns)
-    figure = Figure(figsize=(4.2 * columns, 3.6 * rows_of_panels), layout="constrained")
-    axes: Any = figure.subplots(rows_of_panels, columns, squeeze=False).ravel()
-    for ax in axes[panels:]:
-        ax.set_axis_off()
-    if is_curve:
-        for i, name in enumerate(outputs):
-            _curve(axes[i], fields, i, name)
-    else:
-        _measured_slice(axes[0], [(fields, "fit", COLORS[0])])
-        _field_pair(figure, axes[1:3], fields)
-        if "fit_low" in fields:
-            _field_width(figure, axes[3], fields)
-    error_band(axes[shown], [rows], _optimizer(folder), COLORS[0])
-    axes[shown].legend(frameon=False)
-    if unknowns:
-        _unknown_courses(axes[shown + 1], rows, unknowns, intervals)
-    return _save(figure, folder / "figure.png")
-
-
-def comparison_figure(out: str | Path, folders: Sequence[Path]) -> Path:
-    """Errors over iterations and fits of several runs: median and range over seeds.
-
-    Args:
-        out: where to put ``comparison.png``.
-        folders: run folders of one problem.
-
-    Returns:
-        The figure's path.
-    """
-    runs: dict[str, list[Path]] = {}
-    for folder in folders:
-        runs.setdefault(_optimizer(folder), []).append(folder)
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
-    seeds = len(folders) // len(runs)
-    figure.suptitle(
-        f"fits of the first seed; errors of {seeds} seeds, median and range" if seeds > 1 else ""
-    )
-    left, right = figure.subplots(1, 2)
-    shown = []
-    for (name, members), color in zip(runs.items(), _colors(len(runs)), strict=True):
-        fields, _ = read_run(members[0])
-        shown.append((fields, name, color))
-        error_band(right, [read_run(folder)[1] for folder in members], name, color)
-    if shown[0][0]["points"].shape[1] == 1:
-        fields = shown[0][0]
-        left.plot(fields["observed_points"][:, 0], fields["observed_values"][:, 0], **_NOISY)
-        left.plot(fields["points"][:, 0], fields["reference"][:, 0], label="reference", **_TRUTH)
-        for fields, name, color in shown:
-            left.plot(fields["points"][:, 0], fields["fit"][:, 0], color=color, label=name)
-            _band(left, fields, 0, color)
-        left.set(xlabel=str(fields["coordinates"][0]), ylabel=str(fields["outputs"][0]))
-        left.legend(frameon=False)
-    else:
-        _measured_slice(left, shown)
-    right.legend(frameon=False)
-    return _save(figure, Path(out) / "comparison.png")
+NOISY: dict[str, Any] = dict(marker=".", linestyle="none", color="0.65", markersize=4, zorder=1)
+TRUTH: dict[str, Any] = dict(color="black", linewidth=1.2, linestyle="--", zorder=2)
 
 
 def image_figure(
@@ -196,7 +116,7 @@ def memorization_figure(
     panels = 2 if noise_map is None else 3
     figure = Figure(figsize=(4.4 * panels, 3.6), layout="constrained")
     axes: Any = figure.subplots(1, panels)
-    _memorization(axes[:2], rows)
+    draw_memorization(axes[:2], rows)
     if noise_map is not None:
         shown = axes[2].imshow(noise_map, cmap="viridis", vmin=0, vmax=max(1, noise_map.max()))
         axes[2].set(title="share of the noise in the fit, by place", xticks=[], yticks=[])
@@ -204,36 +124,7 @@ def memorization_figure(
     return figure
 
 
-def memorization_of_run(folder: str | Path, rows: Sequence[Memorization]) -> Path:
-    """The same for a run folder: share, risk and, where the truth is known, the noise by place.
-
-    Args:
-        folder: a run folder.
-        rows: what twins recorded.
-
-    Returns:
-        The figure's path, ``folder/memorization.png``.
-    """
-    folder = Path(folder)
-    fields, _ = read_run(folder)
-    known = "observed_clean" in fields
-    figure = Figure(figsize=(4.4 * (2 + known), 3.6), layout="constrained")
-    axes: Any = figure.subplots(1, 2 + known)
-    _memorization(axes[:2], rows)
-    if known:
-        x, clean = fields["observed_points"][:, 0], fields["observed_clean"][:, 0]
-        order = np.argsort(x)
-        axes[2].plot(x, fields["observed_values"][:, 0] - clean, label="noise", **_NOISY)
-        in_fit = fields["observed_fit"][:, 0] - clean
-        axes[2].plot(x[order], in_fit[order], ".-", color=COLORS[0], markersize=3, label="in fit")
-        axes[2].axhline(0, color="0.6", linewidth=0.8)
-        title = "error of measurements and fit"
-        axes[2].set(title=title, xlabel=str(fields["coordinates"][0]))
-        axes[2].legend(frameon=False)
-    return _save(figure, folder / "memorization.png")
-
-
-def _memorization(axes: Any, rows: Sequence[Memorization]) -> None:
+def draw_memorization(axes: Any, rows: Sequence[Memorization]) -> None:
     """Left: the memorized share; right: the estimated risk, its part that is noise, the truth."""
     table = {name: np.array([getattr(r, name) for r in rows]) for name in rows[0]._fields}
     steps, best = table["iteration"], min(rows, key=lambda row: row.risk)
@@ -246,8 +137,8 @@ def _memorization(axes: Any, rows: Sequence[Memorization]) -> None:
             steps, value - margin, value + margin, color=COLORS[0], alpha=0.2, linewidth=0
         )
         if known:
-            ax.plot(steps, table[f"true_{name}"], label="truth", **_TRUTH)
-        ax.set(xlabel="iteration", title={"share": "memorized share", "risk": "risk"}[name])
+            ax.plot(steps, table[f"true_{name}"], label="truth", **TRUTH)
+        ax.set(xlabel="iteration", ylabel={"share": "memorized share", "risk": "risk"}[name])
     # SURE is the misfit + (2 share - 1) sigma^2, which gives sigma^2 back.
     factor = 2 * table["share"] - 1
     at = int(np.abs(factor).argmax())
@@ -259,7 +150,7 @@ def _memorization(axes: Any, rows: Sequence[Memorization]) -> None:
     later = [row.risk for row in rows if row.iteration >= best.iteration]
     right.set_ylim(min(0.0, 1.2 * best.risk), 2 * max(*later, best.risk_se))
     for ax in axes:
-        ax.legend(frameon=False)
+        legend_above(ax, 2)
 
 
 def spectrum_figure(channel: Channel, residual: ArrayLike | None = None) -> Figure:
@@ -314,150 +205,54 @@ def course(ax: Axes, history: list[dict[str, float]]) -> None:
     ax.legend(frameon=False)
 
 
-def _curve(ax: Axes, fields: dict[str, Any], i: int, name: str) -> None:
-    if i < fields["observed_values"].shape[1]:
-        ax.plot(
-            fields["observed_points"][:, 0], fields["observed_values"][:, i], label="data", **_NOISY
-        )
-    ax.plot(fields["points"][:, 0], fields["reference"][:, i], label="reference", **_TRUTH)
-    ax.plot(fields["points"][:, 0], fields["fit"][:, i], color=COLORS[0], label="fit")
-    _band(ax, fields, i, COLORS[0], label="95 %")
-    ax.set(title=name, xlabel=str(fields["coordinates"][0]))
-    ax.xaxis.set_major_locator(ticker.MaxNLocator(5))
-    ax.legend(frameon=False)
-
-
-def _measured_slice(ax: Axes, shown: list[tuple[dict[str, Any], str, str]]) -> None:
-    """First output at the measured points over the first coordinate: data, truth, fits."""
-    fields = shown[0][0]
-    x = fields["observed_points"][:, 0]
-    order = np.argsort(x)
-    ax.plot(x, fields["observed_values"][:, 0], label="noisy data", **_NOISY)
-    # A line would join points that differ in the other coordinates.
-    joined = np.ptp(fields["observed_points"][:, 1:], axis=0).max() == 0
-    style = "-" if joined else "."
-    if "observed_clean" in fields:
-        truth = _TRUTH if joined else {**_NOISY, "color": "black"}
-        ax.plot(x[order], fields["observed_clean"][order, 0], label="truth", **truth)
-    for fields, name, color in shown:
-        fit = fields["observed_fit"][order, 0]
-        ax.plot(x[order], fit, style, color=color, label=name)
-        if "observed_fit_low" in fields:
-            low, high = (fields[f"observed_fit_{end}"][order, 0] for end in ("low", "high"))
-            if joined:
-                ax.fill_between(x[order], low, high, color=color, alpha=0.2, linewidth=0)
-            else:
-                ax.vlines(x[order], low, high, color=color, alpha=0.3, linewidth=1)
-    output, coordinate = str(fields["outputs"][0]), str(fields["coordinates"][0])
-    ax.set(title="at the measured points", xlabel=coordinate, ylabel=output)
-    ax.legend(frameon=False, loc="upper right")
-
-
-def _band(ax: Axes, fields: dict[str, Any], i: int, color: Any, label: str | None = None) -> None:
-    """The fit's 95 % band over the first coordinate, where there is one."""
-    if "fit_low" in fields:
-        low, high = fields["fit_low"][:, i], fields["fit_high"][:, i]
-        x = fields["points"][:, 0]
-        ax.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0, label=label)
-
-
-def _unknowns(folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
-    """A run's unknowns and their intervals, as its summary says."""
-    path = folder / "summary.json"
-    if not path.exists():
-        return {}, {}
-    found = read_json(path)
-    return found.get("unknowns") or {}, found.get("unknowns_interval") or {}
-
-
-def _unknown_courses(
+def error_band(
     ax: Axes,
-    rows: list[dict[str, float]],
-    unknowns: dict[str, float],
-    intervals: dict[str, Any],
+    runs: list[list[dict[str, float]]],
+    label: str,
+    color: str,
+    column: str = "relative_l2",
 ) -> None:
-    """Unknowns over iterations, over their values at the end, with their 95 % intervals."""
-    iterations = [row["iteration"] for row in rows]
-    for (name, value), color in zip(unknowns.items(), _colors(len(unknowns)), strict=True):
-        course = [row.get(name, np.nan) / value for row in rows]
-        label = f"{name} = {value:.4g}"
-        ends = intervals.get(name) or [None, None]
-        if all(end is not None for end in ends):
-            label += f" ({ends[0]:.3g} to {ends[1]:.3g})"
-            ax.axhspan(ends[0] / value, ends[1] / value, color=color, alpha=0.15, linewidth=0)
-        ax.plot(iterations, course, color=color, label=label)
-    ax.set(xlabel="iteration", ylabel="unknown / its value at the end", title="unknowns, 95 %")
-    ax.set_ylim(*_around(rows, unknowns, intervals))
-    ax.legend(frameon=False, fontsize="small", loc="upper left")
-
-
-def _around(
-    rows: list[dict[str, float]], unknowns: dict[str, float], intervals: dict[str, Any]
-) -> tuple[float, float]:
-    """Limits that show the second half of the courses and the intervals."""
-    half = rows[len(rows) // 2 :]
-    found = [row[name] / value for row in half for name, value in unknowns.items() if name in row]
-    for name, ends in intervals.items():
-        found += [end / unknowns[name] for end in ends or () if end is not None]
-    low, high = min([*found, 0.98]), max([*found, 1.02])
-    margin = 0.1 * (high - low)
-    return low - margin, high + (2 + len(unknowns)) * margin
-
-
-def _field_width(figure: Figure, ax: Axes, fields: dict[str, Any]) -> None:
-    """Half the width of the first output's 95 % band, on the evaluation grid."""
-    width = (fields["fit_high"] - fields["fit_low"])[:, 0] / 2
-    image = _plane(ax, fields, width, cmap="viridis", vmin=0)
-    ax.set_title("half width of the 95 % band")
-    figure.colorbar(image, ax=ax)
-
-
-def _field_pair(figure: Figure, axes: Any, fields: dict[str, Any]) -> None:
-    """Truth and fit of the first output on the evaluation grid, on one colour scale."""
-    limit = float(np.abs(fields["reference"][_last_plane(fields), 0]).max())
-    for ax, key in zip(axes, ("reference", "fit"), strict=True):
-        image = _plane(ax, fields, fields[key][:, 0], cmap="RdBu_r", vmin=-limit, vmax=limit)
-        ax.set_title("truth" if key == "reference" else "fit")
-    figure.colorbar(image, ax=list(axes), label=str(fields["outputs"][0]))
-
-
-def _plane(ax: Axes, fields: dict[str, Any], values: Any, **style: Any) -> Any:
-    """Numbers (n,) on the evaluation grid; in more than two coordinates its last plane."""
-    shown = _last_plane(fields)
-    first, second = (np.unique(fields["points"][:, i]) for i in range(2))
-    image = ax.pcolormesh(
-        second, first, values[shown].reshape(len(first), len(second)), rasterized=True, **style
-    )
-    ax.set(xlabel=str(fields["coordinates"][1]), ylabel=str(fields["coordinates"][0]))
-    return image
-
-
-def _last_plane(fields: dict[str, Any]) -> Any:
-    points = fields["points"]
-    return (points[:, 2:] == points[-1, 2:]).all(axis=1)
-
-
-def error_band(ax: Axes, runs: list[list[dict[str, float]]], label: str, color: str) -> None:
-    """Median over runs and their range; a dot at the median's best."""
+    """Median over runs of a column of their logs, and its range; of errors a dot at the best."""
     length = min(map(len, runs))
     iterations = np.array([row["iteration"] for row in runs[0][:length]])
-    errors = np.array([[row["relative_l2"] for row in rows[:length]] for rows in runs])
+    errors = np.array([[row[column] for row in rows[:length]] for rows in runs])
     median = np.median(errors, axis=0)
-    ax.semilogy(
-        iterations,
-        median,
-        color=color,
-        label=f"{label}: best {median.min():.3f}, final {median[-1]:.3f}",
-    )
+    is_error = column == "relative_l2"
+    text = f"{label}: final {median[-1]:.3g}"
+    if is_error:
+        text = f"{label}: best {median.min():.3f}, final {median[-1]:.3f}"
+    ax.semilogy(iterations, median, color=color, label=text)
     if len(runs) > 1:
         ax.fill_between(
             iterations, errors.min(0), errors.max(0), color=color, alpha=0.2, linewidth=0
         )
-    best = int(median.argmin())
-    ax.plot(iterations[best], median[best], "o", color=color, markersize=5)
+    if is_error:
+        at = int(median.argmin())
+        ax.plot(iterations[at], median[at], "o", color=color, markersize=5)
+    number_log_axis(ax)
+    names = {"relative_l2": "relative L2 error", "misfit": "misfit R"}
+    ax.set(xlabel="iteration", ylabel=names.get(column, column))
+
+
+def number_log_axis(ax: Axes) -> None:
+    """Plain numbers at 1, 2 and 5 of each decade of a logarithmic y axis; over more than four
+    decades at its powers of ten alone, over less than half of one at round numbers."""
+    low, high = ax.get_ylim()
     ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter(ticker.FuncFormatter(label_125))
-    ax.set(xlabel="iteration", ylabel="relative L2 error")
+    if high / low < 4:
+        ax.yaxis.set_major_locator(ticker.MaxNLocator(5))
+        ax.yaxis.set_minor_locator(ticker.NullLocator())
+        return
+    wide = high / low > 1e4
+    ax.yaxis.set_minor_formatter(
+        ticker.NullFormatter() if wide else ticker.FuncFormatter(label_125)
+    )
+
+
+def legend_above(ax: Axes, columns: int = 1) -> None:
+    """The legend outside, above the axes."""
+    style: dict[str, Any] = dict(frameon=False, fontsize="small", borderaxespad=0.2)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, **style)
 
 
 def label_125(value: float, _: int | None = None) -> str:
@@ -466,63 +261,10 @@ def label_125(value: float, _: int | None = None) -> str:
     return f"{value:g}" if round(leading) in (2, 5) else ""
 
 
-def _colors(n: int) -> list[Any]:
+def colors(n: int) -> list[Any]:
+    """So many colors that can be told apart."""
     return (
         COLORS[:n]
         if n <= len(COLORS)
         else list(matplotlib.colormaps["turbo"](np.linspace(0, 1, n)))
     )
-
-
-def _optimizer(folder: Path) -> str:
-    return str(read_json(folder / "config.json")["optimizer"])
-
-
-def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """What the figures of a problem's run show: its ``prediction.npz`` and ``metrics.csv``.
-
-    Raises:
-        FileNotFoundError: one is missing.
-        ValueError: one is damaged, or holds something else.
-    """
-    path = folder / "prediction.npz"
-    fields = read_arrays(path)
-    with readable(path):
-        _check_prediction(fields)
-    path = folder / "metrics.csv"
-    with readable(path):
-        header, lines = read_table(path)
-        rows = [
-            {name: read_number(text, name) for name, text in zip(header, line, strict=True) if text}
-            for _, line in lines
-        ]
-        if not rows or not all({"iteration", "relative_l2"} <= row.keys() for row in rows):
-            raise ValueError("it has no rows with iteration and relative_l2")
-    return fields, rows
-
-
-def _check_prediction(fields: dict[str, Any]) -> None:
-    """Refuse arrays that are not those of :func:`sciml_snr.runs.run.prediction`."""
-    names, outputs = fields["coordinates"], fields["outputs"]
-    n, d, m = len(fields["points"]), names.size, outputs.size
-    k, measured = fields["observed_values"].shape
-    shapes = {"points": (n, d), "fit": (n, m), "reference": (n, m), "observed_points": (k, d)}
-    shapes |= {"observed_values": (k, measured), "observed_clean": (k, measured)}
-    shapes["observed_fit"] = (k, m)
-    bands = [f"{fit}_{end}" for fit in ("fit", "observed_fit") for end in ("low", "high")]
-    shapes |= {name: shapes[name.rpartition("_")[0]] for name in bands}
-    for name, shape in shapes.items():
-        if name in ("observed_clean", *bands) and name not in fields:
-            continue  # only where the truth is known, or where there are error bars
-        array = fields[name]
-        if array.shape != shape or array.dtype.kind not in "fiu" or 0 in shape:
-            raise ValueError(f"{name} is {array.dtype} {array.shape}")
-    if names.shape != (d,) or outputs.shape != (m,) or names.dtype.kind != "U":
-        raise ValueError("coordinates and outputs are no names")
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=130, format="png")
-    write_atomically(path, buffer.getvalue())
-    return path

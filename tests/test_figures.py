@@ -1,4 +1,4 @@
-"""The figures' few decisions; that they are drawn at all is tested with the runs."""
+"""The figures' few decisions; those of runs: tests/runs/test_figure.py."""
 
 import numpy as np
 import pytest
@@ -31,3 +31,23 @@ def test_runs_of_different_length_share_what_all_have() -> None:
 @pytest.mark.parametrize(("value", "label"), [(0.2, "0.2"), (0.05, "0.05"), (0.3, ""), (20, "20")])
 def test_minor_labels(value: float, label: str) -> None:
     assert figures.label_125(value) == label
+
+
+def test_a_logarithmic_axis_of_less_than_half_a_decade_has_numbers() -> None:
+    figure = Figure()
+    ax = figure.subplots()
+    ax.semilogy([0, 1], [0.52, 0.58])
+    figures.number_log_axis(ax)
+    figure.draw_without_rendering()
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    low, high = ax.get_ylim()
+    shown = [float(label) for label in labels if label and low <= float(label) <= high]
+    assert len(shown) >= 3
+
+
+def test_a_course_of_misfits_is_labelled_as_such() -> None:
+    ax = Figure().subplots()
+    log = [{"iteration": float(i), "misfit": m} for i, m in enumerate([50.0, 2.0, 1.0])]
+    figures.error_band(ax, [log], "adam", "C0", "misfit")
+    assert ax.get_ylabel() == "misfit R"
+    assert ax.lines[0].get_label() == "adam: final 1"

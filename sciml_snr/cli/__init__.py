@@ -1,5 +1,5 @@
-"""Command line: ``sciml-snr problems``, ``solve``, ``compare``, ``bench``, ``fit-field``,
-``fit-image``, ``fit-sdf``, ``memorization``."""
+"""Command line: ``sciml-snr problems``, ``new-problem``, ``solve``, ``compare``, ``bench``,
+``fit-field``, ``fit-image``, ``fit-sdf``, ``memorization``."""
 
 import importlib
 

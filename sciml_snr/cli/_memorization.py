@@ -47,9 +47,11 @@ def _of_problem(folder: Path, probes: int) -> None:
     if best is not last:
         console.print(f"Lowest estimated risk, after {best.iteration}: {best}.", soft_wrap=True)
     if not math.isnan(last.true_share):
+        share = f"memorized {100 * last.true_share:.1f} %"
+        if abs(last.true_share) > 1:
+            share = "the fit's error is of the signal, and no share of the noise can be told"
         console.print(
-            f"The truth is known here: memorized {100 * last.true_share:.1f} %, "
-            f"risk {last.true_risk:.3g}.",
+            f"The truth is known here: {share}, risk {last.true_risk:.3g}.",
             soft_wrap=True,
         )
     _print_bars(read_json(folder / "memorization.json")["error_bars"])

@@ -1,49 +1,102 @@
-"""Equations: ``problems``, ``solve``, ``compare``."""
+"""Equations: ``problems``, ``new-problem``, ``solve``, ``compare``."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from ..measure.intervals import statement
+from ..runs.folder import check_can_write, write_atomically
 from ..runs.options import ProblemConfig
 from ._app import app, console, to_stderr
 from ._options import with_options
+from ._summaries import print_summaries, print_unknowns
 
 if TYPE_CHECKING:
     from ..problems import Problem
-    from ..runs.run import Summary
+
+Name = Annotated[
+    str,
+    typer.Argument(
+        help="A problem's name (see `sciml-snr problems`), or your own file (`my_problem.py`)."
+    ),
+]
+FORMATS = ("pdf", "svg", "png")
+Format = Annotated[
+    str | None,
+    typer.Option(help="Write the figure in this format beside the PNG: pdf or svg."),
+]
 
 
 @app.command("problems")
-def list_problems() -> None:
-    """List the problems that `solve` and `compare` know."""
-    from ..problems import PROBLEMS
+def list_problems(
+    name: Annotated[
+        str | None, typer.Argument(help="One of them, or your own file: what can be set.")
+    ] = None,
+) -> None:
+    """List the problems that `solve` and `compare` know; with a name, what of it can be set."""
     from ..runs import run  # noqa: F401 (imports DeepXDE without its announcement)
 
-    table = Table()
+    if name is not None:
+        _describe(name)
+        return
+    from ..problems import PROBLEMS
+
+    table = Table(show_lines=True)
     table.add_column("name", no_wrap=True)
-    for column in ("equation", "CSV columns", "unknown", "default noise", "iterations"):
-        table.add_column(column, overflow="fold")
-    for name, cls in PROBLEMS.items():
-        noise = "real data" if not cls.synthetic else f"{cls.noise:g} on {cls.points} points"
-        table.add_row(
-            name,
-            cls.equation,
-            ", ".join((*cls.coordinates, *cls.measured)),
-            ", ".join(cls.unknown_names) or "-",
-            noise,
-            str(cls.iterations),
-        )
+    table.add_column("equation; columns of a CSV with your own data; unknown", overflow="fold")
+    for key, cls in PROBLEMS.items():
+        noise = "real data" if not cls.synthetic else f"noise {cls.noise:g} on {cls.points} points"
+        parts = [f"columns {', '.join((*cls.coordinates, *cls.measured))}"]
+        parts += [f"unknown {', '.join(cls.unknown_names)}"] * bool(cls.unknown_names)
+        table.add_row(key, f"{cls.equation}\n{'; '.join((*parts, noise))}")
     console.print(table)
+    console.print("`sciml-snr problems NAME`: what can be set. `sciml-snr new-problem`: your own.")
 
 
-Name = Annotated[str, typer.Argument(help="A problem's name: see `sciml-snr problems`.")]
+def _describe(name: str) -> None:
+    """A problem's equation, columns, and what can be set, with its defaults."""
+    from .. import problems
+    from ..problems.settings import settable, shown
+
+    cls = problems.get(name)
+    console.print(f"{cls.name}: {cls.equation}", soft_wrap=True)
+    console.print(f"unknown: {', '.join(cls.unknown_names) or 'nothing but the field'}")
+    console.print(
+        f"columns of --data: {', '.join((*cls.coordinates, *cls.measured))}, sigma if known"
+    )
+    console.print(f"default: {cls.iterations} iterations, learning rate {cls.lr:g}")
+    found = settable(cls)
+    console.print("--set, with its default:" if found else "There is nothing to --set.")
+    for key, value in found.items():
+        about = ""
+        if key.startswith("domain."):
+            about = "  (with --data)"
+        elif key in cls.example_constants:
+            about = "  (of the synthetic measurements)"
+        console.print(f"  {key}={shown(value)}{about}")
+
+
+@app.command("new-problem")
+def new_problem(
+    name: Annotated[str, typer.Argument(help="A name, or a file: pendulum, or pendulum.py.")],
+) -> None:
+    """Write a file with a problem of your own, which runs as it is and says what to change."""
+    from ..runs import run  # noqa: F401 (first: it imports DeepXDE without its announcement)
+
+    from ..problems import PROBLEMS, files  # isort: skip
+
+    path = Path(name if files.is_file(name) else f"{name}{files.SUFFIX}")
+    if path.stem in PROBLEMS:
+        raise ValueError(f"There is a problem {path.stem} already: choose another name.")
+    if path.exists():
+        raise FileExistsError(f"{path} is there already: it is not overwritten.")
+    check_can_write(path)
+    write_atomically(path, files.template(path.stem, str(path)).encode())
+    console.print(f"Wrote {path}. It runs as it is: sciml-snr solve {path}", soft_wrap=True)
 
 
 @app.command()
@@ -57,24 +110,26 @@ def solve(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in the run folder, as it was set.")
     ] = False,
+    format: Format = None,
 ) -> None:
     """Train one problem; Ctrl-C ends it early and leaves a usable run."""
     from ..runs import run
 
     config = ProblemConfig(name, **given)
+    _check_format(format)
     folder = out or Path("runs") / run.run_name(config)
-    if config.data is not None and not resume:
-        _warn_of_own_data(config.resolved().build())
-    summary = run.solve(config, folder, resume=resume)
-    _print_summaries(f"{name}: {folder}", [summary])
-    _print_unknowns(summary)
+    if not resume:
+        _say_of_data(config.resolved())
+    summary = run.solve(config, folder, resume=resume, format=format)
+    print_summaries(f"{config.name}: {folder}", [summary])
+    print_unknowns(summary)
     if summary.ended_by is not None:
         reason = summary.ended_by.removeprefix("done: ")
         console.print(f"Ended after {summary.iterations} iterations: {reason}.")
     if summary.interrupted:
         console.print(f"Interrupted after {summary.iterations} iterations. To go on, repeat with:")
         console.print(f"  --out {folder} --resume", soft_wrap=True)
-    console.print(f"Figure: {folder / 'figure.png'}", soft_wrap=True)
+    _print_figure(folder / "figure.png", format)
 
 
 @app.command()
@@ -88,11 +143,12 @@ def compare(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Runs at a time [default: the number of cores].")
     ] = None,
+    format: Format = None,
 ) -> None:
     """Run optimizers side by side; finished runs in the folder are kept, so it can be repeated."""
-    from ..runs import run
+    from ..runs import comparison
 
-    folder = out or Path("runs") / f"compare-{name}"
+    _check_format(format)
     names = [text.strip() for text in optimizers.split(",")]
     options = given.pop("snr_options", None)
     if options and not any(optimizer.startswith("snr_") for optimizer in names):
@@ -110,78 +166,68 @@ def compare(
         for optimizer in names
         for seed in range(seeds)
     ]
-    summaries = run.compare(configs, folder, jobs=jobs or os.cpu_count() or 1)
-    _print_summaries(f"{name}, {seeds} seed(s), medians: {folder}", summaries)
-    console.print(f"Figure: {folder / 'comparison.png'}", soft_wrap=True)
+    title = configs[0].name
+    folder = out or Path("runs") / f"compare-{title}"
+    _say_of_data(configs[0].resolved())
+    summaries = comparison.compare(configs, folder, jobs=jobs or os.cpu_count() or 1, format=format)
+    print_summaries(f"{title}, {seeds} seed(s), medians: {folder}", summaries)
+    _print_figure(folder / "comparison.png", format)
 
 
-def _warn_of_own_data(problem: Problem) -> None:
-    """What the numbers to come do and do not say about the user's own measurements."""
-    if problem.synthetic:
-        to_stderr(
-            f"Note: errors are differences from {problem.name}'s built-in reference, whatever the "
-            "measurements are of."
-        )
-    if problem.sigma() is None:
+def _check_format(format: str | None) -> None:
+    if format is not None and format not in FORMATS:
+        raise ValueError(f"There is no format {format!r}. Choose one of: {', '.join(FORMATS)}.")
+
+
+def _print_figure(path: Path, format: str | None) -> None:
+    for name in dict.fromkeys((path, path.with_suffix(f".{format or 'png'}"))):
+        console.print(f"Figure: {name}", soft_wrap=True)
+
+
+def _say_of_data(config: ProblemConfig) -> None:
+    """What is taken for granted of the user's own measurements; nothing of the built-in ones."""
+    if config.data is None:
+        return
+    problem = config.build()
+    if told := _taken_for_granted(config, problem):
+        to_stderr(f"Note: {told}")
+    if problem.observations.sigma is not None:
+        return
+    found = problem.sigma_estimate
+    if isinstance(found, str):
         to_stderr(
             "Note: the measurements' error is unknown, so that snr_adam falls back to the "
-            "published rule, which memorizes in full-batch training. Give --noise, or a column "
-            "sigma."
+            "published rule, which memorizes in full-batch training. It cannot be estimated: "
+            f"{found} Give --noise, or a column sigma."
         )
-
-
-def _print_summaries(title: str, summaries: list[Summary]) -> None:
-    """One line per optimizer, medians over its runs."""
-    table = Table(title=title, title_justify="left")
-    for column in ("optimizer", "lr", "final", "best", "at", "memorized", "open", "time"):
-        table.add_column(column, no_wrap=True)
-    table.caption = (
-        "final, best: relative L2 error; at: iteration of the best; memorized: share of the noise "
-        "(~: guessed, see `sciml-snr memorization`); open: share of parameters that the gate lets "
-        "move"
+        return
+    names = problem.measured if len(found) > 1 or len(problem.measured) == 1 else ("all",)
+    told = "; ".join(f"{name}: {one}" for name, one in zip(names, found, strict=True))
+    to_stderr(
+        f"Note: the measurements' error is not given, and was estimated. {told}. Curvature between "
+        "neighbours makes such an estimate too large. If you know better: --noise, or a column "
+        "sigma."
     )
-    table.caption_justify = "left"
-    groups: dict[str, list[Summary]] = {}
-    for summary in summaries:
-        groups.setdefault(summary.optimizer, []).append(summary)
-    for optimizer, runs in groups.items():
-        table.add_row(
-            optimizer,
-            "-" if runs[0].lr is None else f"{runs[0].lr:g}",
-            f"{median(s.final_error for s in runs):.4f}",
-            f"{median(s.best_error for s in runs):.4f}",
-            f"{median(s.best_iteration for s in runs):.0f}",
-            _memorized(runs),
-            _percent([s.open_fraction for s in runs]),
-            f"{median(s.seconds for s in runs):.0f} s",
-        )
-    console.print(table)
 
 
-def _memorized(runs: list[Summary]) -> str:
-    """As the truth says, or as guessed from the misfit."""
-    if all(run.memorized is None and run.memorized_estimate is not None for run in runs):
-        return "~ " + _percent([run.memorized_estimate for run in runs])
-    return _percent([run.memorized for run in runs])
+def _taken_for_granted(config: ProblemConfig, problem: Problem) -> str:
+    """Known constants, domain and guesses that were not set."""
+    from ..problems.settings import known_constants, shown
 
-
-def _percent(values: list[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    return f"{100 * median(known):.1f} %" if known else "-"
-
-
-def _print_unknowns(summary: Summary) -> None:
-    """A line each: value, standard error, interval, and the reference."""
-    errors = summary.unknowns_standard_error or {}
-    intervals = summary.unknowns_interval or {}
-    for name, value in summary.unknowns.items():
-        reference = summary.unknowns_reference[name]
-        difference = f"{100 * (value - reference) / reference:+.1f} %"
-        found = f"{name} = {value:.4g}"
-        error, both = errors.get(name), intervals.get(name)
-        if error is not None and both is not None and None not in both:
-            low, high = (float(end or 0) for end in both)
-            found = statement(name, value, error, (low, high))
-        console.print(f"{found}, reference {reference:.4g} ({difference})", soft_wrap=True)
-    if summary.error_bars_note:
-        to_stderr(f"Note: {summary.error_bars_note}")
+    named = config.settings or {}
+    parts = [
+        f"{name}={shown(value)}"
+        for name, value in known_constants(type(problem)).items()
+        if name not in named
+    ]
+    parts += [
+        f"domain.{name}={shown(ends)}"
+        for name, ends in problem.domain.items()
+        if problem.ranges and f"domain.{name}" not in named
+    ]
+    parts += [
+        f"guess.{name}={shown(value)}"
+        for name, value in problem.starts.items()
+        if f"guess.{name}" not in named
+    ]
+    return f"taken as by default, as --set says nothing else: {' '.join(parts)}." if parts else ""

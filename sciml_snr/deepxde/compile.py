@@ -22,6 +22,7 @@ from ..noise import NoisyLoss
 from ..snr_adam import SNRAdam
 from ..snr_soap import SNRSOAP
 from . import gauss_newton, split_step
+from .caller import users_stacklevel
 from .conditions import NoisyCondition, conditions_of, is_supervised, measurements_of
 from .model_noise import ModelNoise, remember
 from .options import (
@@ -288,7 +289,7 @@ def _hint_later(optimizer: Optimizer, model: Any) -> None:
                 "sigma=...), or for supervised data compile(loss=sciml_snr.NoisyLoss(sigma)); "
                 'sigma="estimate" estimates it. set_SNR_options(floor="stream") says that this is '
                 "meant.",
-                stacklevel=2,
+                stacklevel=users_stacklevel(),
             )
 
     handle = optimizer.register_step_post_hook(look)

@@ -12,6 +12,7 @@ from deepxde.losses import mean_squared_error
 from ..measure.risk import PopulationRisk
 from ..measure.twins import TAU, Twins, as_array
 from ..terms import NoisyTerm
+from .caller import users_stacklevel
 from .conditions import (
     as_sigma,
     components_of,
@@ -212,7 +213,7 @@ class PopulationRiskMonitor(_UntilBest):
                 "PopulationRiskMonitor stops far too early where an equation holds fixed data "
                 "back. Use MemorizationMonitor(patience=...); or fresh=True, if no measurement is "
                 "used twice.",
-                stacklevel=2,
+                stacklevel=users_stacklevel(),
             )
         self._watch(self._first_step)
 

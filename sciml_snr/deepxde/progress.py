@@ -76,7 +76,8 @@ class ProgressBar(Callback):  # type: ignore[misc]
             MofNCompleteColumn(),
             _Rate(),
             TimeRemainingColumn(),
-            TextColumn("left {task.fields[status]}"),
+            TextColumn("left"),
+            TextColumn("{task.fields[status]}"),
             expand=True,
             console=self.console,
         )
@@ -125,7 +126,7 @@ class ProgressBar(Callback):  # type: ignore[misc]
     def status(self, text: str) -> None:
         """Show a short text behind the bar, such as the current error."""
         if self._progress is not None:
-            self._progress.update(self._task, status=text)
+            self._progress.update(self._task, status=f"| {text}")
 
     def stop(self) -> None:
         """Stop drawing; safe to call at any time."""

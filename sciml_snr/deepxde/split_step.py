@@ -35,6 +35,7 @@ from deepxde.icbc import IC, DirichletBC, Interface2DBC, NeumannBC, RobinBC
 from torch import Tensor
 
 from ..terms import Term
+from .caller import users_stacklevel
 from .model_noise import ModelNoise
 from .rows import NoisyRows, NoisyTargets, clear_cache
 
@@ -584,7 +585,7 @@ def _look_for_old_values(model: Any) -> bool:
             "new arrays get again: with PDEPointResampler(bc_points=True) many steps train on the "
             "values of other points. The split step does not, but is not in use "
             f"({step_of(model)}). See docs/deepxde.md.",
-            stacklevel=2,
+            stacklevel=users_stacklevel(),
         )
     return True
 

@@ -553,7 +553,7 @@ def _bar(progress: bool) -> Progress:
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("left  {task.fields[status]}"),
+        TextColumn("left | {task.fields[status]}"),
         disable=not (progress and is_first()),
     )
 

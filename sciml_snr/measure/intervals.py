@@ -25,7 +25,7 @@ def text(value: float, standard_error: float) -> str:
 def ends(low: float, high: float) -> str:
     """Both ends of an interval, with digits that its width bears."""
     width = high - low
-    if not (math.isfinite(width) and width > 0):
+    if not (math.isfinite(width) and width > 0) or max(abs(low), abs(high)) >= 1e6:
         return f"{low:.4g} to {high:.4g}"
     digits = max(0, 1 - math.floor(math.log10(width)))
     return f"{low:.4g} to {high:.4g}" if digits > 8 else f"{low:.{digits}f} to {high:.{digits}f}"

@@ -205,12 +205,20 @@ class Memorization(NamedTuple):
         width = 1.96 * self.realized_se
         return self.share - width, self.share + width
 
+    @property
+    def is_measurable(self) -> bool:
+        """Whether the interval of the share is within -100 and 200 %: a share is between 0 and 1,
+        and an interval that goes further says nothing."""
+        low, high = self.interval()
+        return low >= -1 and high <= 2
+
     def __str__(self) -> str:
         low, high = (100 * end for end in self.interval())
-        return (
-            f"memorized {100 * self.share:.1f} % of the noise (95 % interval {low:.1f} to "
-            f"{high:.1f} %), estimated risk {self.risk:.3g} +- {self.risk_se:.1g}"
-        )
+        share = f"memorized {100 * self.share:.1f} % of the noise (95 % interval {low:.1f} to"
+        if not self.is_measurable:
+            share = f"memorized share not measurable with so few data (95 % interval {low:.0f} to"
+        digits = 1 if self.is_measurable else 0
+        return f"{share} {high:.{digits}f} %), estimated risk {self.risk:.3g} +- {self.risk_se:.1g}"
 
 
 class Twins:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import RegularGridInterpolator
 
 from ..measure.error_bars import ErrorBars, error_bars
+from ..sigma import estimate_sigma_residuals
 
 if TYPE_CHECKING:
     import deepxde as dde
@@ -68,6 +69,23 @@ class RunBars:
         errors: Numbers = {name: u.standard_error for name, u in self.bars.unknowns.items()}
         ends: Ends = {name: list(both) for name, both in self.bars.interval(LEVEL).items()}
         return errors, ends
+
+    def sigma_of_fit(self) -> dict[str, list[float]] | None:
+        """By output: what the residuals of the fit, less the degrees of freedom it took, say of
+        sigma where it was not given; with the standard error of that, encoded. Else None."""
+        problem = self._problem
+        if self.bars is None or problem.observations.sigma is not None:
+            return None
+        observed = problem.observations
+        encoded = problem.encode(observed.values)
+        fit = problem.encode(problem.predict(self._model, observed.points)[:, : encoded.shape[1]])
+        dof = min(self.bars.degrees_of_freedom, encoded.size) / encoded.shape[1]
+        try:
+            found = [estimate_sigma_residuals(r, dof) for r in (fit - encoded).T]
+        except ValueError:  # too few are left
+            return None
+        pairs = zip(problem.measured, found, strict=True)
+        return {name: [float(sigma), sigma.standard_error] for name, sigma in pairs}
 
     def band(self, points: Array) -> tuple[Array, Array] | None:
         """Low and high end of the fit's 95 % band at points, (n, m) each, in problem's units.

@@ -34,6 +34,7 @@ CONFIG, CHECKPOINT, METRICS, SUMMARY = "config.json", "checkpoint.pt", "metrics.
 
 FILES = (
     *(CONFIG, CHECKPOINT, METRICS, SUMMARY, "prediction.npz", "fit.npz", "figure.png"),
+    *("figure.pdf", "figure.svg"),
     *("memorization.csv", "memorization.json", "memorization.png"),
 )
 """All that a run writes."""

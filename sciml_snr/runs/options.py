@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from ..gate import overrides
-from .config import Config, option
+from .config import Config, as_json, option
 from .loop import check_device, check_memory
 
 if TYPE_CHECKING:
-    from sciml_snr.problems import Problem
+    from sciml_snr.problems import Observations, Problem
 
 GAUSS_NEWTON = "snr_gn"
 """Has two stages, see :data:`STAGES`, and no learning rate."""
@@ -52,7 +53,9 @@ class ProblemConfig(Config):
     """What defines a run of a problem; two runs with the same one on one machine end with the same
     bits. What is None is as by default: the problem's own, of own data what the file says."""
 
-    problem: str = option("", "A problem's name: see `sciml-snr problems`.", command="none")
+    problem: str = option(
+        "", "A problem's name (see `sciml-snr problems`), or your own file.", command="none"
+    )
     optimizer: str | None = option(
         None,
         f"{', '.join(PROBLEM_OPTIMIZERS)} [default: snr_adam].",
@@ -69,7 +72,7 @@ class ProblemConfig(Config):
     noise: float | None = option(
         None,
         "Standard deviation of the measurements' error, in logs for lynx_hare [default: the "
-        "problem's; of own data the sigma column].",
+        "problem's; of own data the sigma column, else estimated].",
     )
     points: int | None = option(None, "Number of synthetic measurements [default: the problem's].")
     seed: int | None = option(
@@ -77,8 +80,23 @@ class ProblemConfig(Config):
     )
     data: str | None = option(
         None,
-        "CSV of your own measurements: coordinates, outputs, optionally sigma.",
+        "CSV of your own measurements: coordinates, outputs, optionally sigma (or sigma_NAME of "
+        "each output) [default: synthetic measurements].",
         command="path",
+    )
+    settings: dict[str, Any] | None = option(
+        None,
+        "Set the domain, a constant or a guess of the problem: domain.x=0,120, beta=3, "
+        "guess.diffusivity=2; repeatable. `sciml-snr problems NAME` says what there is.",
+        flag="set",
+        command="pairs",
+    )
+    held_out: float | None = option(
+        None,
+        "Share of own measurements that a second training does not see, which measures how well "
+        "the fit predicts; it takes as long again; 0: none [default: 0.1].",
+        least=0,
+        most=0.5,
     )
     device: str | None = option(None, "cpu, cuda, ... [default: DeepXDE's choice].")
     snr_options: dict[str, Any] | None = option(
@@ -95,6 +113,8 @@ class ProblemConfig(Config):
             ValueError: a value is out of range; the message says which and what is possible.
         """
         from sciml_snr import problems
+        from sciml_snr.problems.files import is_file
+        from sciml_snr.problems.settings import arguments, constants
 
         from .run import check_snr_options
 
@@ -115,8 +135,24 @@ class ProblemConfig(Config):
         is_second_order = optimizer == GAUSS_NEWTON
         if self.device is not None:
             check_device(self.device)
+        settings = as_json(self.settings or {})
+        arguments(cls, settings, own_data=self.data is not None)
+        if "source" in constants(cls):  # its file is read in another folder, perhaps
+            if "source" in settings:
+                settings["source"] = os.path.realpath(str(settings["source"]))
+            elif self.data is not None:
+                raise ValueError(
+                    f"{self.problem} is of two measured fields, and those of f would still be "
+                    "synthetic: give yours, too, by --set source=FILE.csv (columns: "
+                    f"{', '.join(cls.coordinates)}, f, optionally sigma)."
+                )
+        if self.held_out and self.data is None:
+            raise ValueError("held_out is a share of own measurements: give --data, or leave it.")
         return dataclasses.replace(
             self,
+            problem=os.path.realpath(self.problem) if is_file(self.problem) else self.problem,
+            settings=settings,
+            held_out=0.1 if self.data is not None and self.held_out is None else self.held_out,
             optimizer=optimizer,
             lr=cls.lr if self.lr is None and not is_second_order else self.lr,
             iterations=self.iterations or (sum(STAGES) if is_second_order else cls.iterations),
@@ -125,19 +161,49 @@ class ProblemConfig(Config):
             snr_options=options,
         )
 
-    def build(self) -> Problem:
+    @property
+    def name(self) -> str:
+        """The problem's name; of a file its own."""
+        return Path(self.problem).stem if self.problem.endswith(".py") else self.problem
+
+    def build(self, observations: Observations | None = None) -> Problem:
         """The problem with its measurements.
 
+        Args:
+            observations: others than those of ``data``, with their sigma.
+
         Raises:
-            ValueError, FileNotFoundError: the measurements cannot be used; the message says why.
+            ValueError, FileNotFoundError: the measurements, the settings or the problem's file
+                cannot be used; the message says why.
         """
         from sciml_snr import problems
+        from sciml_snr.problems.files import blamed, check_runs, is_file
+        from sciml_snr.problems.settings import arguments
 
         cls = problems.get(self.problem)
         if self.points is not None:
             check_memory(POINT_BYTES * float(self.points), f"points = {self.points}")
-        seed = self.seed or 0
-        return cls(points=self.points, noise=self.noise, seed=seed, observations=self.data)
+        found = arguments(cls, self.settings or {}, own_data=self.data is not None)
+        known = observations is not None and observations.sigma is not None
+        found |= dict(
+            points=self.points,
+            noise=None if known else self.noise,
+            seed=self.seed or 0,
+            observations=self.data if observations is None else observations,
+        )
+        if not is_file(self.problem):
+            problem = cls(**found)
+            source = getattr(problem, "source_observations", None)
+            if source is not None and source.sigma is None:
+                raise ValueError(
+                    f"{found['source']}: the error of f is unknown: add a column sigma, or give "
+                    "--noise for both fields."
+                )
+            return problem
+        with blamed(self.problem):
+            problem = cls(**found)
+        check_runs(problem, self.problem)
+        return problem
 
 
 @dataclass(frozen=True)

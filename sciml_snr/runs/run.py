@@ -13,10 +13,9 @@ import hashlib
 import io
 import math
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,6 @@ import torch
 with contextlib.redirect_stderr(io.StringIO()):
     import deepxde as dde
 
-from rich.progress import Progress
-
 from sciml_snr import problems
 
 from ..deepxde import MemorizationMonitor, ProgressBar, SNR_options, set_SNR_options
@@ -37,26 +34,9 @@ from ..measure.twins import Twins, share_from_misfit
 from ..snr_adam import SNRAdam
 from ..terms import as_sigma_tensor, check_squares
 from .bars import RunBars
-from .config import (
-    anything,
-    as_json,
-    check_keys,
-    check_kinds,
-    check_same,
-    is_number,
-    is_whole,
-    rows_with,
-)
-from .folder import (
-    CHECKPOINT,
-    METRICS,
-    SUMMARY,
-    RunFolder,
-    blamed,
-    read_json,
-    readable,
-    rewrite_rows,
-)
+from .config import anything, check_kinds, check_same, is_number, is_whole, rows_with
+from .folder import CHECKPOINT, SUMMARY, RunFolder, blamed, readable
+from .held_out import PENDING, HeldOut, held_out
 from .loop import first_interrupt, rng_state, set_rng_state
 from .options import (
     DEFAULT_OPTIMIZER,
@@ -66,6 +46,7 @@ from .options import (
     ProblemConfig,
     first_stage,
 )
+from .summary import Summary, drifts, read_summary
 
 ADAMW_WEIGHT_DECAY = 0.01
 """torch.optim.AdamW's default; DeepXDE wants it stated."""
@@ -91,47 +72,13 @@ def check_snr_options(options: Mapping[str, Any]) -> None:
         pass
 
 
-@dataclass
-class Summary:
-    """How a run ended. Errors are relative L2 errors against the problem's reference."""
-
-    optimizer: str
-    seed: int
-    lr: float | None
-    """None where the optimizer has none."""
-    iterations: int
-    final_error: float
-    best_error: float
-    best_iteration: int
-    memorized: float | None
-    """Share of the noise memorized at the end; None where no clean truth is known."""
-    mean_q: float | None
-    open_fraction: float | None
-    seconds: float
-    interrupted: bool
-    unknowns: dict[str, float]
-    unknowns_reference: dict[str, float]
-    memorized_estimate: float | None = None
-    """The same guessed from the misfit, :func:`sciml_snr.share_from_misfit` (by ``snr_gn`` found
-    along its own steps, without what its first stage has memorized); None where sigma is unknown.
-    :func:`memorization` measures it."""
-    ended_by: str | None = None
-    """Why the run ended before its budget; None where it did not, and where it was interrupted."""
-    unknowns_standard_error: dict[str, float | None] | None = None
-    """By :func:`sciml_snr.error_bars`; None where there are none."""
-    unknowns_interval: dict[str, list[float | None]] | None = None
-    """name -> [low, high] of the 95 % interval."""
-    error_bars_note: str | None = None
-    """Why there are no error bars, or why they may not hold; None where nothing speaks against
-    them."""
-
-
 def solve(
     config: ProblemConfig,
     out: str | Path | None = None,
     *,
     resume: bool = False,
     progress: bool = True,
+    format: str | None = None,
 ) -> Summary:
     """Train one problem with one optimizer.
 
@@ -144,6 +91,7 @@ def solve(
         resume: continue the run in ``out`` instead of starting one: with its own config. Only
             ``iterations`` may be given anew; what is as by default does not count as given.
         progress: draw a progress bar.
+        format: write the figure in this format, too: "pdf", "svg".
 
     Raises:
         ValueError, FileNotFoundError: the config or the measurements cannot be used, or are not
@@ -165,13 +113,13 @@ def solve(
     if sigma is not None and str(config.optimizer).startswith("snr_"):
         check_squares(as_sigma_tensor(sigma), torch.float32)  # before there is a folder
     if folder is None:
-        return _trained(config, problem, None, None, progress)
+        return _trained(config, problem, None, None, progress, None)
     with folder.locked():
         if resume:  # what was read before the lock may be old
             config, state = _resumed(folder, config)
         else:
             folder.begin(asdict(config))
-        return _trained(config, problem, folder, state, progress)
+        return _trained(config, problem, folder, state, progress, format)
 
 
 def _resumed(folder: RunFolder, asked: ProblemConfig) -> tuple[ProblemConfig, dict[str, Any]]:
@@ -183,7 +131,10 @@ def _resumed(folder: RunFolder, asked: ProblemConfig) -> tuple[ProblemConfig, di
     iterations = wishes.pop("iterations")
     if asked.data is not None:
         wishes["data"] = os.path.realpath(asked.data)
+    if problems.files.is_file(asked.problem):
+        wishes["problem"] = os.path.realpath(asked.problem)
     wishes["snr_options"] = asked.snr_options or None
+    wishes["settings"] = asked.settings or None
     check_same(folder.path, wishes, found)
     return own if iterations is None else replace(own, iterations=iterations), state
 
@@ -194,20 +145,17 @@ def _trained(
     folder: RunFolder | None,
     state: dict[str, Any] | None,
     progress: bool,
+    format: str | None,
 ) -> Summary:
     """Train from the state, or from the start, and write what the folder is to hold."""
-    from .. import figures  # matplotlib only where pictures are drawn
+    from .figure import run_figure  # matplotlib only where pictures are drawn
 
     with _device(config.device):
         model = compile_model(config, problem)
         recorder = Recorder(config, problem, folder)
         if state is not None:
             assert folder is not None
-            if state["measurements"] != fingerprint(problem):
-                raise ValueError(
-                    f"The run in {folder.path} is of other measurements than "
-                    f"{config.data or 'the problem makes today'}: they have changed since."
-                )
+            _check_unchanged(folder, config, problem, state)
             with readable(folder.path / "checkpoint.pt"):
                 recorder.load(model, state)
         if folder is not None and state is None:
@@ -217,12 +165,38 @@ def _trained(
             recorder.save(model)  # before the error bars, which may take a while
         bars = RunBars(problem, model)
         summary = _with_bars(recorder.summary(), bars)
+        if config.held_out:
+            summary = replace(summary, held_out_note=PENDING)
         if folder is not None:
             folder.write_json("config.json", folder.described(asdict(config)))
             folder.write_arrays(PREDICTION, prediction(problem, model, bars))
             folder.write_json(SUMMARY, asdict(summary))
-            figures.run_figure(folder.path)
+            run_figure(folder.path, format)
+        if config.held_out and not summary.interrupted:
+            summary = _with_held_out(summary, held_out(config, problem, progress))
+            if folder is not None:
+                folder.write_json(SUMMARY, asdict(summary))
     return summary
+
+
+def _check_unchanged(
+    folder: RunFolder, config: ProblemConfig, problem: problems.Problem, state: Mapping[str, Any]
+) -> None:
+    """Refuse to go on with other measurements, or another problem.
+
+    Raises:
+        ValueError: says which.
+    """
+    if state["problem_file"] != source_of(config):
+        raise ValueError(
+            f"The run in {folder.path} is of another {Path(config.problem).name}: the file has "
+            "changed since. Put it back, or start another run elsewhere."
+        )
+    if state["measurements"] != fingerprint(problem):
+        raise ValueError(
+            f"The run in {folder.path} is of other measurements than "
+            f"{config.data or 'the problem makes today'}: they have changed since."
+        )
 
 
 def compile_model(config: ProblemConfig, problem: problems.Problem) -> dde.Model:
@@ -251,7 +225,7 @@ def compile_with(
         model.compile(
             optimizer,
             lr=lr,
-            loss_weights=problem.loss_weights(),
+            loss_weights=problem.weights(),
             external_trainable_variables=list(problem.unknowns.values()),
             verbose=0,
         )
@@ -263,15 +237,22 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
     checkpoint_seconds = 30.0
 
     def __init__(
-        self, config: ProblemConfig, problem: problems.Problem, folder: RunFolder | None = None
+        self,
+        config: ProblemConfig,
+        problem: problems.Problem,
+        folder: RunFolder | None = None,
+        label: str | None = None,
     ) -> None:
         super().__init__()
         assert config.iterations is not None
         self.config = config
         self.problem = problem
         self.folder = folder
+        self.tells_share = problem.observations.sigma is not None
+        """Whether the progress bar has the memorized share: a guess that needs a sigma."""
+        self.label = label or f"{config.name} {config.optimizer}"
         self.budget = config.iterations
-        self.every = _every(self.budget)
+        self.every = period(self.budget)
         self.iteration = 0
         self.seconds = 0.0
         self.rows: list[dict[str, float]] = []
@@ -295,8 +276,7 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
             return
         callbacks: list[Any] = [self, *others]
         if progress:
-            label = f"{self.config.problem} {self.config.optimizer}"
-            self._bar = ProgressBar(self.budget, label, start=self.iteration)
+            self._bar = ProgressBar(self.budget, self.label, start=self.iteration)
             callbacks.insert(0, self._bar)
         try:
             with first_interrupt(self._interrupt), self._blaming():
@@ -373,7 +353,7 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
     def _measure(self) -> None:
         model = self.model
         predict = functools.partial(self.problem.predict, model)
-        metrics = self.problem.metrics(predict)
+        metrics = self.problem.metrics(predict) if self.problem.knows_truth else {}
         state = model.train_state
         losses = model.outputs_losses_train(state.X_train, state.y_train, state.train_aux_vars)[1]
         row = {
@@ -388,6 +368,7 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
             measured = self.problem.encode(self.problem.observations.values)
             fit = self.problem.fit_of_measured(predict)
             row["memorized_estimate"] = share_from_misfit(fit, measured, sigma)
+            row["misfit"] = float((((fit - measured) / sigma) ** 2).mean())
         if isinstance(model.opt, SNRAdam):
             stats = model.opt.gate_stats()
             row |= {"mean_q": stats.mean_q, "open_fraction": stats.open_fraction}
@@ -400,32 +381,38 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
         if self.folder and self.loaded is None:
             self.folder.append_row(row)
         if self._bar is not None:
-            guess = row.get("memorized_estimate")
-            text = "" if guess is None else f", memorized ~ {100 * guess:.0f} %"
-            self._bar.status(f"error {row['relative_l2']:.3f}{text}")
+            self._bar.status(_in_short(row, self.tells_share))
 
     def summary(self) -> Summary:
         """Final and best figures of what has been recorded."""
         last = self.rows[-1]
-        best = min(self.rows, key=lambda row: row["relative_l2"])
-        reference = self.problem.truth()
+        is_known = self.problem.knows_truth
+        best = min(self.rows, key=lambda row: row["relative_l2"]) if is_known else {}
+        reference = self.problem.truth() if is_known else None
+        width = len(self.problem.outputs)
+        start = self.first if self.is_second else 0  # a second stage moves in another way
+        courses = [row for row in self.rows if row["iteration"] >= start]
+        names = list(self.problem.unknown_values(lambda points: np.ones((len(points), width))))
         return Summary(
             optimizer=self.config.optimizer or DEFAULT_OPTIMIZER,
             seed=self.config.seed or 0,
             lr=self.config.lr,
             iterations=self.iteration,
-            final_error=last["relative_l2"],
-            best_error=best["relative_l2"],
-            best_iteration=int(best["iteration"]),
+            final_error=last["relative_l2"] if is_known else None,
+            best_error=best.get("relative_l2"),
+            best_iteration=int(best["iteration"]) if is_known else None,
             memorized=last.get("memorized"),
             mean_q=last.get("mean_q"),
             open_fraction=last.get("open_fraction"),
             seconds=self.seconds,
             interrupted=self.interrupted,
-            unknowns={name: last[name] for name in reference},
+            unknowns={name: last[name] for name in names},
             unknowns_reference=reference,
             memorized_estimate=last.get("memorized_estimate"),
             ended_by=self.ended_by,
+            misfit=last.get("misfit"),
+            unknowns_drift=drifts(courses, names),
+            sigma_estimate=_estimates(self.problem),
         )
 
     def save(self, model: dde.Model) -> None:
@@ -441,6 +428,7 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
             "is_second": self.is_second,
             "unknowns": {name: v.detach() for name, v in self.problem.unknowns.items()},
             "measurements": fingerprint(self.problem),
+            "problem_file": source_of(self.config),
             # An evaluation that only the interruption caused is not part of the run.
             "extra_row": self.interrupted and bool(self.iteration % self.every),
             **rng_state(),
@@ -473,12 +461,43 @@ _STATE: dict[str, Callable[[Any], bool]] = {
     "first": is_whole,
     "is_second": lambda value: isinstance(value, bool),
     "seconds": is_number,
-    "rows": rows_with("iteration", "seconds", "loss", "relative_l2"),
+    "rows": rows_with("iteration", "seconds", "loss"),
     "extra_row": lambda value: isinstance(value, bool),
     **dict.fromkeys(("network", "optimizer", "unknowns", "measurements"), anything),
+    "problem_file": lambda value: isinstance(value, str),
     **dict.fromkeys(("torch_rng", "cuda_rng", "numpy_rng"), anything),
 }
 """Of a checkpoint's state: what tests a value."""
+
+
+def _in_short(row: Mapping[str, float], tells_share: bool) -> str:
+    """A row of the log, for the progress bar."""
+    parts = []
+    if "relative_l2" in row:
+        parts.append(f"relative error {row['relative_l2']:.3f}")
+    elif "misfit" in row:
+        parts.append(f"misfit R {row['misfit']:.3g}")
+    else:
+        parts.append(f"loss {row['loss']:.3g}")
+    if "memorized_estimate" in row and tells_share:
+        parts.append(f"memorized ~ {100 * row['memorized_estimate']:.0f} %")
+    return ", ".join(parts)
+
+
+def _estimates(problem: problems.Problem) -> dict[str, list[float]] | None:
+    """What was estimated of sigma, by output; None where it was given, or cannot be estimated."""
+    found = problem.sigma_estimate if problem.observations.sigma is None else ""
+    if isinstance(found, str):
+        return None
+    each = found * len(problem.measured) if len(found) == 1 else found
+    pairs = zip(problem.measured, each, strict=True)
+    return {name: [float(one), one.standard_error] for name, one in pairs}
+
+
+def source_of(config: ProblemConfig) -> str:
+    """Equal for equal files of the user's own; empty for a built-in problem."""
+    is_file = problems.files.is_file(config.problem)
+    return problems.files.digest(config.problem) if is_file else ""
 
 
 def fingerprint(problem: problems.Problem) -> str:
@@ -511,17 +530,20 @@ def memorization(folder: str | Path, *, probes: int = 1, progress: bool = True) 
         FileNotFoundError: there is no finished run.
         ValueError: the measurements' error is unknown.
     """
-    from .. import figures
+    from .figure import memorization_of_run, read_run
 
     run = RunFolder(folder, "problem")
     if not (run.path / SUMMARY).exists():
         raise FileNotFoundError(f"There is no finished run in {run.path}: no {SUMMARY} there.")
-    config = ProblemConfig.from_json(run.load()[0], run.path / CHECKPOINT)
+    found, state = run.load()
+    config = ProblemConfig.from_json(found, run.path / CHECKPOINT)
+    check_kinds(state, _STATE, run.path / CHECKPOINT)
     iterations = read_summary(run.path).iterations
-    figures.read_run(run.path)  # the figure needs it: refused before the work
+    read_run(run.path)  # the figure needs it: refused before the work
     config = replace(config, iterations=iterations).resolved()
     with run.locked(), _device(config.device):
         problem = config.build()
+        _check_unchanged(run, config, problem, state)
         sigma = problem.sigma()
         if sigma is None or not np.any(sigma > 0):
             raise ValueError(
@@ -529,7 +551,7 @@ def memorization(folder: str | Path, *, probes: int = 1, progress: bool = True) 
             )
         clean = problem.clean_of_conditions()
         model = compile_model(config, problem)
-        monitor = MemorizationMonitor(period=_every(iterations), probes=probes, clean=clean)
+        monitor = MemorizationMonitor(period=period(iterations), probes=probes, clean=clean)
         Recorder(config, problem).train(model, progress, monitor)
         bars = RunBars(problem, model)
         run.rewrite_rows([row._asdict() for row in monitor.twins.rows], "memorization.csv")
@@ -543,50 +565,18 @@ def memorization(folder: str | Path, *, probes: int = 1, progress: bool = True) 
         }
         run.write_json("memorization.json", found)
         with blamed(run.path / PREDICTION):
-            figures.memorization_of_run(run.path, monitor.twins.rows)
+            memorization_of_run(run.path, monitor.twins.rows)
     return monitor.twins
 
 
-def read_summary(folder: Path) -> Summary:
-    """The ``summary.json`` of a run.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged.
-    """
-    path = folder / SUMMARY
-    found = read_json(path)
-    check_keys(found, [field.name for field in fields(Summary)], path)
-    for field in fields(Summary):
-        if not _fits(found[field.name], str(field.type)):
-            raise ValueError(f"{path} is damaged: its {field.name} is {found[field.name]!r}.")
-    return Summary(**found)
-
-
-def _fits(value: Any, hint: str) -> bool:
-    """Whether a summary's value is of its type; what is not finite is null in the file."""
-    if hint == "dict[str, float]":
-        return isinstance(value, dict) and all(map(is_number, value.values()))
-    if hint.startswith("dict[str, ") and hint.endswith(" | None"):
-        test = _is_pair if "list" in hint else _is_end
-        return value is None or (isinstance(value, dict) and all(map(test, value.values())))
-    tests: dict[str, Callable[[Any], bool]] = {
-        "int": is_whole,
-        "str": lambda x: isinstance(x, str),
-        "str | None": lambda x: x is None or isinstance(x, str),
-        "bool": lambda x: isinstance(x, bool),
-    }
-    return tests.get(hint, lambda x: x is None or is_number(x))(value)
-
-
-def _is_end(value: Any) -> bool:
-    """A number; what is not finite is null in the file."""
-    return value is None or is_number(value)
-
-
-def _is_pair(value: Any) -> bool:
-    """Two ends of an interval."""
-    return isinstance(value, list) and len(value) == 2 and all(map(_is_end, value))
+def _with_held_out(summary: Summary, found: HeldOut) -> Summary:
+    return replace(
+        summary,
+        held_out_count=found.count,
+        held_out_misfit=found.misfit,
+        held_out_error=found.errors,
+        held_out_note=found.note,
+    )
 
 
 def _with_bars(summary: Summary, bars: RunBars) -> Summary:
@@ -596,17 +586,20 @@ def _with_bars(summary: Summary, bars: RunBars) -> Summary:
         unknowns_standard_error=errors,
         unknowns_interval=intervals,
         error_bars_note=bars.reason or None,
+        sigma_of_fit=bars.sigma_of_fit(),
     )
 
 
 def prediction(problem: problems.Problem, model: dde.Model, bars: RunBars) -> dict[str, Any]:
-    """The fit and the reference on the evaluation grid, and the measurements: ``prediction.npz``.
+    """The fit on the evaluation grid, and the measurements: ``prediction.npz``.
 
-    Arrays: ``points`` (n, d), ``fit`` and ``reference`` (n, m), ``observed_points`` (k, d),
-    ``observed_values`` (k, m), ``observed_fit`` (k, m), and where known ``observed_sigma`` (k, 1)
-    and ``observed_clean`` (k, m); ends of the fit's 95 % band, ``fit_low``, ``fit_high`` (n, m) and
-    ``observed_fit_low``, ``observed_fit_high`` (k, m), where there are error bars;
-    ``coordinates`` and ``outputs`` name the columns.
+    Arrays: ``points`` (n, d), ``fit`` (n, m), ``observed_points`` (k, d), ``observed_values``
+    (k, measured) and ``observed_fit`` (k, m). Where known: ``reference`` (n, m);
+    ``observed_sigma`` (k, 1 or measured), encoded; ``observed_residual``, (fit - value) / sigma,
+    ``observed_low`` and ``observed_high``, value -+ sigma, and ``observed_clean``, (k, measured)
+    each. Ends of the fit's 95 % band, ``fit_low``, ``fit_high`` (n, m) and ``observed_fit_low``,
+    ``observed_fit_high`` (k, m), where there are error bars. ``coordinates`` and ``outputs`` name
+    the columns.
     """
     points, observed = problem.evaluation_points(), problem.observations
     arrays: dict[str, Any] = {
@@ -614,126 +607,40 @@ def prediction(problem: problems.Problem, model: dde.Model, bars: RunBars) -> di
         "outputs": np.array(problem.outputs),
         "points": points,
         "fit": problem.predict(model, points),
-        "reference": problem.reference(points),
         "observed_points": observed.points,
         "observed_values": observed.values,
         "observed_fit": problem.predict(model, observed.points),
     }
     sigma = problem.sigma()
+    if problem.knows_truth:
+        arrays["reference"] = problem.reference(points)
     if sigma is not None:
         arrays["observed_sigma"] = sigma
+        if np.all(sigma > 0):
+            arrays |= _with_errors(problem, arrays["observed_fit"], sigma)
     if observed.clean is not None:
         arrays["observed_clean"] = observed.clean
     return arrays | bars.arrays(points, observed.points)
 
 
-def compare(
-    configs: Sequence[ProblemConfig], out: str | Path, *, jobs: int = 1, progress: bool = True
-) -> list[Summary]:
-    """Run several configs, each in a folder of its own under ``out``; finished ones are kept.
-
-    Interrupted, it can be called again with the same ``out``: it does what is left.
-
-    Args:
-        configs: the runs.
-        out: folder of the run folders and of ``comparison.csv``.
-        jobs: runs at a time, one thread each.
-        progress: draw a progress bar over the runs.
-
-    Returns:
-        One summary per config, in their order.
-    """
-    from joblib import Parallel, delayed
-
-    from .. import figures
-
-    configs = [config.resolved() for config in configs]
-    for config in {(c.problem, c.data, c.noise, c.points): c for c in configs}.values():
-        config.build()  # refuse bad data before any work
-    folders = [Path(out) / run_name(config) for config in configs]
-    if len(set(folders)) < len(folders):
-        raise ValueError("Two of the runs have the same problem, optimizer and seed.")
-    for config, folder in zip(configs, folders, strict=True):
-        _finished(config, folder)  # refuse a folder of another run before any work
-    work = (
-        delayed(_run_one)(config, folder) for config, folder in zip(configs, folders, strict=True)
-    )
-    with RunFolder(out, "comparison").locked():
-        done = Parallel(n_jobs=min(jobs, len(configs)), return_as="generator")(work)
-        with _progress_of(folders, configs) if progress else contextlib.nullcontext():
-            summaries = list(done)
-        rewrite_rows(Path(out) / "comparison.csv", [asdict(summary) for summary in summaries])
-        figures.comparison_figure(Path(out), folders)
-    return summaries
-
-
-@contextlib.contextmanager
-def _progress_of(folders: Sequence[Path], configs: Sequence[ProblemConfig]) -> Iterator[None]:
-    """A bar over runs in other processes, from the rows they have written."""
-    total = sum(1 + -(-(c.iterations or 0) // _every(c.iterations or 0)) for c in configs)
-    stop = threading.Event()
-
-    def rows() -> int:
-        files = [folder / "metrics.csv" for folder in folders]
-        return sum(len(file.read_bytes().splitlines()) - 1 for file in files if file.exists())
-
-    def watch() -> None:
-        while not stop.wait(1.0):
-            bar.update(task, completed=rows())
-
-    with Progress() as bar:
-        task = bar.add_task(f"{len(folders)} runs", total=total)
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            watcher.join()
-            bar.update(task, completed=rows())
+def _with_errors(problem: problems.Problem, fit: Any, sigma: Any) -> dict[str, Any]:
+    """Residuals in units of sigma, and the measurements less and plus their standard errors."""
+    encoded = problem.encode(problem.observations.values)
+    fitted = problem.encode(fit[:, : len(problem.measured)])
+    ends = [problem.decode(encoded + sign * sigma) for sign in (-1, 1)]
+    return {
+        "observed_residual": (fitted - encoded) / sigma,
+        "observed_low": np.minimum(*ends),
+        "observed_high": np.maximum(*ends),
+    }
 
 
 def run_name(config: ProblemConfig) -> str:
     """Folder name of a run."""
-    return f"{config.problem}-{config.optimizer or DEFAULT_OPTIMIZER}-seed{config.seed or 0}"
+    return f"{config.name}-{config.optimizer or DEFAULT_OPTIMIZER}-seed{config.seed or 0}"
 
 
-def _finished(config: ProblemConfig, folder: Path) -> Summary | None:
-    """The summary of a finished run of a comparison; None where there is work left.
-
-    Raises:
-        FileExistsError: the folder holds a run with other settings.
-        ValueError: a file in it is damaged.
-    """
-    from .. import figures
-
-    run = RunFolder(folder, "problem")
-    if not run.holds_run:
-        run.check_free()
-        return None
-    if run.load()[0] != as_json(asdict(config)):
-        raise FileExistsError(f"{folder} holds a run with other settings: choose another folder.")
-    last = "figure.png"  # written last: without it, the run was killed on its way
-    if not all((folder / name).exists() for name in (SUMMARY, PREDICTION, METRICS, last)):
-        return None
-    figures.read_run(folder)
-    summary = read_summary(folder)
-    return None if summary.interrupted else summary
-
-
-def _run_one(config: ProblemConfig, folder: Path) -> Summary:
-    """One run of a comparison in a worker process; taken from its folder where it is finished."""
-    torch.set_num_threads(1)
-    summary = _finished(config, folder)
-    if summary is None:
-        resume = RunFolder(folder, "problem").holds_run
-        summary = solve(config, folder, resume=resume, progress=False)
-    if summary.interrupted:
-        raise KeyboardInterrupt
-    return summary
-
-
-def _every(iterations: int) -> int:
+def period(iterations: int) -> int:
     """Iterations between two evaluations."""
     return max(1, iterations // EVALUATIONS)
 

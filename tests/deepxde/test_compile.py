@@ -755,6 +755,16 @@ def test_hint_tells_what_to_do(not_hinted):
         model.train(iterations=HINT_AFTER + 1, verbose=0)
 
 
+def test_hint_names_the_line_that_trains(not_hinted):
+    model = poisson()
+    model.compile("snr_adam", lr=1e-3, verbose=0)
+    with pytest.warns(UserWarning, match="data have not changed") as caught:
+        line = inspect.currentframe().f_lineno + 1
+        model.train(iterations=HINT_AFTER + 1, verbose=0)
+    (warning,) = [w for w in caught if "data have not changed" in str(w.message)]
+    assert (warning.filename, warning.lineno) == (__file__, line)
+
+
 @pytest.mark.parametrize(
     "options", [{"floor": "stream"}, {"gate": "none"}], ids=lambda o: next(iter(o))
 )

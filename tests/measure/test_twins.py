@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sciml_snr.measure.twins import (
+    Memorization,
     Twins,
     measure_memorization,
     memorized_map,
@@ -266,3 +267,15 @@ def test_bad_fits_are_refused() -> None:
         measure_memorization(lambda labels: labels[:3], NOISE, 1.0)
     with pytest.raises(ValueError, match="for 2 moments"):
         measure_memorization(lambda labels: labels, NOISE, 1.0, iterations=[0, 5])
+
+
+@pytest.mark.parametrize(
+    ("share", "error", "is_measurable"), [(0.2, 0.4, True), (0.2, 0.7, False), (-10.81, 0.1, False)]
+)
+def test_a_share_whose_interval_goes_far_beyond_0_to_1_is_no_result(
+    share: float, error: float, is_measurable: bool
+) -> None:
+    row = Memorization(1, share, 0.1, error, 1.0, 0.5, 0.1, math.nan, math.nan)
+    assert row.is_measurable == is_measurable
+    assert ("memorized 20.0 % of the noise" in str(row)) == is_measurable
+    assert ("not measurable with so few data" in str(row)) != is_measurable

@@ -16,9 +16,10 @@ import torch
 
 from sciml_snr import Gate, SNRAdam, SNRGaussNewton, set_SNR_options
 from sciml_snr.deepxde import SNR_options
-from sciml_snr.runs import run
+from sciml_snr.runs.comparison import compare
 from sciml_snr.runs.folder import RunFolder, write_arrays, write_state
-from sciml_snr.runs.run import ProblemConfig, Recorder, compare, compile_model, memorization, solve
+from sciml_snr.runs.run import ProblemConfig, Recorder, compile_model, memorization, solve
+from sciml_snr.runs.summary import read_summary
 
 CONVECTION = ProblemConfig("convection", iterations=60, points=32)
 LYNX = ProblemConfig("lynx_hare", iterations=60)
@@ -114,7 +115,7 @@ def test_unknowns_have_error_bars(tmp_path, config: ProblemConfig) -> None:
     for name, (low, high) in found["unknowns_interval"].items():
         assert low < found["unknowns"][name] < high
         assert found["unknowns_standard_error"][name] > 0
-    assert run.read_summary(tmp_path) == summary
+    assert read_summary(tmp_path) == summary
 
 
 def test_without_sigma_there_are_no_error_bars_and_the_run_says_so(tmp_path) -> None:

@@ -85,7 +85,7 @@ def test_fits_of_images_and_shapes(tmp_path) -> None:
     for name in ("image", "shape"):
         result = CliRunner().invoke(app, ["memorization", str(tmp_path / name)])
         assert result.exit_code == 0, result.output
-        assert "% of the noise (95 % interval" in " ".join(result.output.split())
+        assert "(95 % interval" in " ".join(result.output.split())
 
 
 def test_plain_errors(tmp_path, measured: Path) -> None:
