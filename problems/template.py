@@ -10,7 +10,6 @@ the standard deviation of each row's error.
 
 import deepxde as dde
 import numpy as np
-
 from sciml_snr.problems import Problem
 
 

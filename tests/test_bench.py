@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from joblib import parallel_config
+from sciml_snr.problems import get
 from typer.testing import CliRunner
 
 from sciml_snr.bench import (
@@ -30,7 +31,6 @@ from sciml_snr.bench.stopping import HeldOut, check_sigma_known, conditions_of, 
 from sciml_snr.bench.training import Course
 from sciml_snr.cli import app
 from sciml_snr.gate import BESIDE_EXACT, STREAM
-from sciml_snr.problems import get
 from sciml_snr.runs.folder import lock
 from sciml_snr.runs.options import ProblemConfig
 from sciml_snr.runs.run import compile_model

@@ -4,11 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+from sciml_snr.problems import PROBLEMS
 
 from benchmarks import report
 from benchmarks.convection import METHODS
 from sciml_snr.gate import BESIDE_EXACT
-from sciml_snr.problems import PROBLEMS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

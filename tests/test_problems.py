@@ -7,10 +7,6 @@ import numpy as np
 import pytest
 import sympy
 import torch
-from scipy.optimize import least_squares
-
-from sciml_snr import MemorizationMonitor, NoisyTerm, exact_label_noise, set_SNR_options
-from sciml_snr.deepxde.conditions import NoisyCondition
 from sciml_snr.problems import (
     PROBLEMS,
     AllenCahn,
@@ -39,6 +35,10 @@ from sciml_snr.problems import (
     get,
 )
 from sciml_snr.problems.base import OUTLIER_SCALE
+from scipy.optimize import least_squares
+
+from sciml_snr import MemorizationMonitor, NoisyTerm, exact_label_noise, set_SNR_options
+from sciml_snr.deepxde.conditions import NoisyCondition
 from sciml_snr.runs.run import ProblemConfig, memorization, solve
 
 ALL = pytest.mark.parametrize("cls", PROBLEMS.values(), ids=PROBLEMS)
