@@ -474,13 +474,13 @@ def _in_short(row: Mapping[str, float], tells_share: bool) -> str:
     """A row of the log, for the progress bar."""
     parts = []
     if "relative_l2" in row:
-        parts.append(f"relative error {row['relative_l2']:.3f}")
+        parts.append(f"error {row['relative_l2']:.3f}")
     elif "misfit" in row:
         parts.append(f"misfit R {row['misfit']:.3g}")
     else:
         parts.append(f"loss {row['loss']:.3g}")
     if "memorized_estimate" in row and tells_share:
-        parts.append(f"memorized ~ {100 * row['memorized_estimate']:.0f} %")
+        parts.append(f"memorized ~{100 * row['memorized_estimate']:.0f} %")
     return ", ".join(parts)
 
 
