@@ -112,6 +112,7 @@ def fit(
     accumulate: bool = False,
     clip: float = 0.0,
     scale: float = 0.0,
+    floor_every: int = 1,
     **ddp,
 ) -> dict[str, Tensor]:
     """A network fitted by one process, or by two, to halves of its data."""
@@ -131,6 +132,7 @@ def fit(
     cls = SNRSOAP if kind == "eigen" else SNRAdam
     own = {} if kind == "eigen" else {"coordinates": kind}
     noise = data if noisy else None
+    own |= {"floor_every": floor_every}
     optimizer = cls(whole_net.parameters(), lr=1e-2, noise=noise, **own, **more)
     for t in range(steps):
         x, y = (z[part_of(rank)] for z in batch(t if population else 0, dtype=torch.float64))
@@ -172,6 +174,7 @@ FITS = [
     dict(kind="own", clip=0.05),
     dict(kind="own", scale=1024.0),
     dict(kind="own", accumulate=True),
+    dict(kind="own", floor_every=3),
     dict(kind="own", sigma=1.0, gradient_as_bucket_view=True),
     dict(kind="own", find_unused_parameters=True),
 ]
