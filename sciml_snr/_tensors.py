@@ -6,9 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 LARGE = 2**16
 """Tensors with so many entries are gone through one by one, smaller ones joined to one vector."""
+
+
+_PLAIN = (Tensor, Parameter)
 
 
 def as_real(x: Tensor) -> Tensor:
@@ -33,12 +37,17 @@ def state_dtype(p: Tensor) -> torch.dtype:
 
 def is_sharded(x: Tensor) -> bool:
     """Whether a tensor is spread over processes: a DTensor, as ``fully_shard`` makes them."""
-    return hasattr(x, "placements")
+    return type(x) not in _PLAIN and hasattr(x, "placements")
 
 
 def local(x: Tensor) -> Tensor:
     """This process's part of a sharded tensor, in its memory; others as they are."""
     return x.detach().to_local() if is_sharded(x) else x  # type: ignore[attr-defined]
+
+
+def locals_of(tensors: list[Tensor]) -> list[Tensor]:
+    """:func:`local` of each; of tensors that are sharded all, or none."""
+    return list(map(local, tensors)) if tensors and is_sharded(tensors[0]) else tensors
 
 
 def spread_like(part: Tensor, p: Tensor) -> Tensor:
@@ -88,7 +97,7 @@ def joined(states: Sequence[dict[str, Any]], name: str) -> Tensor:
     Where they do not yet lie side by side, they are moved so, and the dictionaries get views.
     Complex tensors come as pairs of reals.
     """
-    tensors: list[Tensor] = [local(state[name]) for state in states]
+    tensors = locals_of([state[name] for state in states])
     if not _lie_side_by_side(tensors):
         flat = torch.cat([x.reshape(-1) for x in tensors])
         parts = torch.split(flat, [x.numel() for x in tensors])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import eigenbasis
-from ._tensors import as_real, flattened, is_16_bit, joined, local, parts_of, state_dtype
+from ._tensors import as_real, flattened, is_16_bit, joined, locals_of, parts_of, state_dtype
 
 
 class Bunch:
@@ -46,7 +46,7 @@ class Bunch:
     @property
     def own(self) -> list[Tensor]:
         """The parameters, or this process's parts of them."""
-        return [local(p) for p in self.params]
+        return locals_of(self.params)
 
     @property
     def is_stream(self) -> bool:
@@ -55,13 +55,17 @@ class Bunch:
 
     def vector(self, name: str) -> Tensor:
         """What the states hold under this name, as one vector that shares their memory."""
-        places = [local(state[name]).data_ptr() for state in self.states]
+        places = self._places(name)
         known = self._vectors.get(name)
         if known is None or known[0] != places:
             flat = joined(self.states, name)
-            known = ([local(state[name]).data_ptr() for state in self.states], flat)
+            known = (self._places(name), flat)
             self._vectors[name] = known
         return known[1]
+
+    def _places(self, name: str) -> list[int]:
+        """Where in memory the states are."""
+        return [x.data_ptr() for x in locals_of([state[name] for state in self.states])]
 
     def count_step(self) -> float:
         """One step more; gives their number."""
@@ -70,7 +74,7 @@ class Bunch:
 
     def gradients(self) -> list[Tensor]:
         """In the state's dtype, uphill if the group maximizes."""
-        grads = self._as_state([local(p.grad) for p in self.params if p.grad is not None])
+        grads = self._as_state(locals_of([p.grad for p in self.params if p.grad is not None]))
         return [-grad for grad in grads] if self.group["maximize"] else grads
 
     def of(self, found: Mapping[Tensor, Tensor]) -> list[Tensor]:

@@ -7,7 +7,16 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from ._tensors import LARGE, as_real, as_wide, flattened, is_16_bit, local, sum_of_squares
+from ._tensors import (
+    LARGE,
+    as_real,
+    as_wide,
+    flattened,
+    is_16_bit,
+    local,
+    locals_of,
+    sum_of_squares,
+)
 
 TOLERANCE = 1e-2
 """Relative difference of a gradient from a multiple of what backward left; of 16-bit gradients
@@ -102,7 +111,7 @@ class GradientWatch:
 
 
 def _joined(params: Sequence[Tensor]) -> Tensor:
-    grads = [local(p.grad) for p in params if p.grad is not None]
+    grads = locals_of([p.grad for p in params if p.grad is not None])
     flat = flattened(grads)
     return flat.clone() if len(grads) == 1 else flat
 

@@ -516,7 +516,10 @@ class Handover:
     def _end(self) -> None:
         """At the end of a backward pass: wait for what else is called then. There
         DistributedDataParallel averages the gradients, and ``fully_shard`` leaves them."""
-        _at_end(self._take_in)
+        if self.processes.group is None:
+            self._take_in()
+        else:
+            _at_end(self._take_in)
 
     def _take_in(self) -> None:
         """What is to be done after a backward pass, once."""

@@ -144,9 +144,12 @@ class NoiseSource:
                 _check_compiled([term.values for term in terms])
             if leaves and terms and own.wants_draw:
                 outputs, factors = self._random_signs(terms, own)
-                draws = self._gradients(outputs, factors, leaves, _unit(terms, factors))
+                unit = _unit(factors) if _is_scaled(facts) else 1.0
+                draws = self._gradients(outputs, factors, leaves, unit)
             if leaves and terms and own.wants_gradient:
-                noisy = self._noisy_gradient(terms, own.weighs_by_misfit, leaves, known)
+                noisy = self._noisy_gradient(
+                    terms, own.weighs_by_misfit, leaves, known, _is_scaled(facts)
+                )
             own.hold(self, draws, noisy, facts)
 
     def _noisy_gradient(
@@ -155,6 +158,7 @@ class NoiseSource:
         by_misfit: bool,
         leaves: Mapping[Tensor, Tensor],
         known: dict[Tensor, Tensor] | None,
+        is_scaled: bool,
     ) -> dict[Tensor, Tensor]:
         """The gradient that counts as noisy: from the known one, or by a pass."""
         if known is not None and all(map(_has_error, terms)):
@@ -167,9 +171,8 @@ class NoiseSource:
         gradients = [self._noisy_part(term, by_misfit) for term in terms]
         outputs = [term.values for term in terms]
         found = self._gradients(outputs, gradients, leaves)
-        unit = _unit(terms, gradients)
-        if unit != 1 and not sums_of_squares_are_finite(list(found.values())):
-            found = self._gradients(outputs, gradients, leaves, unit)
+        if is_scaled and not sums_of_squares_are_finite(list(found.values())):
+            found = self._gradients(outputs, gradients, leaves, _unit(gradients))
         return found
 
     def _random_signs(
@@ -242,12 +245,14 @@ class NoiseSource:
         return {**self.__dict__, "_handovers": [], "_generators": {}}
 
 
-def _unit(terms: Sequence[Term], factors: Sequence[Tensor]) -> float:
-    """A power of 2 of the size of the largest factor, where the pass is rounded to 16 bits, or the
-    loss is scaled as for such a pass: the scale is right for the loss (GradScaler finds it so), and
-    draws would leave their range in it."""
-    if not any(term.is_coarse or float(term.weight()) > SCALED for term in terms):
-        return 1.0
+def _is_scaled(facts: Facts) -> bool:
+    """Whether a pass is rounded to 16 bits, or the loss is scaled as for such a one."""
+    return facts.is_coarse or float(facts.scale) > SCALED
+
+
+def _unit(factors: Sequence[Tensor]) -> float:
+    """A power of 2 of the size of the largest factor. The scale of a loss (GradScaler's) is right
+    for the loss, and draws would leave the range of 16 bits in it."""
     largest = max((float(x.abs().max()) for x in factors if x.numel()), default=0.0)
     is_usable = 0 < largest < math.inf
     return 2.0 ** math.floor(math.log2(largest)) if is_usable else 1.0
