@@ -69,7 +69,7 @@ def rows_by(backend: str, folder: Path, jobs: int = 2) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_command_makes_the_same_rows(backend: str, tmp_path: Path, expected) -> None:
-    """To the rounding: in the eigenbasis it decides on directions that no gradient has shown yet, and
+    """To the rounding: in the eigenbasis it decides on directions that no gradient has shown, and
     another process may round otherwise (seen: 2e-5 of the final error)."""
     found = rows_by(backend, tmp_path)
     assert [[row[key] for key in KEYS] for row in found] == [
