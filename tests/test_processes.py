@@ -307,6 +307,15 @@ def test_what_is_no_common_training_is_refused_in_all(two: Pair, how: str, messa
         assert "process_group=False" in answer
 
 
+def wrapped_for_gauss_newton(rank: int) -> None:
+    SNRGaussNewton(DistributedDataParallel(network()))
+
+
+def test_gauss_newton_takes_no_wrapped_network(two: Pair) -> None:
+    for answer in two(wrapped_for_gauss_newton):
+        assert answer.startswith("TypeError") and "all residual rows in one process" in answer
+
+
 def test_processes_may_train_networks_of_their_own(two: Pair) -> None:
     assert two(misuse, "alone") == [None, None]
 

