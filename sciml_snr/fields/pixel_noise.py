@@ -19,6 +19,8 @@ from .samples import Array
 
 OUTLIERS = 1e-3
 """Share of the pixels beyond which those that stand out of all their neighbours are left out."""
+FEW = 20
+"""So many of them are left out at least; fewer may be chance."""
 
 
 class PixelNoise:
@@ -115,7 +117,7 @@ def report(found: Sequence[ImageNoise]) -> None:
 def without_outliers(picture: Picture, found: Sequence[ImageNoise]) -> Picture:
     """The image with pixels that stand out of all their neighbours missing, if there are many."""
     outliers = np.any([noise.outliers for noise in found], axis=0)
-    if not found or outliers.mean() <= OUTLIERS:
+    if not found or outliers.mean() <= OUTLIERS or outliers.sum() < FEW:
         return picture
     warnings.warn(
         f"{outliers.sum()} pixels ({100 * outliers.mean():.2g} %) stand out of all their "
