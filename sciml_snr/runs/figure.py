@@ -431,31 +431,39 @@ def _unknowns(folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
 def _unknown_courses(
     ax: Axes, rows: list[dict[str, float]], unknowns: dict[str, float], intervals: dict[str, Any]
 ) -> None:
-    """Unknowns over iterations with their 95 % intervals; several over their values at the end."""
+    """Unknowns over iterations with their 95 % intervals; several over their values at the end.
+
+    Intervals of more than three would hide each other as bands: they are bars at the end.
+    """
     iterations = [row["iteration"] for row in rows]
-    is_one = len(unknowns) == 1
+    is_one, are_bars = len(unknowns) == 1, len(unknowns) > 3
+    ends_at = max(iterations, default=0)
     widest = 2 * abs(next(iter(unknowns.values()))) if is_one else 2.0  # of a band that is shown
     shown: list[float] = []
-    for (name, value), color in zip(unknowns.items(), colors(len(unknowns)), strict=True):
+    chosen = zip(unknowns.items(), colors(len(unknowns)), strict=True)
+    for i, ((name, value), color) in enumerate(chosen):
         unit = 1.0 if is_one else value
         course = np.array([row.get(name, np.nan) / unit for row in rows])
         label = f"{name} = {value:.4g}"
         ends = intervals.get(name) or [None, None]
         if all(end is not None for end in ends):
-            label += f" ({ends[0]:.3g} to {ends[1]:.3g})" if len(unknowns) < 4 else ""
+            label += "" if are_bars else f" ({ends[0]:.3g} to {ends[1]:.3g})"
             band = sorted(end / unit for end in ends)
-            ax.axhspan(*band, color=color, alpha=0.15, linewidth=0)
+            if are_bars:
+                ax.plot([ends_at * (1.03 + 0.03 * i)] * 2, band, color=color, lw=2.5, alpha=0.8)
+            else:
+                ax.axhspan(*band, color=color, alpha=0.15, linewidth=0)
             shown += np.clip(band, value / unit - widest, value / unit + widest).tolist()
         ax.plot(iterations, course, color=color, label=label)
         shown += [*course[len(course) // 2 :], value / unit * 0.98, value / unit * 1.02]
-    what = next(iter(unknowns)) if is_one else "unknown / its value at the end"
-    ax.set(xlabel="iteration", ylabel=f"{what} (band: 95 %)")
+    what = next(iter(unknowns)) if is_one else "unknown / value at the end"
+    ax.set(xlabel="iteration", ylabel=f"{what} ({'bars' if are_bars else 'band'}: 95 %)")
     finite = [x for x in shown if np.isfinite(x)] or [0.0, 1.0]
     margin = 0.1 * (max(finite) - min(finite))
     ax.set_ylim(min(finite) - margin, max(finite) + margin)
     _powers(ax)
     ax.xaxis.set_major_locator(ticker.MaxNLocator(5))
-    legend_above(ax, 1 if len(unknowns) < 4 else 2)
+    legend_above(ax, 2 if are_bars else 1)
 
 
 def _optimizer(folder: Path) -> str:
