@@ -72,7 +72,10 @@ class Gate:
             times the variance of the mean gradient. That is the floor of the data's noise, or what
             the first moment's averaging leaves of the streaming one, (1 - beta1) / 2 of it.
         alpha: the threshold on ``mean_sq / floor``, where z is None.
-        lambd: weight of the floor in the soft and snr forms (lambda in the paper).
+        lambd: weight of the floor in the soft and snr forms (lambda in the paper; ``softness`` in
+            the authors' package). 0 makes the soft form the hard one.
+        eps: added to the denominator of the soft and snr forms, in squared gradient units: entries
+            whose mean gradient is far below its root do not move. The authors' package has 1e-8.
         warmup_steps: leave the gate open for a parameter's first so many steps.
         rise_steps: steps in which the threshold rises by a third, and on from there like their
             logarithm (:func:`rise`); 0: it stays.
@@ -90,6 +93,7 @@ class Gate:
     z: float | None = None
     alpha: float = 1.0
     lambd: float = 1.0
+    eps: float = 0.0
     warmup_steps: int = 0
     rise_steps: int = 0
     discrepancy: bool = False
@@ -102,7 +106,7 @@ class Gate:
         if not isinstance(self.form, str) or self.form not in FORMS:
             known = ", ".join(map(repr, FORMS))
             raise ValueError(f"Invalid gate: {self.form!r}; it must be one of {known}.")
-        for name in ("z", "alpha", "lambd"):
+        for name in ("z", "alpha", "lambd", "eps"):
             value = getattr(self, name)
             if value is None and name == "z":
                 continue
@@ -134,7 +138,12 @@ class Gate:
         return dataclasses.replace(self, **changes)
 
     def __call__(
-        self, mean_sq: Tensor, floor: Tensor, scale: float = 1.0, out: Tensor | None = None
+        self,
+        mean_sq: Tensor,
+        floor: Tensor,
+        scale: float = 1.0,
+        out: Tensor | None = None,
+        unit: float = 1.0,
     ) -> Tensor:
         """q, elementwise; 0 where there is no gradient, and where both squares leave the dtype.
 
@@ -143,10 +152,16 @@ class Gate:
             floor: its variance, but for ``scale``.
             scale: of the floor.
             out: to compute in.
+            unit: of ``mean_sq``, for ``eps``.
         """
         threshold = scale * (self.alpha if self.z is None else float(self.z) ** 2)
         # The snr form has alpha lambda in lambda's place.
         weight = self.lambd * (threshold if self.form == "snr" else scale)
+        if self.eps and self.form in ("soft", "snr"):
+            beyond = threshold if self.form == "soft" else 0.0
+            signal = torch.add(mean_sq, floor, alpha=-beyond, out=out).clamp_min_(0)
+            noise = floor * weight + self.eps * unit
+            return signal.div_(noise.add_(signal)).nan_to_num_(nan=0.0)
         ratio = torch.div(floor, mean_sq, out=out)
         return FORMS[self.form](ratio, threshold, weight).nan_to_num_(nan=0.0)
 

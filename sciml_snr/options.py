@@ -15,6 +15,7 @@ from .eigenbasis import BASES
 from .gate import resolve_alpha
 
 COORDINATES = ("auto", "own", "eigen")
+REDUCTIONS = ("none", "per_tensor")
 
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,6 +31,11 @@ def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
         return value.item() if is_number or isinstance(value, np.generic) else value
 
     found = {name: plain(value, name) for name, value in options.items()}
+    softness = found.pop("softness", None)
+    if softness is not None:
+        if found.get("lambd", 1.0) not in (1.0, softness):
+            raise ValueError("softness is another name of lambd: give one of them.")
+        found["lambd"] = softness
     if "gate" in found:
         found["gate"] = gates.overrides(found["gate"])
     return found
@@ -79,7 +85,8 @@ def validate_options(options: Mapping[str, Any]) -> None:
         ok = size is None or (isinstance(size, int) and size >= 1)
         require(name, ok, "None or an integer >= 1")
     resolve_alpha(options["alpha"], options["batch_size"], options["data_size"])
-    for name, known in (("coordinates", COORDINATES), ("basis", BASES)):
+    texts = (("coordinates", COORDINATES), ("basis", BASES), ("reduction", REDUCTIONS))
+    for name, known in texts:
         require(name, options[name] in known, "one of " + ", ".join(map(repr, known)))
     beta = options["shampoo_beta"]
     ok = isinstance(beta, (int, float)) and not isinstance(beta, bool) and 0 <= beta < 1

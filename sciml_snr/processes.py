@@ -165,20 +165,27 @@ def _leaves_of(network: nn.Module) -> dict[Tensor, Tensor]:
     return {p: whole for p, whole in found.items() if not is_sharded(whole)}
 
 
-def check_shards(params: Sequence[Tensor], coordinates: str, beside_exact: bool = False) -> None:
+def check_shards(
+    params: Sequence[Tensor], coordinates: str, beside_exact: bool = False, reduction: str = "none"
+) -> None:
     """Refuse what cannot be done with parameters that are spread over processes.
 
     Args:
         params: of a group.
-        coordinates: the group's.
+        coordinates, reduction: the group's.
         beside_exact: whether exact terms stand beside declared noise.
 
     Raises:
         ValueError: they are spread in another way than ``fully_shard`` does it, or are to be turned
-            into an eigenbasis, of which every process has a part only.
+            into an eigenbasis, or gated as whole tensors, of which every process has a part only.
     """
     if not any(map(is_sharded, params)):
         return
+    if reduction == "per_tensor":
+        raise ValueError(
+            "reduction='per_tensor' needs whole tensors, and sharded parameters are in parts: take "
+            "reduction='none', or DistributedDataParallel in place of fully_shard."
+        )
     if coordinates == "eigen" or (coordinates == "auto" and beside_exact):
         why = ", which exact terms beside noisy ones call for" if coordinates == "auto" else ""
         raise ValueError(

@@ -80,6 +80,8 @@ class Moments(NamedTuple):
     eps: float
     excess: float = 0.0
     """Share of the step that is taken whatever the gate says; see :attr:`Gate.discrepancy`."""
+    is_pooled: bool = False
+    """Whether all entries have one q, from the means of their squares and of their floors."""
 
     @property
     def is_gated(self) -> bool:
@@ -141,8 +143,13 @@ def openness(moments: Moments, work: Work = (None, None)) -> Tensor | None:
         scale *= (1 - moments.betas[0]) / 2
     if gate.rise_steps:
         scale *= rise(moments.step, gate.rise_steps)
-    mean_sq = torch.square(moments.mean, out=work[0])
-    q = gate(mean_sq, moments.floor, scale, out=work[1])
+    unit = (1 - moments.betas[0] ** moments.step) ** 2
+    if moments.is_pooled:
+        mean_sq, floor = moments.mean.square().mean(), moments.floor.mean()
+        q = gate(mean_sq, floor, scale, unit=unit).expand_as(moments.mean).clone()
+    else:
+        mean_sq = torch.square(moments.mean, out=work[0])
+        q = gate(mean_sq, moments.floor, scale, out=work[1], unit=unit)
     return q.mul_(1 - moments.excess).add_(moments.excess) if moments.excess else q
 
 
@@ -182,7 +189,7 @@ def advance(
     Returns:
         Whether the gate acts: if not, ``rates`` were left as they are.
     """
-    if len(grad) <= CHUNK:
+    if len(grad) <= CHUNK or moments.is_pooled:
         _advance(moments, grad, draw, rho, move, rates, (None, None))
         return moments.is_gated
     work = grad.new_empty(3, CHUNK)

@@ -83,7 +83,14 @@ class SNRAdam(Optimizer):
         alpha: of the published rule: threshold on ``mean_sq / floor``; a number, ``"fresh"`` (1:
             each batch is drawn anew) or ``"finite"`` (b / (n - b): batches of b out of a fixed set
             of n).
-        lambd: of the published rule: weight of the floor in the soft and snr gates.
+        lambd: of the published rule: weight of the floor in the soft and snr gates. 1 by default:
+            the soft gate of Algorithm 1 opens by degrees. (The paper calls 0 typical at scale; the
+            soft gate is then the hard one.)
+        softness: another name of ``lambd``, as in the authors' package.
+        reduction: ``"none"``: a gate for every entry. ``"per_tensor"``: one for every parameter
+            tensor, from the mean over its entries of the squared mean gradient, and the mean of the
+            floor. The authors' package has the name; its formula is not published, this one is
+            ours.
         batch_size, data_size: b and n for ``alpha="finite"``.
         floor_every: draw the gradient's noise anew in every so many steps; cost follows.
         decoupled_weight_decay: as in :class:`torch.optim.Adam`; here True by default.
@@ -143,6 +150,8 @@ class SNRAdam(Optimizer):
         rho: float = 0.99,
         alpha: float | str = "fresh",
         lambd: float = 1.0,
+        softness: float | None = None,
+        reduction: str = "none",
         batch_size: int | None = None,
         data_size: int | None = None,
         floor_every: int = 1,
@@ -167,6 +176,8 @@ class SNRAdam(Optimizer):
             rho=rho,
             alpha=alpha,
             lambd=lambd,
+            softness=softness,
+            reduction=reduction,
             batch_size=batch_size,
             data_size=data_size,
             floor_every=floor_every,
@@ -241,7 +252,9 @@ class SNRAdam(Optimizer):
         if self._handover is not None:
             check_unpublished(options)
         super().add_param_group(param_group)
-        check_shards(self.param_groups[-1]["params"], options["coordinates"])
+        check_shards(
+            self.param_groups[-1]["params"], options["coordinates"], reduction=options["reduction"]
+        )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """For copies and loaded states."""
@@ -554,6 +567,7 @@ class SNRAdam(Optimizer):
             float(group["lr"]),
             group["eps"],
             excess,
+            group["reduction"] == "per_tensor",
         )
 
     @property
@@ -627,7 +641,8 @@ class SNRAdam(Optimizer):
         found: dict[Any, list[int]] = {}
         for i, (p, state) in enumerate(zip(params, states, strict=True)):
             steps = state["step"].item(), state.get("floor_step")
-            alone = id(p) if local(p).numel() >= LARGE else None
+            is_alone = local(p).numel() >= LARGE or group["reduction"] == "per_tensor"
+            alone = id(p) if is_alone else None
             kind = (p.device, p.dtype, *steps, given[i], drawn[i], alone)
             found.setdefault(kind, []).append(i)
         bunches = [

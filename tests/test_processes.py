@@ -440,6 +440,8 @@ def shard_misuse(rank: int, how: str) -> None:
         SNRAdam(net.parameters(), noise=data)
     elif how == "SNRSOAP":
         SNRSOAP(net.parameters(), noise=data, network=net)
+    elif how == "per tensor":
+        SNRAdam(net.parameters(), noise=data, network=net, reduction="per_tensor")
     elif how == "Gauss-Newton":
         SNRGaussNewton(net)
     elif how == "another group":
@@ -457,6 +459,7 @@ def shard_misuse(rank: int, how: str) -> None:
         ("no network", "network=net"),
         ("another group", "process_group=mesh.get_group()"),
         ("SNRSOAP", "no eigenbasis: SNRSOAP"),
+        ("per tensor", "per_tensor' needs whole tensors"),
         ("exact", "which exact terms beside noisy ones call for"),
         ("Gauss-Newton", "SNRGaussNewton needs the whole"),
     ],

@@ -47,6 +47,7 @@ def set_SNR_options(
     shampoo_beta: float = 0.95,
     precondition_frequency: int = 10,
     max_precondition_dim: int = 2048,
+    reduction: str = "none",
 ) -> None:
     """Sets the hyperparameters of ``"snr_adam"`` and ``"snr_soap"``, for every ``compile`` to come.
 
@@ -99,6 +100,8 @@ def set_SNR_options(
         precondition_frequency (int): In the eigenbasis: renew it every so many steps.
         max_precondition_dim (int): In the eigenbasis: sides longer than this keep their
             coordinates.
+        reduction (str): "none": a gate for every entry; "per_tensor": one for every parameter
+            tensor.
 
     Raises:
         ValueError: A value is out of range; nothing is changed then.

@@ -921,6 +921,7 @@ ALL_OTHER = dict(
     shampoo_beta=0.5,
     precondition_frequency=3,
     max_precondition_dim=16,
+    reduction="per_tensor",
 )
 
 
@@ -1039,6 +1040,7 @@ NONSENSE = {
     "shampoo_beta": [1, -0.1, None, math.nan],
     "precondition_frequency": [0, 1.5, None],
     "max_precondition_dim": [0, "64", None],
+    "reduction": ["mean", None],
 }
 
 
