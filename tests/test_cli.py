@@ -138,6 +138,7 @@ def test_compare() -> None:
         (["solve", "convection", "--optimizer", "adam", "--snr-option", "z=1"], "adam has no z"),
         (["solve", "convection", "--snr-option", "differentiable=True"], "no SNR option"),
         (["solve", "convection", "--snr-option", "gate={[]:1}"], "Invalid gate"),
+        (["solve", "convection", "--snr-option", "gate=1e9"], "snr_options: gate must be a name"),
         (["solve", "convection", "--points", "100000000000"], "GB of memory"),
         (["solve", "convection", "--device", "meta"], "device 'meta' cannot be used"),
         (["solve", "convection", "--lr", "nan"], "lr must be"),

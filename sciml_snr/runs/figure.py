@@ -503,6 +503,9 @@ def _check_prediction(fields: Fields) -> None:
     shapes |= {"observed_values": (k, measured), "observed_fit": (k, m)}
     bands = [f"{fit}_{end}" for fit in ("fit", "observed_fit") for end in ("low", "high")]
     optional = {name: shapes[name.rpartition("_")[0]] for name in bands} | {"reference": (n, m)}
+    pairs = [f"{fit}_{{}}" for fit in ("fit", "observed_fit", "observed")]
+    for lone in (p for p in pairs if (p.format("low") in fields) != (p.format("high") in fields)):
+        raise ValueError(f"{lone.format('low')} and {lone.format('high')} belong together")
     of_data = ("observed_clean", "observed_residual", "observed_low", "observed_high")
     optional |= dict.fromkeys(of_data, (k, measured))
     shapes |= {name: shape for name, shape in optional.items() if name in fields}

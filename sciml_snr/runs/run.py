@@ -68,8 +68,11 @@ def check_snr_options(options: Mapping[str, Any]) -> None:
             f"There is no SNR option {', '.join(map(repr, unknown))}. Choose from: "
             f"{', '.join(SNR_options)}."
         )
-    with _snr_options(options):
-        pass
+    try:
+        with _snr_options(options):
+            pass
+    except TypeError as error:  # a number in a name's place, say
+        raise ValueError(f"snr_options: {error}") from None
 
 
 def solve(

@@ -464,6 +464,12 @@ def test_files_that_a_figure_needs_are_looked_at_before_the_work(tmp_path) -> No
         write_arrays(tmp_path / "prediction.npz", arrays | {name: value})
         with pytest.raises(ValueError, match=r"prediction\.npz is damaged"):
             memorization(tmp_path, progress=False)
+    assert "observed_fit_high" in arrays
+    for lone in ("fit_low", "observed_fit_high"):
+        kept = {name: value for name, value in arrays.items() if name != lone}
+        write_arrays(tmp_path / "prediction.npz", kept)
+        with pytest.raises(ValueError, match=r"prediction\.npz is damaged.*belong together"):
+            memorization(tmp_path, progress=False)
     (tmp_path / "prediction.npz").write_bytes(whole["prediction.npz"])
     (tmp_path / "metrics.csv").write_bytes(b"iteration,relative_l2\n0,\xff\n")
     with pytest.raises(ValueError, match=r"metrics\.csv is damaged"):
