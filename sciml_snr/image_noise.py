@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.ndimage
@@ -122,6 +122,7 @@ class ImageNoise:
             does not grow with the brightness.
         outliers: (H, W), True at single pixels that stand out of all their neighbours.
         doubt: why ``sigma`` may be wrong; empty where nothing speaks against it.
+        finest: what the finest details say of the white part, and of all of it where it is white.
     """
 
     sigma: SigmaEstimate
@@ -133,6 +134,7 @@ class ImageNoise:
     offset: float
     outliers: NDArray[np.bool_]
     doubt: str
+    finest: SigmaEstimate
 
     @property
     def correlation(self) -> Correlation:
@@ -147,6 +149,16 @@ class ImageNoise:
     def is_white(self) -> bool:
         """Whether neighbouring pixels have independent errors."""
         return self.correlation.is_white
+
+    def told(self, sigma: float) -> ImageNoise:
+        """The same, where the standard deviation is known: nearer to what the finest details say,
+        the noise is white, and the rest is texture."""
+        if not self.blur or sigma <= 0:
+            return replace(self, doubt="")
+        own, finest = (abs(math.log(sigma / float(x))) for x in (self.sigma, self.finest))
+        if own <= finest:
+            return replace(self, doubt="")
+        return replace(self, sigma=self.finest, blur=0.0, white=0.0, doubt="")
 
     def __str__(self) -> str:
         parts = [str(self.sigma)]
@@ -181,7 +193,7 @@ def inspect_noise(image: ArrayLike) -> ImageNoise:
     if outliers.any():
         plain = estimate_sigma_image(pixels)
     if min(pixels.shape) < 4 * SIDE:
-        return ImageNoise(plain, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, outliers, "")
+        return ImageNoise(plain, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, outliers, "", plain)
     rows, pixels = _without_stripes(pixels)
     columns, turned = _without_stripes(pixels.T)
     pixels = turned.T
@@ -203,7 +215,7 @@ def inspect_noise(image: ArrayLike) -> ImageNoise:
     relative = plain.standard_error / float(plain)
     method = plain.method if not blur else f"the flattest blocks of {SIDE} x {SIDE} pixels"
     sigma = SigmaEstimate(total, total * max(relative, 0.05 if blur else 0.0), plain.n, method)
-    return ImageNoise(sigma, blur, white, rows, columns, gain, offset, outliers, doubt)
+    return ImageNoise(sigma, blur, white, rows, columns, gain, offset, outliers, doubt, plain)
 
 
 def _without_outliers(pixels: Array) -> tuple[NDArray[np.bool_], Array]:

@@ -98,6 +98,18 @@ def test_fine_texture_everywhere_is_in_doubt():
     assert "sigma=4.9" in found.doubt
 
 
+def test_a_sigma_that_is_known_tells_texture_from_correlated_noise():
+    gravel = skimage.data.gravel()[:256, :256].astype(float)
+    found = inspect_noise(gravel)
+    assert found.told(5.0).is_white
+    assert found.told(5.0).sigma == found.finest
+    assert not found.told(20.0).is_white
+    assert not found.told(5.0).doubt
+    assert not found.told(20.0).doubt
+    noisy = inspect_noise(CAMERA + 25 * blurred(CAMERA.shape, 1.0))
+    assert noisy.told(25.0).blur == noisy.blur
+
+
 def test_draws_are_of_the_kind_that_was_found():
     noisy = CELL + 25 * blurred(CELL.shape, 1.0) + 8 * white((256, 1), 1)
     kind = inspect_noise(noisy)

@@ -203,7 +203,7 @@ def fit_image(
                 training_options = replace(training_options, steps=steps)
         else:
             fingerprint, missing = picture.fingerprint(), int(picture.missing.sum())
-            kinds = None if is_white else inspected(picture)
+            kinds = None if is_white else inspected(picture, given)
             correlations = correlations_of(kinds)
             told = given or (estimate_sigma(picture) if kinds is None else sigma_of(picture, kinds))
             picture = without_outliers(picture, kinds or ())

@@ -69,14 +69,24 @@ def correlations_from_json(found: Any) -> tuple[Correlation, ...] | None:
     return None if found is None else tuple(Correlation(**own) for own in found)
 
 
-def inspected(picture: Picture) -> tuple[ImageNoise, ...] | None:
+def inspected(
+    picture: Picture, sigma: Sequence[float] | None = None
+) -> tuple[ImageNoise, ...] | None:
     """What kind of noise each channel of a flat image has; None where that cannot be told: volumes,
-    missing pixels, channels without noise."""
+    missing pixels, channels without noise.
+
+    Args:
+        picture: the image.
+        sigma: standard deviation of the noise per channel, if it is known.
+    """
     if len(picture.shape) != 2 or picture.missing.any():
         return None
     channels = picture.values.T.reshape(-1, *picture.shape)
     with contextlib.suppress(ValueError):
-        return tuple(map(inspect_noise, channels))
+        found = tuple(map(inspect_noise, channels))
+        if sigma is None:
+            return found
+        return tuple(noise.told(own) for noise, own in zip(found, sigma, strict=True))
     return None
 
 
