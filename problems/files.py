@@ -136,7 +136,6 @@ def check_runs(problem: Problem, path: str | Path) -> None:
                 f"{path.name}: num_domain is 0, so that the equation would hold nowhere between "
                 "the measurements: set it to some hundred."
             )
-        problem.weights()
         network = problem.network()
         model = problem.model(network)
         x = torch.as_tensor(model.data.train_points()[:8], dtype=torch.get_default_dtype())
@@ -154,11 +153,17 @@ def check_runs(problem: Problem, path: str | Path) -> None:
             dde.grad.clear()
         found = found if isinstance(found, (list, tuple)) else [found]
         for part in found:
+            if not isinstance(part, torch.Tensor):
+                raise ValueError(
+                    f"{path.name}: residual() returns {part!r}: it must return a tensor, or a list "
+                    "of tensors, one for each equation."
+                )
             if tuple(getattr(part, "shape", ())) != (len(x), 1):
                 raise ValueError(
                     f"{path.name}: residual() gives the shape {tuple(getattr(part, 'shape', ()))} "
                     f"for {len(x)} points: it must be ({len(x)}, 1), one for each equation."
                 )
+        problem.weights()
 
 
 def template(name: str, file: str) -> str:

@@ -36,6 +36,8 @@ Array = NDArray[np.float64]
 
 SIDE = 16
 """Of the blocks whose spectrum is taken, in pixels."""
+LEAST = 48
+"""Pixels a side that an image needs for it."""
 FLATTEST = 0.05
 """Share of the blocks that count as flat."""
 FLAT_IN_NOISE = 0.15
@@ -170,7 +172,8 @@ class ImageNoise:
         if self.gain:
             parts.append(f"variance {self.gain:.3g} x brightness {self.offset:+.3g}")
         if found := int(self.outliers.sum()):
-            parts.append(f"{found} outliers ({100 * self.outliers.mean():.2g} %)")
+            share = f"({100 * self.outliers.mean():.2g} %)"
+            parts.append(f"{found} outlier{'s' if found > 1 else ''} {share}")
         return "; ".join([*parts, *([f"in doubt: {self.doubt}"] if self.doubt else [])])
 
 
@@ -178,7 +181,7 @@ def inspect_noise(image: ArrayLike) -> ImageNoise:
     """What kind of noise is in an image?
 
     Args:
-        image: (H, W), finite, at least 64 pixels a side for anything but white noise and outliers.
+        image: (H, W), finite, at least 48 pixels a side for anything but white noise and outliers.
 
     Returns:
         Its size and kind. Noise of 25, blurred by up to one pixel or enlarged to twice the size,
@@ -188,11 +191,16 @@ def inspect_noise(image: ArrayLike) -> ImageNoise:
         ValueError: the image is of another shape, too small, constant, or not finite.
     """
     pixels = as_array(image)
+    if pixels.ndim != 2:
+        raise ValueError(
+            f"image has the shape {pixels.shape}: give one channel of it, (H, W), such as "
+            "image[..., 0]."
+        )
     plain = estimate_sigma_image(pixels)
     outliers, pixels = _without_outliers(pixels)
     if outliers.any():
         plain = estimate_sigma_image(pixels)
-    if min(pixels.shape) < 4 * SIDE:
+    if min(pixels.shape) < LEAST:
         return ImageNoise(plain, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, outliers, "", plain)
     rows, pixels = _without_stripes(pixels)
     columns, turned = _without_stripes(pixels.T)
@@ -257,7 +265,8 @@ def _blocks(pixels: Array) -> Array:
     at = np.arange(SIDE, dtype=float)
     plane = np.stack([np.ones((SIDE, SIDE)), *np.meshgrid(at, at)], axis=-1).reshape(-1, 3)
     basis, _ = np.linalg.qr(plane)
-    step = max(SIDE // 4, min(pixels.shape) // 128)
+    few = min(pixels.shape) < 4 * SIDE
+    step = SIDE // 8 if few else max(SIDE // 4, min(pixels.shape) // 128)
     windows = sliding_window_view(pixels, (SIDE, SIDE))[::step, ::step]
     blocks = windows.reshape(-1, SIDE**2)
     found: Array = blocks - (blocks @ basis) @ basis.T

@@ -122,6 +122,12 @@ def test_draws_are_of_the_kind_that_was_found():
     assert neighbours == pytest.approx(share + (1 - share) * expected, abs=0.06)
 
 
+def test_correlated_noise_in_a_small_image():
+    found = inspect_noise(CAMERA[100:152, 100:152] + 25 * blurred((52, 52), 1.0))
+    assert found.blur == pytest.approx(1, abs=0.3)
+    assert found.sigma == pytest.approx(25, rel=0.3)
+
+
 def test_small_images_and_nonsense():
     found = inspect_noise(CAMERA[:32, :32] + 25 * white((32, 32)))
     assert found.is_white

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -96,7 +97,9 @@ def new_problem(
         raise FileExistsError(f"{path} is there already: it is not overwritten.")
     check_can_write(path)
     write_atomically(path, files.template(path.stem, str(path)).encode())
-    console.print(f"Wrote {path}. It runs as it is: sciml-snr solve {path}", soft_wrap=True)
+    console.print(
+        f"Wrote {path}. It runs as it is: sciml-snr solve {shlex.quote(str(path))}", soft_wrap=True
+    )
 
 
 @app.command()

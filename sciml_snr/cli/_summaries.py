@@ -85,7 +85,7 @@ def print_unknowns(summary: Summary) -> None:
         estimate, its_error = (summary.sigma_estimate or {})[name]
         console.print(
             f"{name}: sigma {text(sigma, error)} by the residuals of the fit (before it, estimated "
-            f"{text(estimate, its_error)})",
+            f"{text(estimate, its_error)}; to use it, repeat with --noise {sigma:.2g})",
             soft_wrap=True,
         )
     for name, rms in (summary.held_out_error or {}).items():

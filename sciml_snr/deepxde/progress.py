@@ -17,10 +17,16 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 _LOOPS = ("_train_sgd", "_train_pytorch_lbfgs")
 """The methods of ``deepxde.Model`` that train, between ``on_train_begin`` and ``on_train_end``."""
+
+
+def _whole() -> Column:
+    """A column that is never cut: on a narrow terminal the bar and the status give way."""
+    return Column(no_wrap=True, overflow="ignore")
 
 
 class _Rate(ProgressColumn):
@@ -71,13 +77,13 @@ class ProgressBar(Callback):  # type: ignore[misc]
         self.stop()
         self._first_step = self.model.train_state.step
         self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            _Rate(),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.description}", table_column=_whole()),
+            BarColumn(bar_width=None, table_column=Column(min_width=4, ratio=1)),
+            MofNCompleteColumn(table_column=_whole()),
+            _Rate(table_column=_whole()),
+            TimeRemainingColumn(table_column=_whole()),
+            TextColumn("left", table_column=_whole()),
+            TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True)),
             expand=True,
             console=self.console,
         )

@@ -42,6 +42,7 @@ from .pixel_noise import (
     correlations_to_json,
     inspected,
     report,
+    report_misfit,
     sigma_of,
     without_outliers,
 )
@@ -232,6 +233,7 @@ def fit_image(
             state=state,
             progress=progress,
         )
+        report_misfit(training, training_options.steps)
         fit = ImageFit(picture, choice, model, told, training_options, training, correlations)
         if folder is not None:
             folder.write_json(CONFIG, folder.described(config))

@@ -14,11 +14,16 @@ from torch import Tensor
 
 from ..image_noise import Correlation, ImageNoise, inspect_noise
 from ..sigma import SigmaEstimate
+from .fit import Training
 from .picture import Picture, at_least_rounding
 from .samples import Array
 
 OUTLIERS = 1e-3
 """Share of the pixels beyond which those that stand out of all their neighbours are left out."""
+MISFIT = 2.0
+"""Mean square of residual / sigma beyond which a fit is doubted."""
+TRIAL = 100
+"""A fit of fewer steps is a trial."""
 FEW = 20
 """So many of them are left out at least; fewer may be chance."""
 
@@ -113,7 +118,7 @@ def report(found: Sequence[ImageNoise]) -> None:
         elif not noise.is_white:
             warnings.warn(
                 f"{where}the noise is not white, and is fitted as it is ({noise}). If that is no "
-                'noise, say noise="white".',
+                'noise, say noise="white" (--noise white).',
                 stacklevel=4,
             )
         elif noise.gain:
@@ -124,6 +129,23 @@ def report(found: Sequence[ImageNoise]) -> None:
             )
 
 
+def report_misfit(training: Training, steps: int) -> None:
+    """Warn where a whole fit has left far more than sigma says.
+
+    Args:
+        training: of the fit.
+        steps: its budget; a fit of few steps is not judged.
+    """
+    misfit = training.history[-1]["misfit"] if training.history else 0.0
+    if training.step >= max(steps, TRIAL) and misfit > MISFIT:
+        warnings.warn(
+            f"The residuals' mean square is {misfit:.3g} times sigma squared. Either sigma is too "
+            "small, as for noise that neighbouring pixels share, or the fit needs more steps "
+            "(sciml_snr.inspect_noise looks at the noise).",
+            stacklevel=4,
+        )
+
+
 def without_outliers(picture: Picture, found: Sequence[ImageNoise]) -> Picture:
     """The image with pixels that stand out of all their neighbours missing, if there are many."""
     outliers = np.any([noise.outliers for noise in found], axis=0)
@@ -131,7 +153,8 @@ def without_outliers(picture: Picture, found: Sequence[ImageNoise]) -> Picture:
         return picture
     warnings.warn(
         f"{outliers.sum()} pixels ({100 * outliers.mean():.2g} %) stand out of all their "
-        'neighbours: they are left out as outliers. To keep them, say noise="white".',
+        'neighbours: they are left out as outliers. To keep them, say noise="white" '
+        "(--noise white).",
         stacklevel=4,
     )
     return replace(picture, missing=picture.missing | outliers)

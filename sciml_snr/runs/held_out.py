@@ -49,7 +49,7 @@ def held_out(config: ProblemConfig, problem: Problem, progress: bool) -> HeldOut
     if count < LEAST:
         return HeldOut(
             note=f"not measurable with so few data ({count} of {n} would be held out, and "
-            f"{LEAST} are needed)."
+            f"{LEAST} are needed: --held-out takes a larger share)."
         )
     sigma = problem.sigma()
     chosen = np.zeros(n, dtype=bool)

@@ -94,6 +94,12 @@ def test_what_is_found_is_said():
         fit_image(noisy, noise="pink", **few)
 
 
+def test_residuals_far_larger_than_sigma_are_said():
+    noisy = CAMERA + 25 * blurred(CAMERA.shape)
+    with pytest.warns(UserWarning, match=r"mean square is [\d.]+ times sigma squared"):
+        fit_image(noisy, sigma=3.0, noise="white", network_options=SMALL, steps=100, progress=False)
+
+
 def test_outliers_are_left_out_and_said():
     rng = np.random.default_rng(0)
     noisy = CAMERA + 10 * rng.normal(size=CAMERA.shape)
