@@ -132,7 +132,8 @@ def starting_guesses(problem: Problem, given: Mapping[str, float]) -> dict[str, 
             f"{problem.name} has no guess of {unknown[0]}. Possible: "
             f"{', '.join(problem.guesses) or 'none'}."
         )
-    check_positive(**{f"the guess of {name}": value for name, value in given.items()})
+    every = {**problem.guesses, **given}
+    check_positive(**{f"the guess of {name}": value for name, value in every.items()})
     scaled = {
         name: value * guess_scale(problem, problem.guess_units.get(name, {}))
         for name, value in problem.guesses.items()

@@ -179,6 +179,8 @@ def test_a_new_problem_runs_as_it_is_written() -> None:
         (("nothing.py",), "must define one subclass"),
         (("wrong.py", "--data", "pendulum.csv"), "wrong.py, line 20: AttributeError"),
         (("shape.py", "--data", "pendulum.csv"), "residual() gives the shape"),
+        (("none.py", "--data", "pendulum.csv"), "none.py: residual() returns None"),
+        (("minus.py", "--data", "pendulum.csv"), "the guess of length must be"),
         (("nowhere.py", "--data", "pendulum.csv"), "num_domain is 0"),
         (("pendulum.py",), "pendulum has no measurements: give your own"),
         (("pendulum.py", "--data", "rod.csv"), "rod.csv: column 'theta' is missing"),
@@ -201,6 +203,8 @@ def test_errors_before_any_work(arguments, message: str) -> None:
     Path("nothing.py").write_text("x = 1\n")
     Path("wrong.py").write_text(PENDULUM.replace("torch.sin", "torch.sinus"))
     Path("shape.py").write_text(PENDULUM.replace("torch.sin(y)", "torch.sin(y)[:, 0]"))
+    Path("none.py").write_text(PENDULUM.replace("return ", "x = ", 1))
+    Path("minus.py").write_text(PENDULUM.replace('"length": 1.0', '"length": -1.0'))
     Path("nowhere.py").write_text(PENDULUM.replace("num_domain = 80", "num_domain = 0"))
     output = call("solve", *arguments, code=1)
     assert output.startswith("Error: ") and message in output
