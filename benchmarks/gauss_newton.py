@@ -307,6 +307,37 @@ def hold(variant: str = "default") -> str:
     return text.table(titles, lines)
 
 
+def second_order() -> str:
+    """Rivals of second order on seed 0, final and at their best, which only the truth can tell."""
+    lines = []
+    for variant, options in VARIANTS.items():
+        if variant != "default" and "rival" not in options:
+            continue
+        found, bests = {}, []
+        for problem, own in rows_of(variant).items():
+            first = [row for row in own if row["seed"] == "0"]
+            if first:
+                adam = median(number(row["final_error"]) for row in finals(problem, {"0"}))
+                found[problem] = ratio(problem, first, 1.0)
+                bests.append(number(first[0]["best_error"]) / adam)
+        if len(found) < len(zoo.plan().cases):
+            continue
+        worst = max(found, key=lambda problem: found[problem])
+        lines.append(
+            [
+                "snr_gn, as it comes" if variant == "default" else variant,
+                f"{tables.geometric_mean(found.values()):.2f}",
+                f"{tables.geometric_mean(bests):.2f}",
+                f"{found[worst]:.2f} ({worst})",
+                str(sum(value > 1.1 for value in found.values())),
+            ]
+        )
+    titles = (
+        "method, and its damping or rate|final over tuned Adam's|its best moment over Adam's final|"
+    )
+    return text.table(titles + "worst|behind by more than 10 %", lines)
+
+
 def variants() -> str:
     """Every variant on seed 0, and the default on the same problems."""
 
@@ -319,6 +350,8 @@ def variants() -> str:
 
     default, lines = first("default"), []
     for variant in (*VARIANTS, *EARLIER):
+        if "rival" in VARIANTS.get(variant, {}):
+            continue
         found = first(variant)
         shared = [problem for problem in found if problem in default]
         if not shared:

@@ -68,6 +68,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "equal_time_costs": equal_time.costs,
     "gauss_newton_zoo": gauss_newton.table,
     "gauss_newton_variants": gauss_newton.variants,
+    "gauss_newton_rivals": gauss_newton.second_order,
     "gauss_newton_hold": gauss_newton.hold,
     "gauss_newton_size": gauss_newton_size.table,
     "gauss_newton_goals": gauss_newton_goals.table,
