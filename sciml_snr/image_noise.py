@@ -18,6 +18,7 @@ Sources: N. Ponomarenko, V. Lukin, M. Zriakhov, A. Kaarna and J. Astola, *Proc. 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from dataclasses import dataclass, replace
@@ -82,7 +83,9 @@ class Correlation:
 
         The peak of the noise's power over its mean: 1 for white noise, 4 pi s^2 for blurred one.
         """
-        own = self._power(shape) if self.blur else np.ones(1)
+        own = np.ones(1)
+        if self.blur:
+            own = _spectrum(_frequencies(shape), self.blur, self.white)
         alone = 1 - min(1.0, self.rows + self.columns)
         return (
             alone * float(own.max() / own.mean()) + self.rows * shape[1] + self.columns * shape[0]
@@ -97,17 +100,13 @@ class Correlation:
         """
         found = rng.normal(size=shape)
         if self.blur:
-            power = self._power(shape)
-            root = np.sqrt(power / power.mean())
+            root = _root(shape, self.blur, self.white)
             found = np.fft.ifft2(np.fft.fft2(found) * root).real
         found = math.sqrt(1 - min(1.0, self.rows + self.columns)) * found
         for share, across in ((self.rows, (shape[0], 1)), (self.columns, (1, shape[1]))):
             if share:
                 found = found + math.sqrt(share) * rng.normal(size=across)
         return found
-
-    def _power(self, shape: tuple[int, int]) -> Array:
-        return _spectrum(_frequencies(shape), self.blur, self.white)
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,10 +195,8 @@ def inspect_noise(image: ArrayLike) -> ImageNoise:
             f"image has the shape {pixels.shape}: give one channel of it, (H, W), such as "
             "image[..., 0]."
         )
-    plain = estimate_sigma_image(pixels)
     outliers, pixels = _without_outliers(pixels)
-    if outliers.any():
-        plain = estimate_sigma_image(pixels)
+    plain = estimate_sigma_image(pixels)
     if min(pixels.shape) < LEAST:
         return ImageNoise(plain, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, outliers, "", plain)
     rows, pixels = _without_stripes(pixels)
@@ -286,6 +283,14 @@ def _flattest(pixels: Array, share: float) -> tuple[float, Array]:
 
 def _spectrum(frequency: Array, blur: float, white: float) -> Array:
     found: Array = np.exp(-np.square(2 * np.pi * frequency * blur)) + white
+    return found
+
+
+@functools.lru_cache(maxsize=8)
+def _root(shape: tuple[int, int], blur: float, white: float) -> Array:
+    """Root of the power, of mean 1: a fit asks for the same one in every step."""
+    power = _spectrum(_frequencies(shape), blur, white)
+    found: Array = np.sqrt(power / power.mean())
     return found
 
 

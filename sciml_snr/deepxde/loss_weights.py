@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from ..noise import NoisyLoss
 from .conditions import NoisyCondition, conditions_of
 from .rows import residuals_of
+from .split_step import as_it_was
 
 
 def balanced_weights(model: Any, loss: Any = "MSE", networks: int = 16) -> list[float]:
@@ -46,17 +48,16 @@ def balanced_weights(model: Any, loss: Any = "MSE", networks: int = 16) -> list[
     several = isinstance(loss, (list, tuple))
     losses = [dde_losses.get(own) for own in loss] if several else dde_losses.get(loss)
     batch = (*model.data.train_next_batch(None), None)[:3]
-    aux = model.net.auxiliary_vars
-    mode = model.net.training
+    params = list(model.net.parameters())
+    generator = torch.Generator("cpu").manual_seed(0)
     squares: list[float] = []
-    for _ in _shuffled(model.net, networks):
-        with torch.enable_grad():
-            _, terms = residuals_of(model, losses, *batch)
-            found = [_square_of_gradient(term.mean(), model.net) for term in terms]
-        squares = [a + b for a, b in zip(squares or [0.0] * len(found), found, strict=True)]
+    with as_it_was(model):
+        for _ in range(networks):
+            with _shuffled(params, generator), torch.enable_grad():
+                _, terms = residuals_of(model, losses, *batch)
+                found = [_square_of_gradient(term.mean(), params) for term in terms]
+            squares = [a + b for a, b in zip(squares or [0.0] * len(found), found, strict=True)]
     norms = [math.sqrt(square / networks) for square in squares]
-    model.net.auxiliary_vars = aux
-    model.net.train(mode)
     conditions = conditions_of(model.data)
     owners = [None] * (len(norms) - len(conditions)) + list(conditions)
     own_losses = list(loss) if several else [loss] * len(norms)
@@ -82,27 +83,24 @@ def balanced_weights(model: Any, loss: Any = "MSE", networks: int = 16) -> list[
     ]
 
 
-@torch.no_grad()
-def _shuffled(net: torch.nn.Module, networks: int) -> Iterator[None]:
-    """The network, so many times, with the entries of its parameters in random order; afterwards it
-    is as before."""
-    generator = torch.Generator("cpu").manual_seed(0)
-    kept = [(p, p.detach().clone()) for p in net.parameters()]
+@contextlib.contextmanager
+def _shuffled(params: Sequence[Tensor], generator: torch.Generator) -> Iterator[None]:
+    """Parameters with their entries in random order."""
+    before = [p.data for p in params]
     try:
-        for _ in range(networks):
-            for p, own in kept:
-                order = torch.randperm(own.numel(), generator=generator, device="cpu")
-                p.copy_(own.flatten()[order.to(own.device)].view_as(own))
-            yield
+        for p in params:
+            order = torch.randperm(p.numel(), generator=generator, device="cpu").to(p.device)
+            p.data = p.data.flatten()[order].view_as(p)
+        yield
     finally:
-        for p, own in kept:
-            p.copy_(own)
+        for p, own in zip(params, before, strict=True):
+            p.data = own
 
 
-def _square_of_gradient(loss: Tensor, net: torch.nn.Module) -> float:
-    """Squared norm of a loss term's gradient by the network's trained parameters."""
-    params = [p for p in net.parameters() if p.requires_grad]
-    if not (loss.requires_grad and params):
+def _square_of_gradient(loss: Tensor, params: Sequence[Tensor]) -> float:
+    """Squared norm of a loss term's gradient by the trained ones of these parameters."""
+    trained = [p for p in params if p.requires_grad]
+    if not (loss.requires_grad and trained):
         return 0.0
-    found = torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)
+    found = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
     return sum(float(g.double().square().sum()) for g in found if g is not None)

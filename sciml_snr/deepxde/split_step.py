@@ -347,7 +347,7 @@ class SplitStep:
         with contextlib.ExitStack() as stack:
             for owner in self._sources:
                 stack.enter_context(owner.at_rest())
-            left_behind = stack.enter_context(_as_it_was(model))
+            left_behind = stack.enter_context(as_it_was(model))
             model.net.train(mode=True)
             for by in (0.1, 0.0):  # a fit as it is may be so good that all is rounding
                 with _moved(trained, by):
@@ -496,7 +496,7 @@ def _moved(params: list[Tensor], by: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _as_it_was(model: Any) -> Iterator[Callable[[], str]]:
+def as_it_was(model: Any) -> Iterator[Callable[[], str]]:
     """Leaves a model and the random numbers as they are.
 
     Gives a function that says what has changed meanwhile; empty where nothing has.
