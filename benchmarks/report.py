@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import (
+    choices,
     convection,
     cost,
     coverage,
@@ -47,6 +48,9 @@ DOCUMENTS = tuple(sorted(path for pattern in PAGES for path in ROOT.glob(pattern
 """Every hand-written document; those without tables are left as they are."""
 
 TABLES: dict[str, Callable[[], str]] = {
+    "which_one": choices.which_one,
+    "learning_rates": choices.learning_rates,
+    "budgets": choices.budgets,
     "problems": problem_pages.overview,
     "problem_details": problem_pages.details,
     "convection_grid": convection.grid,
