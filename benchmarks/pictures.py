@@ -136,7 +136,7 @@ def draw(folder: Path = FIGURES) -> None:
     with matplotlib.rc_context(STYLE):
         drawn = {"floors": floors(runs), "gates": gates(), "fits": fits(runs, x, y)}
         for name, figure in drawn.items():
-            figure.savefig(folder / f"idea_{name}.png", dpi=170)
+            figure.savefig(folder / f"idea_{name}.png", dpi=100 if name == "gates" else 170)
 
 
 if __name__ == "__main__":
