@@ -20,9 +20,18 @@ LINK = re.compile(
 FENCE = re.compile(r"^(```.*?^```)", flags=re.DOTALL | re.MULTILINE)
 
 
+SOURCES = ROOT / "build/docs"
+"""Where the API reference looks for the package."""
+
+
+def on_startup(**_: Any) -> None:
+    """Before mkdocstrings looks for folders of sources."""
+    SOURCES.mkdir(parents=True, exist_ok=True)
+
+
 def on_pre_build(config: Any) -> None:
     """A copy of the package as it is imported: ``problems/`` is ``sciml_snr.problems``."""
-    package = ROOT / "build/docs/sciml_snr"
+    package = SOURCES / "sciml_snr"
     shutil.rmtree(package, ignore_errors=True)
     unseen = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "sciml_snr", package, ignore=unseen)
