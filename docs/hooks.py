@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[1]
 LINK = re.compile(
     r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)"
 )
+BAR = re.compile(r"`([^`\n]*\\\|[^`\n]*)`")
+"""Code with a bar in a table: GitHub knows that its backslash is not meant."""
 FENCE = re.compile(r"^(```.*?^```)", flags=re.DOTALL | re.MULTILINE)
 
 
@@ -79,6 +81,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         if part.startswith("```math"):
             parts[i] = f"$$\n{part[len('```math') : -len('```')].strip()}\n$$"
         elif not part.startswith("```"):
+            part = BAR.sub(lambda m: f"<code>{m[1].replace(chr(92) + '|', '&#124;')}</code>", part)
             part = re.sub(r"\$`(.+?)`\$", r"$\1$", part, flags=re.DOTALL)
             parts[i] = LINK.sub(link, part)
     return "".join(parts)
@@ -91,6 +94,8 @@ def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
         opening, text = match[1], match[2]
         for entity, character in (("&lt;", "<"), ("&gt;", ">"), ("&amp;", "&")):
             text = text.replace(entity, character)
+        if re.search(r"\\\\|(?<!\\)&", text) and r"\begin" not in text:
+            text = rf"\begin{{split}}{text}\end{{split}}"
         return convert(text, display="block" if opening == "[" else "inline")
 
     return re.sub(
