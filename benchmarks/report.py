@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks import (
     choices,
+    command_pages,
     convection,
     cost,
     coverage,
@@ -51,6 +52,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "which_one": choices.which_one,
     "learning_rates": choices.learning_rates,
     "budgets": choices.budgets,
+    "command_line": command_pages.commands,
     "problems": problem_pages.overview,
     "problem_details": problem_pages.details,
     "convection_grid": convection.grid,
