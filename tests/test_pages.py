@@ -1,5 +1,6 @@
 """The examples of the documentation's pages run, and its messages are those of the sources."""
 
+import copy
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import trimesh
 import sciml_snr
 from sciml_snr.bench import read_plan
 from sciml_snr.fields import fit_field
+from tests.cases import assert_same_bits
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -118,17 +120,34 @@ GIVEN: dict[str, Callable[[], dict]] = {
 """What a page takes for granted: names, and files in the working directory."""
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("page", PAGES)
-def test_the_examples_of_a_page_run_one_after_the_other(page, tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def run(page: str, folder: Path, monkeypatch) -> dict:
+    """All examples of a page, one after the other: the names that they leave."""
+    monkeypatch.chdir(folder)
     torch.manual_seed(0)
     names = {"torch": torch, "np": np, "dde": dde, "sciml_snr": sciml_snr, "__name__": page}
     names |= GIVEN.get(page, dict)()
     for code in code_of(page):
         for long, short in SHORTER:
             code = re.sub(long, short, code, flags=re.MULTILINE)
-        exec(compile(code, page, "exec"), names)
+        exec(compile(code, page, "exec", dont_inherit=True), names)
+    return names
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("page", PAGES)
+def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch) -> None:
+    run(page, tmp_path, monkeypatch)
+
+
+def test_what_the_page_on_torch_saves_is_the_whole_state(tmp_path, monkeypatch) -> None:
+    names = run("how-to/torch.md", tmp_path, monkeypatch)
+    weights, state = torch.load("checkpoint.pt")
+    net = copy.deepcopy(names["net"])
+    noise = sciml_snr.NoisyLoss(sigma=0.1, population=200)
+    optimizer = sciml_snr.SNRAdam(net.parameters(), lr=1e-3, noise=noise)
+    net.load_state_dict(weights)
+    optimizer.load_state_dict(state)
+    assert_same_bits(optimizer.state_dict()["state"], names["optimizer"].state_dict()["state"])
 
 
 def test_the_plan_of_the_page_on_comparisons_can_be_read(tmp_path) -> None:
