@@ -5,7 +5,7 @@ export DDE_BACKEND = pytorch
 # Small networks: two threads are no faster than one, and many times slower on a busy machine.
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test fuzz test-extras check bench docs clean
+.PHONY: demo test fuzz test-extras check bench docs notebooks clean
 
 demo: .venv/.installed
 	rm -rf runs/demo
@@ -63,12 +63,16 @@ bench: .venv/.installed-bench
 	$(BIN)/python -m benchmarks.paper.dpo
 	$(BIN)/python -m benchmarks.report
 
+# The site, in site/. Notebooks are shown as they are; nothing is fetched.
 docs: .venv/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+notebooks: .venv/.installed-docs
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
 	$(BIN)/python -m benchmarks.report
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs build site
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

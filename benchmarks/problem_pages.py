@@ -66,4 +66,4 @@ def _math(block: re.Match[str]) -> str:
 
 
 def _source(cls: type[Problem]) -> str:
-    return f"../problems/{Path(inspect.getfile(cls)).name}"
+    return f"../../problems/{Path(inspect.getfile(cls)).name}"

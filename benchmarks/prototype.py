@@ -4,7 +4,7 @@
 
 appends to benchmarks/results/prototype.csv: short runs, one row each, on convection (network and
 derivatives written out by hand, for speed) and on SIREN crops. What won is in the package; what is
-to be learned from the rest is in docs/research.md.
+to be learned from the rest is in benchmarks/NOTEBOOK.md.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ second moment, so that d_k = (g_k - g) / tau is how the gradient answers to the 
 point of the run*. The floor is the mean over replicas of the squared first moment of d_k: the
 variance of the run's own mean gradient. Unlike the label floor it falls where the noise has been
 fitted (or where an equation does not let it move the fit), and m^2 / floor stays what it is while a
-direction is fitted. It costs K more gradients a step; what came of it is in docs/research.md.
+direction is fitted. It costs K more gradients a step; what came of it is in benchmarks/NOTEBOOK.md.
 """
 
 from __future__ import annotations

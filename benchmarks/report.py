@@ -42,9 +42,9 @@ from benchmarks import (
 from benchmarks.paper import report as paper
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("benchmarks", "convection", "images", "memorization", "problems", "research", "surfaces")
-PAGES += ("paper", "gauss-newton", "reliability", "error-bars", "fields", "deepxde")
-DOCUMENTS = (ROOT / "README.md", *(ROOT / f"docs/{page}.md" for page in PAGES))
+PAGES = ("README.md", "benchmarks/NOTEBOOK.md", "docs/**/*.md")
+DOCUMENTS = tuple(sorted(path for pattern in PAGES for path in ROOT.glob(pattern)))
+"""Every hand-written document; those without tables are left as they are."""
 
 TABLES: dict[str, Callable[[], str]] = {
     "problems": problem_pages.overview,

@@ -1,4 +1,4 @@
-"""The zoo's comparison, heavy tails, and problems with published results: docs/benchmarks.md.
+"""The zoo's comparison, heavy tails, and problems with published results: docs/results/zoo.md.
 
     sciml-snr bench benchmarks/zoo.toml --out benchmarks/results/zoo.csv
     sciml-snr bench benchmarks/outliers.toml --out benchmarks/results/outliers.csv
@@ -145,8 +145,8 @@ def figures() -> str:
     if not _has_adam(compared()):
         return "There are no rows yet."
     return (
-        "![Performance profiles](figures/bench_profiles.png)\n\n"
-        "![Final errors against Adam's oracle](figures/bench_oracle.png)"
+        "![Performance profiles](../figures/bench_profiles.png)\n\n"
+        "![Final errors against Adam's oracle](../figures/bench_oracle.png)"
     )
 
 

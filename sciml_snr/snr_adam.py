@@ -65,7 +65,7 @@ class SNRAdam(Optimizer):
             optimizer. Options can be set per group, but for ``noise``, ``floor_every`` and
             ``nonfinite``.
         lr: learning rate. Of four that are the same for all twelve problems of the package's
-            benchmark, 3e-3 is the best (docs/benchmarks.md).
+            benchmark, 3e-3 is the best (docs/results/zoo.md).
         betas: decay rates of the first and second moment.
         eps: added to the square root of the second moment.
         weight_decay: weight decay, AdamW's (``decoupled_weight_decay=True``) or Adam's L2 term.
@@ -109,7 +109,7 @@ class SNRAdam(Optimizer):
             declared: the network.
         process_group: of ``torch.distributed``, the processes that train the network together, each
             on data of its own; None: all there are. False: this process trains alone. See
-            docs/processes.md.
+            docs/how-to/processes.md.
 
     Parameters in float16 or bfloat16 keep their state in float32, where second moments do not
     underflow. Complex parameters are treated as pairs of reals, like in AdamW. A copy of the

@@ -270,7 +270,7 @@ def _check_compiled(outputs: Sequence[Tensor]) -> None:
             "torch.compile makes backward passes that can be made once only, and noise takes "
             "further ones. Before compiling, set torch._functorch.config.donated_buffer = False "
             "and torch._inductor.config.force_disable_caches = True: torch's cache takes no "
-            "account of the first (docs/processes.md)."
+            "account of the first (docs/how-to/processes.md)."
         )
 
 

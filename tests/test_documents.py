@@ -1,5 +1,7 @@
 """The documents say what the results files say, and their examples run."""
 
+import importlib
+import json
 import re
 from pathlib import Path
 
@@ -85,7 +87,7 @@ def test_readme_example_runs(which: int, tmp_path, monkeypatch) -> None:
 
 
 def test_the_example_of_the_problems_page_runs() -> None:
-    page = (ROOT / "docs/problems.md").read_text()
+    page = (ROOT / "docs/reference/problems.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     names: dict = {}
     exec(code.replace("8000", "3"), names)
@@ -93,13 +95,65 @@ def test_the_example_of_the_problems_page_runs() -> None:
 
 
 def test_the_problems_page_has_every_problem_and_no_markup_of_sphinx() -> None:
-    page = (ROOT / "docs/problems.md").read_text()
+    page = (ROOT / "docs/reference/problems.md").read_text()
     for name in PROBLEMS:
-        assert f"| [{name}](../problems/" in page and f"\n### {name}\n" in page
+        assert f"| [{name}](../../problems/" in page and f"\n### {name}\n" in page
     assert not re.search(r":(math|class|meth|func):|\.\. math|Args:", page)
 
 
-def test_links_lead_somewhere() -> None:
-    for page in report.DOCUMENTS:
-        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page} links to {target}"
+HIDDEN = re.compile(r"^```.*?^```|<!--.*?-->|`[^`\n]+`", flags=re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
+PAGES = [*report.DOCUMENTS, ROOT / "CHANGELOG.md", *sorted((ROOT / "notebooks").glob("*.ipynb"))]
+
+
+def words_of(page: Path) -> str:
+    """The text of a page, of a notebook's cells of text, without code."""
+    text = page.read_text()
+    if page.suffix == ".ipynb":
+        cells = json.loads(text)["cells"]
+        text = "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    return HIDDEN.sub("", text)
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and the site make them."""
+    code = re.compile(r"^```.*?^```", flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", code.sub("", page.read_text()), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, anchor in LINK.findall(words_of(page)):
+        to = page.parent / target if target else page
+        assert to.exists(), f"{page} links to {target}"
+        assert not anchor or anchor in anchors_of(to), f"{page} links to {target}#{anchor}"
+
+
+@pytest.mark.parametrize("folder", ["sciml_snr", "problems", "benchmarks", "examples"])
+def test_pages_named_in_the_sources_are_there(folder: str) -> None:
+    for source in [*(ROOT / folder).rglob("*.py"), *(ROOT / folder).glob("*.toml")]:
+        for name in re.findall(r"\b(?:docs|benchmarks)/[\w/-]+\.md", source.read_text()):
+            assert (ROOT / name).exists(), f"{source} names {name}"
+
+
+def test_lines_of_the_documentation_are_short() -> None:
+    """But for tables, code and what is made by a program."""
+    made = re.compile(r"<!-- table: .*?<!-- end -->|^```.*?^```", flags=re.DOTALL | re.MULTILINE)
+    for page in (ROOT / "docs").rglob("*.md"):
+        for line in made.sub("", page.read_text()).splitlines():
+            short = re.sub(r"\]\([^)]*\)", "]", line)  # the address of a link cannot be broken
+            assert len(short) <= 120 or line.startswith("|"), f"{page}: {line}"
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    pages = (ROOT / "docs/reference").glob("*.md")
+    shown = set(re.findall(r"^::: (\S+)$", "\n".join(p.read_text() for p in pages), flags=re.M))
+    for module in ("sciml_snr", "sciml_snr.fields", "sciml_snr.problems"):
+        for name in importlib.import_module(module).__all__:
+            if name not in ("__version__", "Array"):
+                assert f"{module}.{name}" in shown, (
+                    f"{module}.{name} is in no page of docs/reference"
+                )
+    for name in importlib.import_module("sciml_snr.deepxde").__all__:
+        assert {f"sciml_snr.{name}", f"sciml_snr.deepxde.{name}"} & shown, name

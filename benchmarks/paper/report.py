@@ -1,4 +1,4 @@
-"""The tables of docs/paper.md, from the results files."""
+"""The tables of docs/results/paper.md, from the results files."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _population_risk() -> str:
     found, true = (mean(float(row[name]) for row in rows) for name in ("change", "true_change"))
     return (
         f"on fresh batches {found:+.3f} against {true:+.3f} held out (SNRAdam, {len(rows)} runs); "
-        "on re-used data it is no risk: [memorization.md](memorization.md)"
+        "on re-used data it is no risk: [memorization](memorization.md)"
     )
 
 

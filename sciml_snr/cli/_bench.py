@@ -29,7 +29,7 @@ def bench(
 ) -> None:
     """Compare methods on problems, at several learning rates and seeds; can be repeated to go on.
 
-    The file's format: docs/benchmarks.md.
+    The file's format: docs/how-to/compare.md.
     """
     from ..bench import KEYS, Job, append_missing, missing, read, read_plan, run_job, tables
     from ..bench.rows import check_file

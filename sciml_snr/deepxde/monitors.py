@@ -168,7 +168,7 @@ class PopulationRiskMonitor(_UntilBest):
     See :mod:`sciml_snr.measure.risk`: with ``fresh=True``, where no measurement is used twice,
     an unbiased estimate. On fixed data whose error is known (:class:`NoisyPointSetBC`), as in
     DeepXDE's default full batch, it is none, but its minimum says when to stop a fit to data alone.
-    With an equation among the terms that is far too early (``docs/memorization.md``):
+    With an equation among the terms that is far too early (``docs/results/memorization.md``):
     :class:`MemorizationMonitor` knows better.
 
     The samples are the measurements: the rows of every PointSetBC, or of supervised data. Equations

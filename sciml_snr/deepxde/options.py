@@ -69,7 +69,7 @@ def set_SNR_options(
             "stream", the published estimate from step to step; "auto", the first where data know
             their error, else the second.
         floor_every (int): Draw for the label floor in every so many steps. 10 is cheaper, and
-            better in short trainings; in long ones more noise leaks in (docs/benchmarks.md).
+            better in short trainings; in long ones more noise leaks in (docs/results/zoo.md).
         rho (float): Decay rate of the floor's average.
         warmup_steps (int): Steps before the gate acts.
         rise_steps (int): Steps in which the threshold rises by a third, and on from there like

@@ -584,7 +584,7 @@ def _look_for_old_values(model: Any) -> bool:
             "DeepXDE keeps the values of its conditions by the id of the array of points, which "
             "new arrays get again: with PDEPointResampler(bc_points=True) many steps train on the "
             "values of other points. The split step does not, but is not in use "
-            f"({step_of(model)}). See docs/deepxde.md.",
+            f"({step_of(model)}). See docs/concepts/deepxde.md.",
             stacklevel=users_stacklevel(),
         )
     return True

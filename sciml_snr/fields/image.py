@@ -90,9 +90,9 @@ def choose_network(
 def _first_omega_0(picture: Picture, sigma: Sequence[float]) -> float:
     """10 / sqrt(noise / contrast) in [8, 30]: the noisier the image, the smoother the start.
 
-    A rule of thumb for five layers, from crops of 64 and 128 pixels (docs/images.md): a high
-    frequency memorizes more, a low one takes longer and loses detail, and the best one falls with
-    the noise. It does not depend much on the size of the image.
+    A rule of thumb for five layers, from crops of 64 and 128 pixels (docs/results/images.md): a
+    high frequency memorizes more, a low one takes longer and loses detail, and the best one falls
+    with the noise. It does not depend much on the size of the image.
     """
     ratio = float(np.mean(np.asarray(sigma) / picture.scale))
     return round(min(30.0, max(8.0, 10 / math.sqrt(max(ratio, 1e-3)))), 1)

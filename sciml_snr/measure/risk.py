@@ -28,8 +28,8 @@ for good. With the labels' error known, the covariance is instead that of the la
 (``terms``): :math:`(2/n)^2 \sum_i \sigma_i^2 (\partial f_i/\partial w_k)^2`, which does not
 fade. What earlier steps have done with the same labels is still left out, so that this curve is no
 unbiased risk either; but its minimum is where the pull of the data sinks into their noise, and
-``docs/memorization.md`` shows how near that is to the best moment. For the risk itself use the twin
-of :mod:`sciml_snr.measure.twins`. (A minimum under the sampling covariance is the stopping
+``docs/results/memorization.md`` shows how near that is to the best moment. For the risk itself use
+the twin of :mod:`sciml_snr.measure.twins`. (A minimum under the sampling covariance is the stopping
 criterion of M. Mahsereci, L. Balles, C. Lassner and P. Hennig, arXiv:1703.09580.)
 
 Per step it costs two more backward passes and a forward pass, and no per-sample gradients:

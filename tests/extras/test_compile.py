@@ -18,7 +18,7 @@ BACKENDS = ["eager", "aot_eager", "inductor"]
 
 @contextlib.contextmanager
 def passes_may_be_repeated():
-    """The settings of docs/processes.md."""
+    """The settings of docs/how-to/processes.md."""
     functorch = torch._functorch.config.patch(donated_buffer=False)
     with functorch, torch._inductor.config.patch(force_disable_caches=True):
         yield
