@@ -58,6 +58,8 @@ bench: .venv/.installed-bench
 	$(BIN)/python -m benchmarks.weights
 	$(BIN)/python -m benchmarks.paper.phenomena
 	$(BIN)/python -m benchmarks.paper.grokking
+	$(BIN)/python -m benchmarks.paper.grokking_report
+	$(BIN)/python -m benchmarks.paper.pinn
 	$(BIN)/python -m benchmarks.paper.dpo
 	$(BIN)/python -m benchmarks.report
 

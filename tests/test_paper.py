@@ -1,6 +1,5 @@
 """The paper's experiments, a few steps of each."""
 
-import csv
 import json
 from dataclasses import replace
 
@@ -8,19 +7,19 @@ import pytest
 import torch
 
 from benchmarks.harness import append_missing, read
-from benchmarks.paper import grokking, phenomena, report
+from benchmarks.paper import arithmetic, grokking, grokking_report, phenomena, pinn, report
 
-ADAMW = grokking.Run("AdamW", 1e-3, 1.0, seed=0, steps=4)
+ADAMW = grokking.division("AdamW", 1.0, steps=4)
 
 
 @pytest.fixture
 def _few_looks(monkeypatch) -> None:
-    for name, value in (("EVERY", 2), ("SUBSET", 50), ("SAVE_EVERY", 3), ("BATCH", 64)):
+    for name, value in (("EVERY", 2), ("SUBSET", 50), ("SAVE_EVERY", 3)):
         monkeypatch.setattr(grokking, name, value)
 
 
 def test_grokking_table_is_the_whole_division_table() -> None:
-    a, b, quotient = grokking.table()
+    a, b, quotient = arithmetic.quotients()
     assert len({(int(x), int(y)) for x, y in zip(a, b, strict=True)}) == 97 * 96
     assert int(b.min()) == 1
     assert torch.equal(quotient * b % 97, a)
@@ -37,7 +36,7 @@ def test_grokking_split_is_a_quarter_and_no_pair_is_in_both() -> None:
 
 def test_grokking_beginnings_computed_once_change_nothing() -> None:
     torch.manual_seed(0)
-    net = grokking.Transformer()
+    net = arithmetic.Transformer()
     a, b = torch.randint(97, (30,)), torch.randint(1, 97, (30,))
     divided, equals = torch.full((30,), 97), torch.full((30,), 98)
     x = net.embed(torch.stack([a, divided, b, equals], 1)) + net.position
@@ -48,8 +47,8 @@ def test_grokking_beginnings_computed_once_change_nothing() -> None:
 
 def test_grokking_network_sees_no_later_token() -> None:
     torch.manual_seed(0)
-    block = grokking.Block()
-    x = torch.randn(2, 4, grokking.WIDTH)
+    block = arithmetic.Block()
+    x = torch.randn(2, 4, arithmetic.WIDTH)
     changed = x.clone()
     changed[:, 3] += 1
     torch.testing.assert_close(block(x)[:, :3], block(changed)[:, :3])
@@ -57,7 +56,7 @@ def test_grokking_network_sees_no_later_token() -> None:
 
 
 def test_grokking_finite_threshold_is_that_of_the_batches() -> None:
-    method = "SNRAdam, alpha = b / (n - b)"
+    method = "soft, finite alpha"
     (group,) = grokking.Training(replace(ADAMW, method=method)).optimizer.param_groups
     assert (group["alpha"], group["batch_size"], group["data_size"]) == ("finite", 512, 2328)
     assert group["betas"] == (0.9, 0.98) and group["weight_decay"] == 1.0
@@ -98,38 +97,78 @@ def test_grokking_does_only_what_is_missing(tmp_path, monkeypatch) -> None:
     assert len(list(tmp_path.glob("*.pt"))) == 1  # and no checkpoint among those of real runs
 
 
-def scanned(lr: float, goal: str, accuracy: float, **changes: object) -> dict[str, str]:
-    row = {"method": "AdamW", "lr": lr, "weight_decay": 1.0, "seed": 0, "steps": grokking.SCAN}
-    row |= {"steps_to_goal": goal, "held_out_accuracy": accuracy, "curve": "[[50, 1.0, 0.0]]"}
-    row |= changes
-    return {name: str(value) for name, value in row.items()}
+def finished(curve: list[list[float]], goal: str = "", **changes: object) -> dict[str, str]:
+    """A row of a run with these looks at it."""
+    run = grokking.division("AdamW", 1.0)
+    row = {**vars(run), "steps_to_fit": "", "steps_to_goal": goal, "steps_taken": run.steps}
+    row |= {"held_out_accuracy": curve[-1][2], "cpu_milliseconds": 1.0}
+    return {name: str(value) for name, value in {**row, **changes}.items()} | {
+        "curve": json.dumps(curve)
+    }
 
 
-def test_grokking_takes_the_fastest_cell_else_the_most_accurate() -> None:
-    rows = [scanned(1e-3, "", 0.9, curve="[[50, 0.1, 0.9]]"), scanned(3e-3, "", 0.1)]
-    assert grokking.best(rows, "AdamW") == (1e-3, 1.0)
-    lost = scanned(1e-2, "", 0.03, curve="[[50, 1.0, 0.0], [100, 0.7, 0.0]]")
-    assert grokking.best([lost, scanned(1e-3, "", 0.01)], "AdamW") == (1e-3, 1.0)
-    rows += [scanned(1e-2, "4000", 0.95), scanned(1e-4, "10", 1.0, seed=1)]
-    assert grokking.best(rows, "AdamW") == (1e-2, 1.0)
-    assert grokking.best(rows, "other") is None
-    longer = scanned(1e-2, "4000", 0.95, steps=grokking.FULL)
-    assert grokking.rows_at([*rows, longer], "AdamW", (1e-2, 1.0)) == [longer]
+def test_grokking_outcomes() -> None:
+    memorized, lost = [50, 1.0, 0.01, 9.0, 1.0], [100, 0.3, 0.01, 8.0, 1.0]
+    cases = {
+        "memorizes": finished([memorized]),
+        "loses the table": finished([memorized, *[lost] * 5]),
+        "learns nothing": finished([lost]),
+        "on the way": finished([[50, 1.0, 0.4, 9.0, 1.0]]),
+        "generalizes": finished([[50, 1.0, 0.96, 9.0, 1.0]], goal="50"),
+    }
+    for name, row in cases.items():
+        assert grokking_report.outcome(row) == name
 
 
-def test_grokking_finals_are_those_that_no_longer_run_has_made(monkeypatch) -> None:
-    rows = [scanned(1e-3, "", 0.9), scanned(1e-3, "", 0.9, seed=1, steps=2 * grokking.FULL)]
-    monkeypatch.setattr(grokking, "read", lambda _: rows)
-    assert grokking.finals() == [
-        grokking.Run("AdamW", 1e-3, 1.0, seed, grokking.FULL) for seed in (0, 2)
-    ]
+def test_grokking_tables_take_the_longest_run_of_every_seed(monkeypatch) -> None:
+    short = finished([[50, 1.0, 0.2, 9.0, 1.0]], steps=100, steps_taken=100)
+    long = finished([[50, 1.0, 0.97, 7.0, 1.0]], goal="4000")
+    other = finished([[50, 1.0, 0.97, 7.0, 1.0]], goal="6000", seed=1)
+    gate = finished([[50, 0.3, 0.01, 5.0, 0.1]], method="snr")
+    monkeypatch.setattr(grokking_report, "read", lambda _: [long, short, other, gate])
+    _, _, adamw, snr = grokking_report.division().split("\n")
+    expected = "AdamW | 0.001 | 1 | 2 | not in 10000 | 5000 | generalizes | 97 % | 7 | 1.000"
+    assert adamw == f"| {expected} |"
+    assert "learns nothing" in snr
+    assert grokking_report.claim() == (
+        "AdamW, best of 1 settings: 5000 steps (lr 0.001, decay 1, seeds: 2); the gates at 1 "
+        "settings: none generalizes"
+    )
 
 
-def test_grokking_tries_as_many_cells_for_every_method() -> None:
-    runs = grokking.scan()
+def test_grokking_plans_name_no_run_twice() -> None:
+    runs = [run for plan in grokking.plans().values() for run in plan]
     assert len(set(runs)) == len(runs)
-    counts = {method: sum(run.method == method for run in runs) for method in grokking.METHODS}
-    assert set(counts.values()) == {8}
+    assert {run.method for run in runs} == set(grokking.METHODS)
+
+
+def test_grokking_gated_decay_shrinks_an_entry_by_its_own_gate() -> None:
+    """With a gate that stays shut nothing decays; with AdamW's, everything does."""
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.ones(4))
+    optimizer = grokking.GatedDecay([weight], weight_decay=1.0, lr=0.1, gate="hard", alpha=1.0)
+    signal = torch.tensor([1.0, 1.0, 0.0, 0.0])
+    for step in range(40):  # two entries of steady gradients, two of signs that alternate
+        weight.grad = signal + (1 - signal) * (-1) ** step
+        before = weight.detach().clone()
+        optimizer.step()
+    after = weight.detach()
+    torch.testing.assert_close(after[:2], (before[:2] - 0.1) * (1 - 0.1), atol=1e-5, rtol=0)
+    assert torch.equal(after[2:], before[2:])
+
+
+def test_pinn_minibatches_rows_and_table(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "pinn.csv"
+    monkeypatch.setattr(pinn, "PATH", path)
+    monkeypatch.setattr(pinn, "EVERY", 2)
+    runs = [pinn.Run(method, 3e-3, 0, steps=4) for method in pinn.METHODS]
+    append_missing(path, runs, pinn.KEYS, pinn.train, jobs=1)
+    rows = read(path)
+    assert {**rows[0], "milliseconds": ""} == {
+        name: str(value) for name, value in {**pinn.train(runs[0]), "milliseconds": ""}.items()
+    }
+    assert pinn.table().count("\n") == 1 + len(pinn.METHODS)
+    assert pinn.best_rate(rows, "AdamW") == "0.003"
 
 
 def test_phenomena_end_at_least_squares() -> None:
@@ -199,20 +238,3 @@ def test_phenomena_rows_repeat_and_make_tables_and_figures(tmp_path, monkeypatch
     assert len(list(tmp_path.glob("*.png"))) == 3
     assert report.double_descent().count("\n") == 1 + len(few["double descent"])
     assert "| 20 |" in report.spectral_bias()
-
-
-def test_paper_tables_say_never_where_a_run_did_not_get_there(tmp_path, monkeypatch) -> None:
-    path = tmp_path / "grokking.csv"
-    rows = [
-        scanned(1e-3, "400", 0.96, steps_taken=500),
-        scanned(1e-3, "600", 0.96, seed=1, steps=grokking.FULL, steps_taken=700),
-        scanned(3e-3, "", 0.2, method=list(grokking.METHODS)[1], steps_taken=grokking.SCAN),
-    ]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    monkeypatch.setattr(grokking, "PATH", path)
-    _, _, adamw, ours = report.grokking_best().splitlines()
-    assert adamw == "| AdamW | 1 | 0.001 | 1 | 2 | 500 (400 to 600) | 1.00 |"
-    assert ours.endswith(f"| 1 | not within {grokking.SCAN} steps |  |")

@@ -7,7 +7,8 @@ from statistics import mean, median
 
 from benchmarks import convection, cost, images, memorization, text
 from benchmarks.harness import read
-from benchmarks.paper import dpo, grokking, phenomena
+from benchmarks.paper import dpo, grokking_report, phenomena
+from benchmarks.paper import pinn as fresh
 
 PUBLISHED = "SNRAdam, published rule, soft"
 LABEL = "SNRAdam, label floor, own coordinates"
@@ -18,7 +19,11 @@ def claims() -> str:
     """The abstract's claims that have a number or a run, beside what was measured here."""
     lines = []
     for claim, measured, module in (
-        ("grokking 4.9 times earlier: 95 % held out at 5,950 steps, not 29,450", _grokking(), GROK),
+        (
+            "grokking 4.9 times earlier: 95 % held out at 5,950 steps, not 29,450",
+            grokking_report.claim(),
+            GROK,
+        ),
         (
             "PINN with noisy initial values at an error of 0.40 in 2.4 times fewer iterations than "
             "tuned AdamW",
@@ -43,17 +48,6 @@ def claims() -> str:
     ):
         lines.append([claim, measured, f"`python -m {module}`"])
     return text.table("the paper|measured here|by", lines)
-
-
-def _grokking() -> str:
-    rows = read(grokking.PATH)
-    parts = []
-    for method in grokking.METHODS:
-        if cell := grokking.best(rows, method):
-            own = grokking.rows_at(rows, method, cell)
-            seeds = f"{len(own)} seed" + "s" * (len(own) > 1)
-            parts.append(f"{method}: {_goal(own)} ({seeds})")
-    return "; ".join(parts)
 
 
 def _pinn() -> str:
@@ -147,51 +141,6 @@ def _fastest(method: str) -> text.Rows:
     return min(whole, key=lambda rows: median(text.steps(rows, "iterations_to_0.4")))
 
 
-def grokking_grid() -> str:
-    """Every run of the scan on seed 0."""
-    lines = []
-    rows = [row for row in read(grokking.PATH) if row["steps"] == str(grokking.SCAN)]
-    for method in grokking.METHODS:
-        own = [row for row in rows if row["method"] == method and row["seed"] == "0"]
-        for row in sorted(own, key=lambda row: (float(row["lr"]), float(row["weight_decay"]))):
-            cells = [method, row["lr"], row["weight_decay"], row["steps_to_fit"] or "never"]
-            cells += [row["steps_to_goal"] or "not yet"]
-            accuracy = text.percent(float(row["held_out_accuracy"]))
-            cells += [f"{accuracy} at {row['steps_taken']}"]
-            lines.append([*cells, f"{float(row['cpu_milliseconds']):.0f}"])
-    titles = "method|lr|weight decay|steps to fit the batch|steps to 95 % held out|"
-    return text.table(titles + "held out when it stopped|ms per step", lines)
-
-
-def grokking_best() -> str:
-    """Every method at the best of its scan, over the seeds."""
-    lines = []
-    rows = read(grokking.PATH)
-    adamw: float | None = None
-    for method in grokking.METHODS:
-        cell = grokking.best(rows, method)
-        if cell is None:
-            continue
-        own = grokking.rows_at(rows, method, cell)
-        tried = {(r["lr"], r["weight_decay"]) for r in rows if r["method"] == method}
-        steps = text.steps(own, "steps_to_goal")
-        adamw = median(steps) if method == "AdamW" else adamw
-        ratio = "" if adamw is None or median(steps) == float("inf") else adamw / median(steps)
-        cells = [method, str(len(tried)), f"{cell[0]:g}", f"{cell[1]:g}", str(len(own))]
-        cells += [_goal(own), f"{ratio:.2f}" if ratio else ""]
-        lines.append(cells)
-    titles = "method|cells tried|lr|weight decay|seeds|steps to 95 % held out, median (range)|"
-    return text.table(titles + "AdamW's / its", lines)
-
-
-def _goal(rows: text.Rows) -> str:
-    steps = text.steps(rows, "steps_to_goal")
-    late = [int(row["steps_taken"]) for row in rows if not row["steps_to_goal"]]
-    if len(late) == len(steps):
-        return f"not within {min(late)} steps"
-    return _count(steps) + (f", {len(late)} not within {min(late)}" if late else "")
-
-
 def benign_overfitting() -> str:
     """Before the noise is fitted and after."""
     lines = []
@@ -238,8 +187,10 @@ def spectral_bias() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "paper_claims": claims,
     "paper_pinn": pinn,
-    "paper_grokking_grid": grokking_grid,
-    "paper_grokking": grokking_best,
+    "paper_pinn_minibatches": fresh.table,
+    "paper_grokking": grokking_report.division,
+    "paper_grokking_addition": grokking_report.addition,
+    "paper_grokking_variations": grokking_report.variations,
     "paper_benign_overfitting": benign_overfitting,
     "paper_double_descent": double_descent,
     "paper_spectral_bias": spectral_bias,

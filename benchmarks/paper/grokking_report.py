@@ -1,0 +1,186 @@
+"""Tables and the figure of the grokking runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import fmean, median
+
+from matplotlib.figure import Figure
+
+from benchmarks import text
+from benchmarks.harness import read
+from benchmarks.paper import grokking
+from sciml_snr.figures import COLORS
+
+FIGURE = Path(__file__).parents[2] / "docs/figures/grokking.png"
+ORDER = list(grokking.METHODS)
+DRAWN = ("AdamW", "snr", "soft, finite alpha", "Grokfast AdamW")
+
+
+def division() -> str:
+    """The paper's task: every method, rate and decay, on the seeds that there are."""
+    lines = []
+    for (method, lr, decay), rows in _cells(grokking.DIVISION, "0.25", "512").items():
+        lines.append([method, lr, f"{float(decay):g}", str(len(rows)), *_outcome(rows)])
+    return text.table(
+        "method|lr|weight decay|seeds|steps to fit|steps to 95 % held out|outcome|"
+        "held out at the end|norm of the weights|mean gate",
+        lines,
+    )
+
+
+def addition() -> str:
+    """The perceptron: outcomes of every method at every rate and decay."""
+    cells = _cells(grokking.ADDITION, "0.4", "512")
+    at = list(dict.fromkeys((lr, decay) for _, lr, decay in cells))
+    lines = []
+    for method in ORDER:
+        own = [cells.get((method, *cell)) for cell in at]
+        if any(own):
+            lines.append([method, *(_short(rows) if rows else "" for rows in own)])
+    titles = ["method", *(f"lr {float(lr):g}, decay {float(decay):g}" for lr, decay in at)]
+    return text.table(titles, lines)
+
+
+def variations() -> str:
+    """Other parts of the table to train on, and the full batch, for both tasks."""
+    lines = []
+    rows = read(grokking.PATH)
+    for task, fraction, batch in dict.fromkeys(
+        (r["task"], r["fraction"], r["batch"]) for r in rows
+    ):
+        if (fraction, batch) in (("0.25", "512"), ("0.4", "512")):
+            continue
+        for (method, lr, decay), own in _cells(task, fraction, batch).items():
+            part = text.percent(float(fraction))
+            lines.append([task, part, batch, method, lr, f"{float(decay):g}", _short(own)])
+    return text.table("task|trained on|batch|method|lr|weight decay|outcome", lines)
+
+
+def claim() -> str:
+    """AdamW's fastest cell of the paper's task and the gates' fastest."""
+    cells = _cells(grokking.DIVISION, "0.25", "512")
+    adamw = {key: rows for key, rows in cells.items() if key[0] == "AdamW"}
+    key = min(adamw, key=lambda k: _rank(adamw[k]))
+    (_, lr, decay), rows = key, adamw[key]
+    gates = {key: own for key, own in cells.items() if key[0].startswith(("snr", "soft"))}
+    best = min(median(text.steps(own, "steps_to_goal")) for own in gates.values())
+    found = f"AdamW, best of {len(adamw)} settings: {_steps(rows, 'steps_to_goal')} steps "
+    found += f"(lr {float(lr):g}, decay {float(decay):g}, seeds: {len(rows)}); the gates at "
+    found += f"{len(gates)} settings: "
+    return found + ("none generalizes" if best == float("inf") else f"{best:.0f} at best")
+
+
+def _cells(task: str, fraction: str, batch: str) -> dict[tuple[str, str, str], text.Rows]:
+    """(method, lr, decay) -> its longest run of every seed, in the order of the methods."""
+    chosen = (task, fraction, batch)
+    rows = [r for r in read(grokking.PATH) if (r["task"], r["fraction"], r["batch"]) == chosen]
+    found = {}
+    for key, own in text.groups(rows, "method", "lr", "weight_decay").items():
+        longest = {}
+        for row in sorted(own, key=lambda row: int(row["steps"])):
+            longest[row["seed"]] = row
+        found[key] = [longest[seed] for seed in sorted(longest)]
+    return dict(sorted(found.items(), key=lambda item: _place(item[0])))
+
+
+def _rank(rows: text.Rows) -> tuple[float, float]:
+    """The fastest first; of those that do not get there, the most accurate."""
+    steps, accuracies = text.steps(rows, "steps_to_goal"), text.column(rows, "held_out_accuracy")
+    return median(steps), -median(accuracies)
+
+
+def _place(key: tuple[str, str, str]) -> tuple[int, float, float]:
+    method, lr, decay = key
+    return ORDER.index(method), float(lr), float(decay)
+
+
+def outcome(row: dict[str, str]) -> str:
+    """What became of a run.
+
+    *generalizes*: 95 % held out. *on the way*: 10 %. *memorizes*: it fits its batches (90 %, the
+    mean of the last looks) and nothing else. *loses the table*: it has fitted them better than at
+    the end. *learns nothing*: it never fitted half of them.
+    """
+    if row["steps_to_goal"]:
+        return "generalizes"
+    if float(row["held_out_accuracy"]) >= 0.1:
+        return "on the way"
+    curve = json.loads(row["curve"])
+    fitted = [look[1] for look in curve]
+    last = fmean(fitted[-5:])
+    if last >= 0.9:
+        return "memorizes"
+    return "loses the table" if max(fitted) >= max(0.5, last + 0.1) else "learns nothing"
+
+
+def _outcomes(rows: text.Rows) -> str:
+    found = text.groups([{"outcome": outcome(row)} for row in rows], "outcome")
+    if len(found) == 1:
+        return next(iter(found))[0]
+    return ", ".join(f"{name} ({len(own)})" for (name,), own in found.items())
+
+
+def _outcome(rows: text.Rows) -> list[str]:
+    cells = [_steps(rows, "steps_to_fit"), _steps(rows, "steps_to_goal"), _outcomes(rows)]
+    cells.append(text.percent(median(text.column(rows, "held_out_accuracy"))))
+    last = [json.loads(row["curve"])[-1] for row in rows]
+    known = [look for look in last if len(look) == 5]
+    if not known:
+        return [*cells, "", ""]
+    norm, gate = (median(look[i] for look in known) for i in (3, 4))
+    return [*cells, f"{norm:.0f}", f"{gate:.3f}"]
+
+
+def _steps(rows: text.Rows, name: str) -> str:
+    steps = text.steps(rows, name)
+    middle = median(steps)
+    reached = [step for step in steps if step < float("inf")]
+    if not reached:
+        return f"not in {min(int(row['steps_taken']) for row in rows)}"
+    if middle == float("inf"):
+        return f"{median(reached):.0f} ({len(reached)} of {len(rows)})"
+    missed = len(rows) - len(reached)
+    return f"{middle:.0f}" + (f" ({len(reached)} of {len(rows)})" if missed else "")
+
+
+def _short(rows: text.Rows) -> str:
+    """The outcome, with the steps that it took."""
+    reached = [int(row["steps_to_goal"]) for row in rows if row["steps_to_goal"]]
+    of = f" ({len(reached)} of {len(rows)})" if len(rows) > 1 else ""
+    if reached and 2 * len(reached) >= len(rows):
+        return f"**{median(reached):.0f}**{of}"
+    share = text.percent(median(text.column(rows, "held_out_accuracy")))
+    name = _outcomes(rows)
+    return f"{name}, {share}" if name == "on the way" else name
+
+
+def figure(path: Path = FIGURE) -> None:
+    """Accuracies, norms of the weights, and effective decay over steps, of the perceptron."""
+    drawn = Figure(figsize=(10, 3.2), layout="constrained")
+    axes = drawn.subplots(1, 3)
+    cells = _cells(grokking.ADDITION, "0.4", "512")
+    for color, method in zip(COLORS, DRAWN, strict=False):
+        rows = cells.get((method, "0.001", "1.0"))
+        if not rows:
+            continue
+        curve = [look for look in json.loads(rows[0]["curve"]) if len(look) == 5]
+        steps, fitted, held_out, norm, gate = zip(*curve, strict=True)
+        axes[0].plot(steps, fitted, color=color, linewidth=0.8, alpha=0.6)
+        axes[0].plot(steps, held_out, color=color, linewidth=1.8, label=method)
+        axes[1].plot(steps, norm, color=color)
+        axes[2].semilogy(steps, gate, color=color)
+    axes[0].set(ylabel="accuracy: held out (thick), batch (thin)", ylim=(-0.02, 1.02))
+    axes[1].set(ylabel="norm of the weights")
+    axes[2].set(ylabel="mean gate")
+    for ax in axes:
+        ax.set_xlabel("step")
+        ax.spines[["top", "right"]].set_visible(False)
+    drawn.legend(frameon=False, loc="outside upper center", ncols=len(DRAWN))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn.savefig(path, dpi=130)
+
+
+if __name__ == "__main__":
+    figure()
