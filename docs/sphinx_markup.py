@@ -66,10 +66,18 @@ def markdown(text: str, obj: griffe.Object) -> str:
 
     text = re.sub(r"^( *)Example:$", r"\1Examples:", text, flags=re.MULTILINE)
     text = MATH.sub(block, text)
+    text = re.sub(r"^Shapes:\n((?: {4}.*\n?)+)", _shapes, text, flags=re.MULTILINE)
     text = re.sub(r":math:`([^`]+)`", lambda m: f"${' '.join(m[1].split())}$", text)
     text = re.sub(r"``([^`]+)``", r"`\1`", text)
     text = re.sub(r"`?\bdocs/([\w/-]+)\.md\b`?", r"[\1](../\1.md)", text)
     return ROLE.sub(role, text)
+
+
+def _shapes(section: re.Match[str]) -> str:
+    """A section that Google's style does not know, as a list."""
+    lines = [line[4:] for line in section[1].splitlines()]
+    items = [line if line.startswith(" ") else f"- {line}" for line in lines]
+    return "\n".join(["**Shapes:**", "", *items, ""])
 
 
 def _path(name: str, obj: griffe.Object) -> str:

@@ -64,7 +64,7 @@ def small_model() -> dict:
     model = dde.Model(data, dde.nn.FNN([2, 8, 1], "tanh", "Glorot normal"))
     model.compile("snr_adam", lr=3e-3, external_trainable_variables=k)
     model.train(iterations=2, verbose=0)
-    return {"model": model, "k": k, "points": x}
+    return {"model": model, "k": k, "points": x, "x": x, "y": np.sin(x[:, :1])}
 
 
 def small_network() -> dict:
@@ -105,7 +105,7 @@ def samples() -> dict:
 def a_fit_and_a_model() -> dict:
     made = samples()
     fit = fit_field(made["x"], made["y"], sigma=0.1, steps=2, progress=False)
-    return {**small_network(), **small_model(), "fit": fit}
+    return {**small_model(), **small_network(), "fit": fit}
 
 
 GIVEN: dict[str, Callable[[], dict]] = {
@@ -115,6 +115,7 @@ GIVEN: dict[str, Callable[[], dict]] = {
     "how-to/images.md": an_image,
     "how-to/learning-rate.md": small_model,
     "how-to/stopping.md": small_model,
+    "index.md": small_model,
     "how-to/surfaces.md": a_scan,
 }
 """What a page takes for granted: names, and files in the working directory."""
