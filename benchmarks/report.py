@@ -31,7 +31,9 @@ from benchmarks import (
     images,
     memorization,
     networks,
+    overview,
     problem_pages,
+    readme,
     redesign,
     reliability,
     replicas,
@@ -47,6 +49,9 @@ DOCUMENTS = tuple(sorted(path for pattern in PAGES for path in ROOT.glob(pattern
 """Every hand-written document; those without tables are left as they are."""
 
 TABLES: dict[str, Callable[[], str]] = {
+    "overview": overview.methods,
+    "overview_problems": overview.problems,
+    "readme_output": readme.output,
     "problems": problem_pages.overview,
     "problem_details": problem_pages.details,
     "convection_grid": convection.grid,
