@@ -65,7 +65,7 @@ bench: .venv/.installed-bench
 
 # The site, in site/. Notebooks are shown as they are; nothing is fetched.
 docs: .venv/.installed-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 notebooks: .venv/.installed-docs
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb

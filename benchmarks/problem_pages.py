@@ -31,7 +31,7 @@ def overview() -> str:
         if isinstance(problem, MeasuredSource):
             measured += f", f at {len(problem.source_observations)}"
         line = [
-            f"[{cls.name}]({_source(cls)})",
+            f"[{cls.name}](#{cls.name})",
             f"`{cls.equation}`".replace("|", r"\|"),
             measured,
             "?" if sigma is None else f"{sigma.max():.3g}",
@@ -46,7 +46,8 @@ def details() -> str:
     sections = []
     for cls in PROBLEMS.values():
         budget = f"{cls.iterations} iterations at a learning rate of {cls.lr:g}"
-        sections += [f"### {cls.name}", markdown(inspect.getdoc(cls) or ""), f"Default: {budget}."]
+        text = markdown(inspect.getdoc(cls) or "")
+        sections += [f"### {cls.name}", text, f"Default: {budget}. File: {_source(cls)}."]
     return "\n\n".join(sections)
 
 
@@ -66,4 +67,5 @@ def _math(block: re.Match[str]) -> str:
 
 
 def _source(cls: type[Problem]) -> str:
-    return f"../../problems/{Path(inspect.getfile(cls)).name}"
+    path = f"problems/{Path(inspect.getfile(cls)).name}"
+    return f"[{path}](../../{path})"

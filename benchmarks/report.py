@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import (
+    choices,
+    command_pages,
     convection,
     cost,
     coverage,
@@ -52,6 +54,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "overview": overview.methods,
     "overview_problems": overview.problems,
     "readme_output": readme.output,
+    "which_one": choices.which_one,
+    "learning_rates": choices.learning_rates,
+    "budgets": choices.budgets,
+    "command_line": command_pages.commands,
     "problems": problem_pages.overview,
     "problem_details": problem_pages.details,
     "convection_grid": convection.grid,

@@ -94,9 +94,14 @@ def overall() -> str:
     return text.table(tables.OVERALL, tables.overall_cells(done) if _has_adam(done) else [])
 
 
-def one_rate() -> str:
-    """Every method at one learning rate for all problems, against Adam's best of each; seed 0."""
-    rates = sorted({lr for method in plan().methods.values() for lr in method.lrs})
+def one_rate(names: Sequence[str] = ()) -> str:
+    """Every method at one learning rate for all problems, against Adam's best of each; seed 0.
+
+    Args:
+        names: of these methods only.
+    """
+    shown = names or list(plan().methods)
+    rates = sorted({lr for name in shown for lr in plan().methods[name].lrs})
     found: dict[tuple[str, float], dict[str, float]] = {}
     for row in rows():
         if int(row["seed"]) in plan().tuning_seeds:
@@ -105,7 +110,7 @@ def one_rate() -> str:
     adam = [found.get(("adam", lr), {}) for lr in plan().methods["adam"].lrs]
     best = {problem: min(errors[problem] for errors in adam) for problem in adam[0]}
     lines = []
-    for method in plan().methods:
+    for method in shown:
         line = [method]
         for lr in rates:
             errors = found.get((method, lr), {})

@@ -17,12 +17,23 @@ ROOT = Path(__file__).parents[1]
 LINK = re.compile(
     r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)"
 )
+BAR = re.compile(r"`([^`\n]*\\\|[^`\n]*)`")
+"""Code with a bar in a table: GitHub knows that its backslash is not meant."""
 FENCE = re.compile(r"^(```.*?^```)", flags=re.DOTALL | re.MULTILINE)
+
+
+SOURCES = ROOT / "build/docs"
+"""Where the API reference looks for the package."""
+
+
+def on_startup(**_: Any) -> None:
+    """Before mkdocstrings looks for folders of sources."""
+    SOURCES.mkdir(parents=True, exist_ok=True)
 
 
 def on_pre_build(config: Any) -> None:
     """A copy of the package as it is imported: ``problems/`` is ``sciml_snr.problems``."""
-    package = ROOT / "build/docs/sciml_snr"
+    package = SOURCES / "sciml_snr"
     shutil.rmtree(package, ignore_errors=True)
     unseen = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "sciml_snr", package, ignore=unseen)
@@ -70,6 +81,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         if part.startswith("```math"):
             parts[i] = f"$$\n{part[len('```math') : -len('```')].strip()}\n$$"
         elif not part.startswith("```"):
+            part = BAR.sub(lambda m: f"<code>{m[1].replace(chr(92) + '|', '&#124;')}</code>", part)
             part = re.sub(r"\$`(.+?)`\$", r"$\1$", part, flags=re.DOTALL)
             parts[i] = LINK.sub(link, part)
     return "".join(parts)
@@ -82,6 +94,8 @@ def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
         opening, text = match[1], match[2]
         for entity, character in (("&lt;", "<"), ("&gt;", ">"), ("&amp;", "&")):
             text = text.replace(entity, character)
+        if re.search(r"\\\\|(?<!\\)&", text) and r"\begin" not in text:
+            text = rf"\begin{{split}}{text}\end{{split}}"
         return convert(text, display="block" if opening == "[" else "inline")
 
     return re.sub(

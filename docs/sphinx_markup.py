@@ -68,6 +68,7 @@ def markdown(text: str, obj: griffe.Object) -> str:
     text = MATH.sub(block, text)
     text = re.sub(r":math:`([^`]+)`", lambda m: f"${' '.join(m[1].split())}$", text)
     text = re.sub(r"``([^`]+)``", r"`\1`", text)
+    text = re.sub(r"`?\bdocs/([\w/-]+)\.md\b`?", r"[\1](../\1.md)", text)
     return ROLE.sub(role, text)
 
 

@@ -1,9 +1,7 @@
 r"""Losses that know the error of their data, and hand it over to the optimizer.
 
-===================  ============================================  ==========================
-:class:`NoisyLoss`   measurement error of the data                 fixed data, or minibatches
-:class:`SampledLoss` which samples happened to be drawn            minibatches
-===================  ============================================  ==========================
+:class:`NoisyLoss` is for the measurement error of the data, fixed data or minibatches;
+:class:`SampledLoss` for which samples happened to be drawn, of minibatches.
 
 A noisy loss is a loss like ``nn.MSELoss``. In ``backward()`` the gradient arrives at its
 elementwise values :math:`l_i`: :math:`g_i = \partial\,\mathrm{total} / \partial l_i`, in which the

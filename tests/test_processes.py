@@ -527,7 +527,7 @@ def test_torchrun_says_which_process_is_the_first(monkeypatch, tmp_path: Path) -
 
 # The page ---------------------------------------------------------------------------------------
 
-PAGE = (Path(__file__).parents[1] / "docs" / "processes.md").read_text()
+PAGE = (Path(__file__).parents[1] / "docs/how-to/processes.md").read_text()
 
 
 def on_the_page(rank: int, which: str, folder: Path) -> Tensor:

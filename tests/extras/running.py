@@ -17,7 +17,7 @@ from sciml_snr.handover import KEY
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-PAGES = ROOT / "docs" / "integrations"
+PAGES = ROOT / "docs" / "how-to"
 ERRORS = re.compile(r"error against the truth: Adam ([\d.]+), SNRAdam ([\d.]+)")
 
 

@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-import plain_torch
 import torch
 from oscillator import SIGMA, Network, measurements
 from torch import nn
 
 import sciml_snr
-from tests.cases import assert_same_bits
-from tests.extras.running import (
-    assert_noise_is_kept_out,
-    floors,
-    printed,
-    run_page,
-    states,
-)
+from tests.extras.running import assert_noise_is_kept_out, floors, printed
 
 
 def test_noise_is_kept_out() -> None:
     assert_noise_is_kept_out(printed("plain_torch.py"))
-
-
-def test_the_page_runs(tmp_path) -> None:
-    x, y = measurements()
-    path = tmp_path / "run.pt"
-    space = run_page(
-        "plain_torch.md", plain_torch, net=Network(), x=x, y=y, steps=3, batches=4, path=path
-    )
-    net = Network()
-    optimizer = sciml_snr.SNRAdam(net.parameters(), noise=sciml_snr.NoisyLoss(SIGMA))
-    for own, saved in zip((net, optimizer), torch.load(path), strict=True):
-        own.load_state_dict(saved)
-    assert optimizer.beside_exact is True
-    assert_same_bits(states(net, optimizer), states(space["net"], space["optimizer"]))
 
 
 def test_batches_make_the_floor_of_all_data_scaled_by_the_clipping() -> None:
