@@ -33,7 +33,9 @@ from benchmarks import (
     images,
     memorization,
     networks,
+    overview,
     problem_pages,
+    readme,
     redesign,
     reliability,
     replicas,
@@ -49,6 +51,9 @@ DOCUMENTS = tuple(sorted(path for pattern in PAGES for path in ROOT.glob(pattern
 """Every hand-written document; those without tables are left as they are."""
 
 TABLES: dict[str, Callable[[], str]] = {
+    "overview": overview.methods,
+    "overview_problems": overview.problems,
+    "readme_output": readme.output,
     "which_one": choices.which_one,
     "learning_rates": choices.learning_rates,
     "budgets": choices.budgets,
