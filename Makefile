@@ -61,6 +61,7 @@ bench: .venv/.installed-bench
 	$(BIN)/python -m benchmarks.paper.grokking_report
 	$(BIN)/python -m benchmarks.paper.pinn
 	$(BIN)/python -m benchmarks.paper.dpo
+	$(BIN)/python -m benchmarks.pictures
 	$(BIN)/python -m benchmarks.report
 
 # The site, in site/. Notebooks are shown as they are; nothing is fetched.
