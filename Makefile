@@ -39,6 +39,8 @@ bench: .venv/.installed-bench
 	$(BIN)/python -m benchmarks.gauss_newton_goals
 	$(BIN)/python -m benchmarks.convection
 	$(BIN)/python -m benchmarks.gauss_newton default 5
+	$(BIN)/python -m benchmarks.gauss_newton "five times the seconds" 5 burgers burgers_inverse allen_cahn
+	$(BIN)/sciml-snr bench benchmarks/zoo_long.toml --out benchmarks/results/zoo_long.csv
 	$(BIN)/python -m benchmarks.heat
 	$(BIN)/python -m benchmarks.curves
 	$(BIN)/python -m benchmarks.images

@@ -97,7 +97,7 @@ def table() -> str:
     lines, every = [], [dict(row) for row in read(PATH)]
     for problem, (_, _, plan, unknown, goal) in GOALS.items():
         own = [row for row in every if row["problem"] == problem]
-        adam = tables.tuned(zoo._beside(plan)).get(problem, {})
+        adam = tables.tuned(zoo.beside(plan)).get(problem, {})
         if not own or "adam" not in adam:
             continue
         seeds = {row["seed"] for row in own} & {row["seed"] for row in adam["adam"].rows}

@@ -81,6 +81,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gauss_newton_variants": gauss_newton.variants,
     "gauss_newton_rivals": gauss_newton.second_order,
     "gauss_newton_hold": gauss_newton.hold,
+    "gauss_newton_longer": gauss_newton.longer,
     "gauss_newton_size": gauss_newton_size.table,
     "gauss_newton_goals": gauss_newton_goals.table,
     "weights": weights.table,

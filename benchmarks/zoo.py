@@ -132,10 +132,10 @@ def cells() -> str:
 
 def outliers() -> str:
     """The problems with heavy tails."""
-    return _cells(_beside("outliers"))
+    return _cells(beside("outliers"))
 
 
-def _beside(name: str) -> list[Row]:
+def beside(name: str) -> list[Row]:
     """What can be compared of a plan beside the zoo's."""
     done = read(RESULTS / f"{name}.csv")
     return tables.comparable(done, read_plan(PLAN.with_name(f"{name}.toml")).jobs(done))
@@ -230,7 +230,7 @@ def _goal(
         return [str(len(found)), text.spread(found), f"{within} of {len(found)}"]
 
     lines = []
-    for method, one in tables.tuned(_beside(plan)).get(problem, {}).items():
+    for method, one in tables.tuned(beside(plan)).get(problem, {}).items():
         fields = text.spread([number(row["final_error"]) for row in one.rows])
         cells = [method, f"{one.lr:g}", *summed([of(row) for row in one.rows]), fields]
         lines.append([*cells, f"{one.median('cpu_seconds'):.0f}"])

@@ -259,7 +259,17 @@ class Problem(ABC):
         return {name: float(self.unknown(name).detach()) for name in self.unknown_names}
 
     def unknown(self, name: str) -> torch.Tensor:
-        """An unknown that is positive: its logarithm is trained, from ``starts[name]``."""
+        """An unknown that is positive: its logarithm is trained, from ``starts[name]``.
+
+        Raises:
+            KeyError: the problem has no such unknown; says which it has.
+        """
+        if name not in self.unknowns:
+            has = ", ".join(map(repr, self.unknowns)) or "none"
+            raise KeyError(
+                f"{type(self).__name__} has no unknown {name!r}, it has {has}: unknown_names and "
+                "guesses say which there are."
+            )
         return self.starts[name] * torch.exp(self.unknowns[name])
 
     def unknown_functions(self, model: dde.Model) -> dict[str, Callable[[], torch.Tensor]]:

@@ -682,3 +682,9 @@ def test_counts_must_be_positive(tmp_path) -> None:
 def test_missing_file() -> None:
     with pytest.raises(FileNotFoundError):
         Convection(observations="/does/not/exist.csv")
+
+
+def test_an_unknown_that_is_not_there_is_named() -> None:
+    problem = PROBLEMS["heat"]()
+    with pytest.raises(KeyError, match=r"Heat has no unknown 'd', it has 'diffusivity'"):
+        problem.unknown("d")

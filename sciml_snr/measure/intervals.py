@@ -6,8 +6,26 @@ import math
 
 
 def statement(name: str, value: float, standard_error: float, interval: tuple[float, float]) -> str:
-    """``k = 0.713 +- 0.031 (95 %: 0.65 to 0.77)``."""
-    return f"{name} = {text(value, standard_error)} (95 %: {ends(*interval)})"
+    """``k = 0.713 +- 0.031 (95 %: 0.65 to 0.77)``.
+
+    Where the interval of a quantity with a known sign spans a factor of more than 100, or has no
+    end, it says so: ``not determined by these data``.
+    """
+    found = f"{name} = {text(value, standard_error)} (95 %: {ends(*interval)})"
+    return found if is_determined(*interval) else f"{found}: not determined by these data"
+
+
+FACTOR = 100
+"""Of the ends of an interval: beyond it not even the order of magnitude is known."""
+
+
+def is_determined(low: float, high: float) -> bool:
+    """Whether an interval tells the order of magnitude, or the size of what may be zero."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return False
+    if low * high <= 0:
+        return True
+    return max(low / high, high / low) <= FACTOR
 
 
 def text(value: float, standard_error: float) -> str:
