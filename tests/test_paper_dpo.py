@@ -204,3 +204,16 @@ def test_pairs_are_in_the_order_of_the_reward_and_continue_their_prompts(job: dp
         assert pair.chosen.startswith(" ") and "<" not in pair.chosen
     words = {word for kind in grammar.WORDS.values() for word in kind} | {".", "<unknown>"}
     assert {word for pair in pairs for word in pair.chosen.split()} <= words
+
+
+@pytest.mark.parametrize("method", list(dpo.METHODS))
+def test_every_method_takes_a_step(method: str) -> None:
+    if method == "CASMO":
+        pytest.importorskip("casmo")
+    weight = torch.nn.Parameter(torch.ones(3))
+    build, _ = dpo.METHODS[method]
+    optimizer = build([weight], dpo.Job(method, 1e-3, 0))
+    for _ in range(3):
+        weight.grad = torch.full((3,), 2.0)
+        optimizer.step()
+    assert torch.isfinite(weight).all() and (weight < 1).all()

@@ -90,13 +90,31 @@ def snr_adam(params: Sequence[Tensor], job: Job, **gate: Any) -> torch.optim.Opt
     return SNRAdam(params, lr=job.lr, weight_decay=WEIGHT_DECAY, **gate)
 
 
-ADAMW, GATED = "AdamW", "SNRAdam, soft, z = 2"
+def casmo(params: Sequence[Tensor], job: Job) -> torch.optim.Optimizer:
+    from casmo import CASMO  # in the extra "bench"
+
+    return CASMO(params, lr=job.lr, weight_decay=WEIGHT_DECAY)
+
+
+ADAMW, GATED, SNR = "AdamW", "SNRAdam, soft, z = 2", "SNRAdam, snr"
+DRAWN = (ADAMW, "SNRAdam, published rule, soft", GATED, SNR)
+"""In the figure."""
 ROBUST = {"loss_type": ["robust"], "label_smoothing": SWAPPED}
 METHODS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]] = {
     ADAMW: (adamw, {}),
     "SNRAdam, published rule, soft": (snr_adam, {}),
-    GATED: (functools.partial(snr_adam, z=2.0), {}),
+    GATED: (functools.partial(snr_adam, gate={"form": "soft", "z": 2.0}), {}),
     "AdamW, robust loss": (adamw, ROBUST),
+    SNR: (functools.partial(snr_adam, gate="snr"), {}),
+    "SNRAdam, snr, softness 0.3": (functools.partial(snr_adam, gate="snr", softness=0.3), {}),
+    "SNRAdam, snr, softness 3": (functools.partial(snr_adam, gate="snr", softness=3.0), {}),
+    "SNRAdam, snr, softness 10": (functools.partial(snr_adam, gate="snr", softness=10.0), {}),
+    "SNRAdam, soft, lambda 0": (functools.partial(snr_adam, gate="soft", lambd=0.0), {}),
+    "SNRAdam, snr, per tensor": (
+        functools.partial(snr_adam, gate="snr", reduction="per_tensor"),
+        {},
+    ),
+    "CASMO": (casmo, {}),
 }
 """Name -> optimizer, options of the loss.
 
@@ -472,7 +490,7 @@ def figure(path: Path = FIGURE) -> None:
     groups = _groups()
     drawing = Figure(figsize=(10, 4.2), layout="constrained")
     axes: Any = drawing.subplots(1, 2)
-    for method, color in zip(METHODS, COLORS, strict=False):
+    for method, color in zip(DRAWN, COLORS, strict=False):
         if lr := _tuned(groups, method):
             rows = groups[method, lr]
             for ax, name in zip(axes, ("accuracy", "drift"), strict=True):
