@@ -62,6 +62,7 @@ bench: .venv/.installed-bench
 	$(BIN)/python -m benchmarks.paper.grokking
 	$(BIN)/python -m benchmarks.paper.grokking_report
 	$(BIN)/python -m benchmarks.paper.pinn
+	$(BIN)/python -m benchmarks.paper.pixels
 	$(BIN)/python -m benchmarks.paper.dpo
 	$(BIN)/python -m benchmarks.pictures
 	$(BIN)/python -m benchmarks.report

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.harness import append_missing, read
-from benchmarks.paper import arithmetic, grokking, grokking_report, phenomena, pinn, report
+from benchmarks.paper import arithmetic, grokking, grokking_report, phenomena, pinn, pixels, report
 
 ADAMW = grokking.division("AdamW", 1.0, steps=4)
 
@@ -169,6 +169,18 @@ def test_pinn_minibatches_rows_and_table(tmp_path, monkeypatch) -> None:
     }
     assert pinn.table().count("\n") == 1 + len(pinn.METHODS)
     assert pinn.best_rate(rows, "AdamW") == "0.003"
+
+
+def test_pixels_rows_and_table(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "pixels.csv"
+    monkeypatch.setattr(pixels, "PATH", path)
+    monkeypatch.setattr(pixels, "EVERY", 2)
+    runs = [pixels.Run("camera", method, 1e-3, steps=4) for method in pixels.METHODS]
+    append_missing(path, runs, pixels.KEYS, pixels.fit, jobs=1)
+    assert [row["best_step"] in ("2", "4") for row in read(path)] == [True] * len(runs)
+    assert pixels.table().count("\n") == 1  # not on all images
+    monkeypatch.setattr(pixels, "CORNERS", {"camera": (96, 224)})
+    assert pixels.table().count("\n") == 1 + len(runs)
 
 
 def test_phenomena_end_at_least_squares() -> None:
