@@ -5,7 +5,7 @@ export DDE_BACKEND = pytorch
 # Small networks: two threads are no faster than one, and many times slower on a busy machine.
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test fuzz test-extras check bench docs clean
+.PHONY: demo test fuzz test-extras check bench docs dist clean
 
 demo: .venv/.installed
 	rm -rf runs/demo
@@ -65,6 +65,10 @@ docs: .venv/.installed-docs
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
 	$(BIN)/python -m benchmarks.report
 
+# Wheel and source archive in dist/, each installed into an empty environment and tried. About two minutes.
+dist: .venv/dist-tools/.installed
+	$(PYTHON) tests/check_dist.py .venv/dist-tools/bin/python
+
 clean:
 	rm -rf .venv runs
 
@@ -83,4 +87,9 @@ clean:
 
 .venv/.installed-docs: .venv/.installed
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[docs]"
+	touch $@
+
+.venv/dist-tools/.installed:
+	$(PYTHON) -m venv .venv/dist-tools
+	.venv/dist-tools/bin/pip install --quiet build twine "setuptools>=77"
 	touch $@
