@@ -65,7 +65,7 @@ docs: .venv/.installed-docs
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
 	$(BIN)/python -m benchmarks.report
 
-# Wheel and source archive in dist/, each installed into an empty environment and tried. About two minutes.
+# Wheel and source archive in dist/, compared, installed into an empty environment and tried: about two minutes.
 dist: .venv/dist-tools/.installed
 	$(PYTHON) tests/check_dist.py .venv/dist-tools/bin/python
 
