@@ -5,7 +5,7 @@ export DDE_BACKEND = pytorch
 # Small networks: two threads are no faster than one, and many times slower on a busy machine.
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test fuzz test-extras check bench docs dist clean
+.PHONY: demo test fuzz test-extras check bench docs dist matrix clean
 
 demo: .venv/.installed
 	rm -rf runs/demo
@@ -68,6 +68,10 @@ docs: .venv/.installed-docs
 # Wheel and source archive in dist/, compared, installed into an empty environment and tried: about two minutes.
 dist: .venv/dist-tools/.installed
 	$(PYTHON) tests/check_dist.py .venv/dist-tools/bin/python
+
+# Oldest and newest versions that pyproject.toml allows. Each downloads about 3 GB: not a part of .ci/run.
+matrix: .venv/.installed
+	$(BIN)/python tests/matrix.py
 
 clean:
 	rm -rf .venv runs
