@@ -33,12 +33,12 @@ class Example:
 EXAMPLES = {
     "01_noisy_pde_in_deepxde": Example(
         "noisy_pde",
-        2000,
+        4000,
         "the memorized share of both fits, and the rates of lynx and hare beside least squares.",
     ),
     "02_why_the_gate_holds": Example(
         "why_the_gate_holds",
-        300,
+        700,
         "final and best quality of the four fits, and the estimated sigma.",
     ),
     "03_denoise_an_image": Example(
@@ -48,7 +48,7 @@ EXAMPLES = {
     ),
     "04_surface_from_a_noisy_scan": Example(
         "surface_from_a_scan",
-        200,
+        600,
         "distances of both meshes from the true surface, and the memorized share of a curve.",
     ),
     "05_measuring_memorization": Example(
@@ -68,7 +68,7 @@ EXAMPLES = {
     ),
     "08_tomography": Example(
         "tomography",
-        200,
+        None,
         "the quality of the fit and of Adam's, and the misfit, which needs no truth.",
     ),
 }

@@ -24,7 +24,7 @@ import numpy as np
 
 import sciml_snr  # makes "snr_adam" known to DeepXDE
 
-ITERATIONS = int(os.environ.get("ITERATIONS", 2000))
+ITERATIONS = int(os.environ.get("ITERATIONS", 4000))
 FIGURES = Path("runs/examples")
 FIGURES.mkdir(parents=True, exist_ok=True)
 

@@ -26,7 +26,7 @@ from skimage.measure import marching_cubes
 
 from sciml_snr.fields import SDFFit, fit_sdf
 
-STEPS = int(os.environ.get("ITERATIONS", 200))
+STEPS = int(os.environ.get("ITERATIONS", 600))
 folder = Path(tempfile.mkdtemp())
 torch.set_num_threads(1)
 FIGURES = Path("runs/examples")

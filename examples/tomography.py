@@ -25,7 +25,7 @@ from skimage.transform import iradon, iradon_sart, radon, resize
 
 from sciml_snr.fields import LineIntegrals, fit_field
 
-STEPS = int(os.environ.get("ITERATIONS", 200))
+STEPS = int(os.environ.get("ITERATIONS", 400))
 torch.set_num_threads(1)
 FIGURES = Path("runs/examples")
 FIGURES.mkdir(parents=True, exist_ok=True)

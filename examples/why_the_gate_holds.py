@@ -30,7 +30,7 @@ from torch import nn
 import sciml_snr
 from sciml_snr import memorized_share
 
-ITERATIONS = int(os.environ.get("ITERATIONS", 300))
+ITERATIONS = int(os.environ.get("ITERATIONS", 700))
 torch.set_num_threads(1)
 FIGURES = Path("runs/examples")
 FIGURES.mkdir(parents=True, exist_ok=True)
