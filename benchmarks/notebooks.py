@@ -63,7 +63,7 @@ EXAMPLES = {
     ),
     "07_error_bars": Example(
         "error_bars",
-        200,
+        None,
         "coefficients and a flux with their error bars, and what these say of a wrong equation.",
     ),
     "08_tomography": Example(

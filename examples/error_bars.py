@@ -31,7 +31,7 @@ import torch
 
 import sciml_snr  # makes "snr_adam" and "snr_gn" known to DeepXDE
 
-ITERATIONS = int(os.environ.get("ITERATIONS", 200))
+ITERATIONS = int(os.environ.get("ITERATIONS", 400))
 STEPS = max(4, 3 * ITERATIONS // 20)
 DRAWS = max(3, ITERATIONS // 20)
 torch.set_num_threads(1)
