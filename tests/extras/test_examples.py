@@ -14,7 +14,7 @@ from tests.extras.running import printed
 @pytest.mark.parametrize("name", [example.name for example in EXAMPLES.values()])
 def test_a_script_runs_and_leaves_its_figures(name: str, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ITERATIONS", "40")
+    monkeypatch.setenv("ITERATIONS", "80")
     assert f"runs/examples/{name}_*.png" in printed(f"{name}.py")
     expected = re.findall(rf"{name}_\d+\.png", (FOLDER / f"{name}.py").read_text())
     found = {path.name for path in (tmp_path / "runs/examples").iterdir()}

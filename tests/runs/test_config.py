@@ -147,7 +147,8 @@ def test_its_signature_and_docstring_name_the_options() -> None:
 def test_the_fits_take_the_options_of_their_config(function, config) -> None:
     parameters = set(inspect.signature(function).parameters)
     assert set(config.names()) - {"patience"} <= parameters
-    assert all(f"        {name}: " in function.__doc__ for name in set(config.names()) & parameters)
+    page = inspect.getdoc(function)
+    assert all(f"\n    {name}: " in page for name in set(config.names()) & parameters)
 
 
 # The command line ----------------------------------------------------------------------------
