@@ -137,7 +137,7 @@ def test_its_signature_and_docstring_name_the_options() -> None:
     parameters = inspect.signature(call).parameters
     assert list(parameters) == ["x", *Small.names()[:-1], "out"]
     assert parameters["steps"].default == 7 and parameters["rate"].default == 0.5
-    assert "        steps: Steps [default: many].\n" in str(call.__doc__)
+    assert "\n    steps: Steps [default: many].\n" in str(inspect.getdoc(call))
 
 
 @pytest.mark.parametrize(
