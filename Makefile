@@ -5,7 +5,7 @@ export DDE_BACKEND = pytorch
 # Small networks: two threads are no faster than one, and many times slower on a busy machine.
 export OMP_NUM_THREADS = 1
 
-.PHONY: demo test fuzz test-extras check bench docs notebooks clean
+.PHONY: demo test fuzz test-extras check bench docs notebooks dist matrix clean
 
 demo: .venv/.installed
 	rm -rf runs/demo
@@ -75,6 +75,14 @@ notebooks: .venv/.installed-docs
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
 	$(BIN)/python -m benchmarks.report
 
+# Wheel and source archive in dist/, compared, installed into an empty environment and tried: about two minutes.
+dist: .venv/dist-tools/.installed
+	$(PYTHON) tests/check_dist.py .venv/dist-tools/bin/python
+
+# Oldest and newest versions that pyproject.toml allows. Each downloads about 3 GB: not a part of .ci/run.
+matrix: .venv/.installed
+	$(BIN)/python tests/matrix.py
+
 clean:
 	rm -rf .venv runs build site
 
@@ -93,4 +101,9 @@ clean:
 
 .venv/.installed-docs: .venv/.installed
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[docs]"
+	touch $@
+
+.venv/dist-tools/.installed:
+	$(PYTHON) -m venv .venv/dist-tools
+	.venv/dist-tools/bin/pip install --quiet build twine "setuptools>=77"
 	touch $@

@@ -1,4 +1,4 @@
-"""What the site is made of beside the pages in this folder: the notebooks, the change log, the
+"""What the site is made of beside the pages in this folder: the notebooks, the pages outside, the
 sources for the API reference, mathematics, and links out of the folder."""
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ BAR = re.compile(r"`([^`\n]*\\\|[^`\n]*)`")
 FENCE = re.compile(r"^(```.*?^```)", flags=re.DOTALL | re.MULTILINE)
 
 
+OUTSIDE = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
+"""Pages of the site that lie beside this folder."""
+
 SOURCES = ROOT / "build/docs"
 """Where the API reference looks for the package."""
 
@@ -41,7 +44,7 @@ def on_pre_build(config: Any) -> None:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds the notebooks, as they were executed last, and the change log."""
+    """Adds the notebooks, as they were executed last, and the pages outside."""
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         text, resources = MarkdownExporter().from_filename(str(path))
         for name, content in resources["outputs"].items():
@@ -50,15 +53,15 @@ def on_files(files: Files, config: Any) -> Files:
             files.append(File.generated(config, source, content=content))
         text = re.sub(r"<style scoped>.*?</style>", "", text, flags=re.DOTALL)  # of pandas' tables
         files.append(File.generated(config, f"tutorials/{path.stem}.md", content=text))
-    log = (ROOT / "CHANGELOG.md").read_text()
-    files.append(File.generated(config, "changelog.md", content=log))
+    for page, path in OUTSIDE.items():
+        files.append(File.generated(config, page, content=(ROOT / path).read_text()))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Links as the site has them, and the mathematics of GitHub as that of arithmatex."""
     source = page.file.src_uri
-    at = {"changelog.md": "CHANGELOG.md"}.get(source, f"docs/{source}")
+    at = OUTSIDE.get(source, f"docs/{source}")
     if source.startswith("tutorials/0"):
         at = source.replace("tutorials", "notebooks", 1)
 
@@ -68,7 +71,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
             return match[0]
         path = posixpath.normpath(posixpath.join(posixpath.dirname(at), target))
         path = re.sub(r"^notebooks/(.*)\.ipynb$", r"docs/tutorials/\1.md", path)
-        path = {"CHANGELOG.md": "docs/changelog.md", "README.md": "docs/index.md"}.get(path, path)
+        inside = {to: f"docs/{page}" for page, to in OUTSIDE.items()}
+        path = {**inside, "README.md": "docs/index.md"}.get(path, path)
         if path.startswith("docs/"):
             to = posixpath.relpath(path[len("docs/") :], posixpath.dirname(source) or ".")
             return f"{image}[{words}]({to}{anchor})"

@@ -198,7 +198,7 @@ def test_components() -> None:
     assert isinstance(estimates, tuple)
     assert list(estimates) == pytest.approx([scattered(p, column) for column in y.T])
     (only,) = estimate_sigma_scattered(p, y[:, :1])
-    assert only == estimates[0]
+    assert only == pytest.approx(estimates[0])
 
 
 def test_round_off_is_no_direction() -> None:

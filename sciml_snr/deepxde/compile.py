@@ -268,7 +268,8 @@ def _hint_later(optimizer: Optimizer, model: Any) -> None:
     """Warn, once in a process, when the streaming floor sees the same data in every step."""
     last_batch: Any = None
     steps = 0
-    fixed = any(condition.batch_size is None for condition in measurements_of(model.data))
+    sizes = [getattr(condition, "batch_size", None) for condition in measurements_of(model.data)]
+    fixed = None in sizes
 
     def look(*_: Any) -> None:
         global hint_given

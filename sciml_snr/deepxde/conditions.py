@@ -247,7 +247,7 @@ def check_measurements(condition: Any) -> None:
             f"a number, ({len(points)}, {components}) or (1, {components}), a column per "
             "component: one-dimensional arrays become columns by x[:, None]."
         )
-    if condition.batch_size is not None:  # DeepXDE takes a batch's rows of them
+    if getattr(condition, "batch_size", None) is not None:  # DeepXDE takes a batch's rows of them
         condition.values = values.expand(len(points), components)
     for name, given in (("points", points), ("values", as_array(values))):
         wrong = ~np.isfinite(given)
@@ -272,9 +272,9 @@ def sigma_of_points(condition: Any, sigma: Any) -> torch.Tensor:
             raise ValueError(f'sigma must be a number, an array or "estimate", got {sigma!r}.')
         from ..sigma import estimate_sigma_scattered
 
-        values = np.broadcast_to(as_array(condition.values), (len(condition), components))
+        values = np.broadcast_to(as_array(condition.values), (len(condition.points), components))
         sigma = estimate_sigma_scattered(as_array(condition.points), values)
-    return as_sigma(sigma, len(condition), components)
+    return as_sigma(sigma, len(condition.points), components)
 
 
 def as_sigma(sigma: Any, points: int, components: int) -> torch.Tensor:

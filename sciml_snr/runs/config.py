@@ -305,8 +305,10 @@ def takes(
             return call(*args, **kwargs)
 
         called.__signature__ = signature  # type: ignore[attr-defined]
-        block = textwrap.indent("\n".join(lines), " " * 8).lstrip()
-        called.__doc__ = (call.__doc__ or "").replace("{options}", block)
+        before, place, after = (call.__doc__ or "").partition("{options}")
+        indent = before.rpartition("\n")[2]  # Python 3.13 takes the source's away
+        block = textwrap.indent("\n".join(lines), indent).lstrip()
+        called.__doc__ = before + (block if place else "") + after
         return typing.cast("Call", called)
 
     return decorate

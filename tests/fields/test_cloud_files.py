@@ -101,9 +101,9 @@ def test_pcd(tmp_path: Path, data: str) -> None:
     if data == "ascii":
         content = rows(*table).encode()
     else:
-        kind = [("p", "<f8", 3), ("c", "<u4", 1), ("n", "<f4", 3), ("h", "<f4", 2)]
+        kind = [("p", "<f8", 3), ("c", "<u4"), ("n", "<f4", 3), ("h", "<f4", 2)]
         packed = np.zeros(40, kind)
-        packed["p"], packed["c"], packed["n"] = POINTS, COLORS[:, :1], NORMALS
+        packed["p"], packed["c"], packed["n"] = POINTS, COLORS[:, 0], NORMALS
         content = packed.tobytes()
     (tmp_path / "a.pcd").write_bytes(header + content)
     cloud = read_cloud(tmp_path / "a.pcd")

@@ -137,7 +137,7 @@ def test_its_signature_and_docstring_name_the_options() -> None:
     parameters = inspect.signature(call).parameters
     assert list(parameters) == ["x", *Small.names()[:-1], "out"]
     assert parameters["steps"].default == 7 and parameters["rate"].default == 0.5
-    assert "        steps: Steps [default: many].\n" in str(call.__doc__)
+    assert "\n    steps: Steps [default: many].\n" in str(inspect.getdoc(call))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,8 @@ def test_its_signature_and_docstring_name_the_options() -> None:
 def test_the_fits_take_the_options_of_their_config(function, config) -> None:
     parameters = set(inspect.signature(function).parameters)
     assert set(config.names()) - {"patience"} <= parameters
-    assert all(f"        {name}: " in function.__doc__ for name in set(config.names()) & parameters)
+    page = inspect.getdoc(function)
+    assert all(f"\n    {name}: " in page for name in set(config.names()) & parameters)
 
 
 # The command line ----------------------------------------------------------------------------

@@ -70,7 +70,8 @@ def _pixels(series: Any, path: Path) -> tuple[Array, str]:
     try:
         pixels = np.asarray(series.asarray())
     except (ValueError, ImportError) as error:
-        if "imagecodecs" not in str(error) and not isinstance(error, ImportError):
+        words = ("imagecodecs", "> not supported")  # of new and old versions of tifffile
+        if not isinstance(error, ImportError) and not any(word in str(error) for word in words):
             raise
         by_pillow = _decoded_by_pillow(series, path)
         if by_pillow is not None:
