@@ -8,7 +8,7 @@ values, without replacement, and new points for the equation and the periodic bo
 batch is in :mod:`benchmarks.convection`.
 
 Every method at four learning rates on seeds 0 to 2; the one that is first at a relative error of
-0.3 (median) then on ten seeds.
+0.3 (median) then on ten seeds, where it gets there at all.
 """
 
 from __future__ import annotations
@@ -147,6 +147,12 @@ def best_rate(rows: list[dict[str, str]], method: str) -> str:
     return min({r["lr"] for r in rows if r["method"] == method}, key=rank)
 
 
+def _steps(rows: list[dict[str, str]], method: str, lr: str) -> list[float]:
+    """To an error of 0.3."""
+    own = [row for row in rows if (row["method"], row["lr"]) == (method, lr)]
+    return text.steps(own, "steps_to_0.3")
+
+
 def table() -> str:
     """Steps to three errors, at each method's rate."""
     rows = read(PATH)
@@ -196,7 +202,9 @@ def main(jobs: int | None = None) -> None:
     runs = [Run(method, lr, seed) for seed in TUNED for lr in RATES for method in METHODS]
     append_missing(PATH, runs, KEYS, train, jobs)
     rows = read(PATH)
-    finals = [Run(m, float(best_rate(rows, m)), seed) for seed in SEEDS for m in METHODS]
+    rates = {method: best_rate(rows, method) for method in METHODS}
+    arrived = [m for m in METHODS if median(_steps(rows, m, rates[m])) < float("inf")]
+    finals = [Run(m, float(rates[m]), seed) for seed in SEEDS for m in arrived]
     append_missing(PATH, finals, KEYS, train, jobs)
 
 
