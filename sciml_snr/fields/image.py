@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from ..image_noise import Correlation
+from ..photon_noise import PhotonNoise
 from ..runs.config import check_keys, takes
 from ..runs.folder import CHECKPOINT, CONFIG, SUMMARY, readable
 from ..runs.options import FitOptions, ImageOptions
@@ -46,6 +47,7 @@ from .pixel_noise import (
     sigma_of,
     without_outliers,
 )
+from .pixel_sigma import PixelSigma, from_brightness, given_per_pixel, lines_from_json, lines_of
 from .pixels import objective_of
 
 FULL_BATCH = 8_192
@@ -171,9 +173,12 @@ def fit_image(
     picture = take_apart(image, options.pop("mask", None), axis, spacing)
     clean = None if reference is None else _clean_values(reference, picture)
     inputs, outputs = len(picture.shape), picture.values.shape[1]
-    sigma = options.pop("sigma", None)
-    is_white = options.pop("noise", None) == "white"
-    given = None if sigma is None else check_sigma(sigma, outputs)
+    sigma, kind = options.pop("sigma", None), options.pop("noise", None)
+    gain, offset = options.pop("gain", None), options.pop("offset", None)
+    _check_kind(kind, sigma, gain, offset)
+    own_errors = given_per_pixel(sigma, picture)
+    has_sizes = sigma is not None and own_errors is None
+    given = check_sigma(sigma, outputs) if has_sizes else None
     state = None
     with contextlib.ExitStack() as stack:
         if resume:
@@ -181,13 +186,14 @@ def fit_image(
             stack.enter_context(folder.locked())
             config, state = read_checkpoint(folder)
             where = folder.path / CHECKPOINT
-            config = {"spacing": None, "noise": None, "outliers": 0, **config}  # not in all runs
+            config = {**_NOT_IN_ALL_RUNS, **config}
             check_keys(config, _CONFIG, where)
             if config["image"] != picture.fingerprint():
                 raise ValueError(f"The run in {out} is of another image, or with another mask.")
             with readable(where):
                 told = tuple(map(sigma_from_json, config["sigma"]))
                 correlations = correlations_from_json(config["noise"])
+                lines = lines_from_json(config["photons"])
             fingerprint = picture.fingerprint()
             if outliers := config["outliers"]:
                 picture = without_outliers(picture, inspected(picture) or ())
@@ -196,6 +202,9 @@ def fit_image(
             own = {**config, "sigma": list(map(float, told))}
             steps = options.pop("steps", None)
             asked = {**options, "sigma": given}
+            errors = _errors_again(out, picture, config["pixel_sigma"], lines, own_errors)
+            if kind == "poisson" or gain is not None or offset is not None:
+                asked["photons"] = _errors_of(picture, gain, offset).lines_to_json()
             asked["spacing"] = None if spacing is None else picture.spacing
             picture = replace(picture, spacing=check_spacing(config["spacing"], inputs))
             check_asked(folder.path, own, given_network, network_options, asked)
@@ -204,9 +213,16 @@ def fit_image(
                 training_options = replace(training_options, steps=steps)
         else:
             fingerprint, missing = picture.fingerprint(), int(picture.missing.sum())
-            kinds = None if is_white else inspected(picture, given)
+            errors = _errors_of(picture, gain, offset) if kind == "poisson" else own_errors
+            is_looked_at = kind in (None, "auto") and errors is None
+            kinds = inspected(picture, given) if is_looked_at else None
             correlations = correlations_of(kinds)
-            told = given or (estimate_sigma(picture) if kinds is None else sigma_of(picture, kinds))
+            if errors is not None:
+                told = errors.typical()
+            elif kinds is not None and given is None:
+                told = sigma_of(picture, kinds)
+            else:
+                told = given or estimate_sigma(picture)
             picture = without_outliers(picture, kinds or ())
             outliers = int(picture.missing.sum()) - missing
             report(kinds or ())
@@ -217,10 +233,20 @@ def fit_image(
             training_options = FitOptions(**default | options)
         model = choice.build(inputs, outputs, training_options.seed)
         config = _config(
-            fingerprint, choice, told, training_options, picture.spacing, correlations, outliers
+            fingerprint,
+            choice,
+            told,
+            training_options,
+            picture.spacing,
+            correlations,
+            outliers,
+            errors,
         )
-        known = picture.values[~picture.missing.reshape(-1)]
-        objective = objective_of(picture, known, told, training_options, clean, correlations)
+        known = ~picture.missing.reshape(-1)
+        each = told if errors is None else errors.values[known]
+        objective = objective_of(
+            picture, picture.values[known], each, training_options, clean, correlations
+        )
         if folder is not None and not resume:
             stack.enter_context(folder.locked())
             folder.begin(config)
@@ -234,13 +260,63 @@ def fit_image(
             progress=progress,
         )
         report_misfit(training, training_options.steps)
-        fit = ImageFit(picture, choice, model, told, training_options, training, correlations)
+        fit = ImageFit(
+            picture, choice, model, told, training_options, training, correlations, errors
+        )
         if folder is not None:
             folder.write_json(CONFIG, folder.described(config))
             folder.write_by(fit.save, "fit.npz")
             folder.write_json(SUMMARY, summary(fit))
             folder.write_figure("figure.png", fit.figure())
     return fit
+
+
+def _check_kind(kind: str | None, sigma: Any, gain: Any, offset: Any) -> None:
+    """Refuse what cannot be asked for together.
+
+    Raises:
+        ValueError: says which.
+    """
+    if kind == "poisson" and sigma is not None:
+        raise ValueError(
+            'noise="poisson" makes sigma from the brightness: give gain and offset, or sigma '
+            "without it."
+        )
+    if kind != "poisson" and (gain is not None or offset is not None):
+        raise ValueError('gain and offset are for noise="poisson" (--noise poisson).')
+
+
+def _errors_of(picture: Picture, gain: Any, offset: Any) -> PixelSigma:
+    return from_brightness(picture, lines_of(picture, gain, offset))
+
+
+def _errors_again(
+    out: str | Path | None,
+    picture: Picture,
+    fingerprint: str | None,
+    lines: tuple[PhotonNoise, ...] | None,
+    given: PixelSigma | None,
+) -> PixelSigma | None:
+    """The pixels' errors of a run that is to go on; None where it has none.
+
+    Args:
+        out: its folder.
+        picture: the image.
+        fingerprint: of the run's errors.
+        lines: what they were made from; None where they were given.
+        given: what is given now.
+
+    Raises:
+        ValueError: they are not given again, or others are.
+    """
+    if fingerprint is None and given is None:
+        return None
+    found = given if lines is None else from_brightness(picture, lines)
+    if found is None:
+        raise ValueError(f"The run in {out} has a sigma for every pixel: give it again (sigma).")
+    if found.fingerprint() != fingerprint or (lines is not None and given is not None):
+        raise ValueError(f"The run in {out} has another sigma than the one that is given.")
+    return found
 
 
 def _clean_values(reference: ArrayLike, picture: Picture) -> NDArray[np.float64]:
@@ -261,7 +337,16 @@ _CONFIG = (
     "spacing",
     "noise",
     "outliers",
+    "photons",
+    "pixel_sigma",
 )
+_NOT_IN_ALL_RUNS: dict[str, Any] = {
+    "spacing": None,
+    "noise": None,
+    "outliers": 0,
+    "photons": None,
+    "pixel_sigma": None,
+}
 
 
 def _config(
@@ -272,6 +357,7 @@ def _config(
     spacing: tuple[float, ...] | None,
     correlations: tuple[Correlation, ...] | None,
     outliers: int,
+    errors: PixelSigma | None,
 ) -> dict[str, Any]:
     """``config.json``."""
     values = (
@@ -283,5 +369,7 @@ def _config(
         spacing,
         correlations_to_json(correlations),
         outliers,
+        None if errors is None else errors.lines_to_json(),
+        None if errors is None else errors.fingerprint(),
     )
     return dict(zip(_CONFIG, values, strict=True))

@@ -294,15 +294,30 @@ class ImageOptions(FitOptions):
 
     sigma: Any = option(
         None,
-        "Standard deviation of the noise in units of the image (8 bit: of 255), one or one per "
-        "channel; an estimate counts texture as noise [default: estimated].",
-        command="numbers",
+        "Standard deviation of the noise in units of the image (8 bit: of 255): one, one per "
+        "channel, or one per pixel in an array or a file (.tif, .npy); an estimate counts texture "
+        "as noise [default: estimated].",
+        command="numbers or path",
     )
     noise: str | None = option(
         None,
-        "What kind it is: auto: looked at before the fit, which then allows for correlated noise, "
-        "stripes and outliers; white: errors are independent [default: auto].",
-        among=("auto", "white"),
+        "What kind it is. auto: looked at before the fit, which then allows for correlated noise, "
+        "stripes and outliers. white: errors are independent, and of one size. poisson: counted "
+        "photons; errors are independent, their variance grows with the brightness [default: "
+        "auto].",
+        among=("auto", "white", "poisson"),
+    )
+    gain: Any = option(
+        None,
+        "Of noise=poisson: variance = gain * brightness + offset, in units of the image; one, or "
+        "one per channel [default: estimated from the image].",
+        command="numbers",
+    )
+    offset: Any = option(
+        None,
+        "Of noise=poisson: the variance where there is no light; below 0 where black is not at "
+        "the number 0 [default: estimated from the image].",
+        command="numbers",
     )
     mask: Any = option(
         None, "An image (or array) that is not black where pixels are missing.", command="path"
