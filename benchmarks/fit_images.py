@@ -108,10 +108,17 @@ class Watched(PixelObjective):
         return scores(fit.reshape(self.clean.shape), self.clean)
 
 
+def by_contrast(noisy: np.ndarray[Any, Any], sigma: float) -> float:
+    """A frequency for the network from noise and contrast alone, as ``fit_image`` has it where many
+    pixels are missing; else it looks at the spectrum (benchmarks/smooth_images.py)."""
+    return round(min(30.0, max(8.0, 10 / math.sqrt(sigma / float(np.nanstd(noisy))))), 1)
+
+
 def network_fit(run: Run, clean: Any, noisy: Any, sigma: float) -> dict[str, Any]:
     """Ours, or Adam with the same network and batches: final, and best on the way."""
     picture = images.take_apart(noisy)
-    choice = images.choose_network(None, None, picture, (sigma,))
+    frequency = {"first_omega_0": by_contrast(noisy, sigma)}
+    choice = images.choose_network(None, frequency, picture, (sigma,))
     optimizer = "adam" if run.method == "Adam" else "snr_soap"
     default = images.default_training(choice, picture, optimizer) | {"optimizer": optimizer}
     if run.method == "Adam":

@@ -90,6 +90,20 @@ class Correlation:
             alone * float(own.max() / own.mean()) + self.rows * shape[1] + self.columns * shape[0]
         )
 
+    def spectrum(self, frequency: Array) -> Array:
+        """Power of the part that neighbours share, of mean 1 over an image's frequencies; without
+        what whole rows and columns have in common.
+
+        Args:
+            frequency: cycles per pixel, any shape.
+        """
+        alone = 1 - min(1.0, self.rows + self.columns)
+        if not self.blur:
+            return np.full_like(frequency, alone)
+        mean = float(_spectrum(_frequencies((128, 128)), self.blur, self.white).mean())
+        found: Array = alone / mean * _spectrum(frequency, self.blur, self.white)
+        return found
+
     def draw(self, shape: tuple[int, int], rng: np.random.Generator) -> Array:
         """Gaussian noise of this kind, of mean 0 and variance 1.
 

@@ -36,6 +36,7 @@ from .archive import (
 from .files.source import ImageSource
 from .fit import check_steps, completed_gate, fitted, read_checkpoint
 from .image_fit import ImageFit, summary
+from .image_frequency import detail_frequency
 from .picture import Picture, check_sigma, check_spacing, estimate_sigma, take_apart
 from .pixel_noise import (
     correlations_from_json,
@@ -62,6 +63,9 @@ LEARNING_RATES = {"siren": 3e-4, "fourier": 1e-3, "wire": 1e-3}
 faster and leak. For batches of larger images ``snr_soap`` takes twice as much, under a gate that
 rises. Adam takes a third: it has no gate to end its course."""
 
+OMEGA_0 = 68.0
+"""``first_omega_0`` per cycle and pixel of the finest details that stand out of the noise."""
+
 RISE_STEPS = 300
 """Of the gate of ``snr_soap`` for batches of larger images: they take more steps, and in many steps
 noise passes by chance."""
@@ -72,6 +76,7 @@ def choose_network(
     options: dict[str, Any] | None,
     picture: Picture,
     sigma: Sequence[float],
+    correlations: Sequence[Correlation] | None = None,
 ) -> NetworkChoice:
     """The network asked for; what is left open of its size and frequencies, from the image.
 
@@ -85,19 +90,26 @@ def choose_network(
     name = network or DEFAULT_NETWORK
     size: dict[str, Any] = {"hidden_features": 128 if picture.missing.size <= 40_000 else 256}
     if name == "siren":
-        size |= {"hidden_layers": 5, "first_omega_0": _first_omega_0(picture, sigma)}
+        size |= {"hidden_layers": 5, "first_omega_0": _first_omega_0(picture, sigma, correlations)}
     return NetworkChoice(name, {**size, **(options or {})})
 
 
-def _first_omega_0(picture: Picture, sigma: Sequence[float]) -> float:
-    """10 / sqrt(noise / contrast) in [8, 30]: the noisier the image, the smoother the start.
+def _first_omega_0(
+    picture: Picture, sigma: Sequence[float], correlations: Sequence[Correlation] | None
+) -> float:
+    """In [3, 30]: the finer the details that stand out of the noise, the higher.
 
-    A rule of thumb for five layers, from crops of 64 and 128 pixels (docs/images.md): a high
-    frequency memorizes more, a low one takes longer and loses detail, and the best one falls with
-    the noise. It does not depend much on the size of the image.
+    A rule of thumb for five layers, from crops of 128 pixels (docs/images.md): a high frequency
+    memorizes more, and leaves ripples where the image is flat; a low one takes longer and loses
+    detail. Where pixels are missing, whose gaps a spectrum takes for details, it is at most
+    10 / sqrt(noise / contrast) in [8, 30].
     """
-    ratio = float(np.mean(np.asarray(sigma) / picture.scale))
-    return round(min(30.0, max(8.0, 10 / math.sqrt(max(ratio, 1e-3)))), 1)
+    found = detail_frequency(picture, sigma, correlations)
+    highest = 30.0
+    if picture.missing.any():
+        ratio = float(np.mean(np.asarray(sigma) / picture.scale))
+        highest = min(30.0, max(8.0, 10 / math.sqrt(max(ratio, 1e-3))))
+    return round(highest if found is None else min(highest, max(3.0, OMEGA_0 * found)), 1)
 
 
 def default_training(
@@ -226,7 +238,7 @@ def fit_image(
             picture = without_outliers(picture, kinds or ())
             outliers = int(picture.missing.sum()) - missing
             report(kinds or ())
-            choice = choose_network(given_network, network_options, picture, told)
+            choice = choose_network(given_network, network_options, picture, told, correlations)
             name, batch = options.get("optimizer", "snr_soap"), options.get("batch_size")
             default = default_training(choice, picture, name, batch)
             options["gate"] = completed_gate(default["gate"], options.get("gate"))
