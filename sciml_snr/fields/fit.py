@@ -421,7 +421,7 @@ class _Loop:
                 if self.folder and time.perf_counter() - saved > CHECKPOINT_SECONDS:
                     self.save()
                     saved = time.perf_counter()
-            if says_why and training.history and _is_unknown(training.history[-1]):
+            if progress and says_why and training.history and _is_unknown(training.history[-1]):
                 bar.console.print(WHY_UNKNOWN, highlight=False, soft_wrap=True)
         self._begin_log()
         if self.folder:

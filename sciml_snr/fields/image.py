@@ -63,12 +63,21 @@ LEARNING_RATES = {"siren": 3e-4, "fourier": 1e-3, "wire": 1e-3}
 faster and leak. For batches of larger images ``snr_soap`` takes twice as much, under a gate that
 rises. Adam takes a third: it has no gate to end its course."""
 
+OUTPUT_GAIN = 5.0
+"""Of siren: with 1 a bright spot is not reached in so few steps, and flat parts keep the ripples of
+the start. With 10 fits are faster still, and memorize more."""
+
 OMEGA_0 = 68.0
 """``first_omega_0`` per cycle and pixel of the finest details that stand out of the noise."""
 
 RISE_STEPS = 300
 """Of the gate of ``snr_soap`` for batches of larger images: they take more steps, and in many steps
 noise passes by chance."""
+
+
+CORRELATED_Z = 3.0
+"""The gate's threshold, in standard errors, where errors are correlated: fewer of them are
+independent, and each of them moves many parameters."""
 
 
 def choose_network(
@@ -90,7 +99,8 @@ def choose_network(
     name = network or DEFAULT_NETWORK
     size: dict[str, Any] = {"hidden_features": 128 if picture.missing.size <= 40_000 else 256}
     if name == "siren":
-        size |= {"hidden_layers": 5, "first_omega_0": _first_omega_0(picture, sigma, correlations)}
+        size |= {"hidden_layers": 5, "output_gain": OUTPUT_GAIN}
+        size |= {"first_omega_0": _first_omega_0(picture, sigma, correlations)}
     return NetworkChoice(name, {**size, **(options or {})})
 
 
@@ -113,20 +123,31 @@ def _first_omega_0(
 
 
 def default_training(
-    choice: NetworkChoice, picture: Picture, optimizer: str, batch_size: int | None = None
+    choice: NetworkChoice,
+    picture: Picture,
+    optimizer: str,
+    batch_size: int | None = None,
+    is_correlated: bool = False,
 ) -> dict[str, Any]:
-    """Learning rate, steps, pixels in a step (unless given), and options of the gate."""
+    """Learning rate, steps, pixels in a step (unless given), and options of the gate.
+
+    Args:
+        choice, picture, optimizer, batch_size: of the fit.
+        is_correlated: whether the errors of neighbouring pixels go together.
+    """
     known = int((~picture.missing).sum())
     batched = known > max(FULL_BATCH, batch_size or 0)
     lr = LEARNING_RATES.get(choice.name, 3e-4)
     found: dict[str, Any] = {
         "lr": lr / 3 if optimizer == "adam" else lr,
-        "steps": max(300, round(6 * math.sqrt(picture.missing.size))),
+        "steps": max(300, round(3 * math.sqrt(picture.missing.size))),
         "batch_size": BATCH if batched else None,
         "gate": {},
     }
     if batched and optimizer == "snr_soap":
         found |= {"lr": 2 * lr, "gate": {"rise_steps": RISE_STEPS}}
+    if is_correlated and optimizer != "adam":
+        found["gate"] = {**found["gate"], "z": CORRELATED_Z}
     return found
 
 
@@ -151,7 +172,8 @@ def fit_image(
     Alpha is kept aside: a file says what is alpha, of an array it is the last entry of a last axis
     of 2 or 4. The sizes that are not given go with the image. What a gate does not say is as in
     :data:`sciml_snr.fields.fit.FIT_GATE`, but for ``rise_steps``: 300 for ``"snr_soap"`` where more
-    than 8,192 pixels are known, and a step takes a part of them.
+    than 8,192 pixels are known, and a step takes a part of them; and for ``z``: 3 where the errors
+    of neighbouring pixels are found to be correlated.
 
     Args:
         image: (H, W) or a volume (D, H, W), with channels last if any; a masked array; or a file
@@ -240,7 +262,7 @@ def fit_image(
             report(kinds or ())
             choice = choose_network(given_network, network_options, picture, told, correlations)
             name, batch = options.get("optimizer", "snr_soap"), options.get("batch_size")
-            default = default_training(choice, picture, name, batch)
+            default = default_training(choice, picture, name, batch, correlations is not None)
             options["gate"] = completed_gate(default["gate"], options.get("gate"))
             training_options = FitOptions(**default | options)
         model = choice.build(inputs, outputs, training_options.seed)
