@@ -3,11 +3,13 @@
     python -m benchmarks.image_noise [JOBS]
 
 appends to benchmarks/results/image_noise.csv. Crops of 128 x 128, nobody is told sigma. *auto*:
-``fit_image`` as it comes; *white*: the noise is taken for independent errors; *adam*: the same
-network by Adam, whose best moment only the clean image can tell. Of correlated noise further
-thresholds are tried, and a linear filter that is told the spectra of image and noise (*wiener*). Of
-counted photons, *poisson* is ``noise="poisson"``, and *poisson, twice* a second fit, whose sigma is
-made from the values of the first.
+``fit_image`` as it comes. *before*: as it was, with its frequency from noise and contrast alone, an
+output without gain, twice as many steps and z = 2; *white* the same, where the noise is taken for
+independent errors; *adam* that network by Adam, whose best moment only the clean image can tell. Of
+correlated noise other thresholds are tried, and a linear filter that is told the spectra of image
+and noise (*wiener*). Of counted photons, *poisson* is ``noise="poisson"``, *one size*
+``noise="white"``, and *poisson, twice* a second fit, whose sigma is made from the values of the
+first.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ import skimage.data
 import torch
 
 from benchmarks import text
+from benchmarks.fit_images import by_contrast
 from benchmarks.harness import RESULTS, append_missing, read
+from sciml_snr import estimate_sigma_image, inspect_noise
 from sciml_snr.fields import fit_image
 from sciml_snr.measure.twins import memorized_share
 
@@ -36,6 +40,7 @@ SIDE = 128
 CORNERS = {"camera": (64, 160), "coins": (0, 0), "moon": (200, 200)}
 METHODS: dict[str, dict[str, Any]] = {
     "auto": {},
+    "before": {"gate": {"z": 2.0}},
     "white": {"noise": "white"},
     "adam": {"optimizer": "adam", "noise": "white"},
 }
@@ -48,9 +53,9 @@ CORRELATED: dict[str, dict[str, Any]] = {
 """What is tried on correlated noise beside :data:`METHODS`."""
 PHOTONS: dict[str, dict[str, Any]] = {
     "poisson": {"noise": "poisson"},
-    "white": {"noise": "white"},
-    "adam": {"optimizer": "adam", "noise": "white"},
+    "one size": {"noise": "white"},
     "poisson, twice": {"noise": "poisson"},
+    "adam, one size": {"optimizer": "adam", "noise": "white"},
 }
 OPTIONS = {**METHODS, **CORRELATED, **PHOTONS}
 Array = np.ndarray[Any, Any]
@@ -126,7 +131,14 @@ def fit(run: Run) -> dict[str, Any]:
         filtered = wiener(clean, noisy, NOISES[run.noise])
         return row_of(run, clean, noisy, filtered, started)
     common = {"reference": clean, "seed": run.seed, "device": "cpu", "progress": False}
-    found = fit_image(noisy, **common, **OPTIONS[run.method])
+    options = OPTIONS[run.method]
+    if run.method in ("before", "white", "adam"):
+        sigma = (
+            inspect_noise(noisy).sigma if run.method == "before" else estimate_sigma_image(noisy)
+        )
+        network = {"first_omega_0": by_contrast(noisy, float(sigma)), "output_gain": 1.0}
+        options = {**options, "network_options": network, "steps": 6 * SIDE}
+    found = fit_image(noisy, **common, **options)
     gain = found.errors.lines[0].gain if found.errors and found.errors.lines else ""
     if run.method == "poisson, twice":
         found = fit_image(noisy, sigma=found.errors.lines[0].sigma(found.render()), **common)
@@ -194,33 +206,82 @@ def runs() -> list[Run]:
 
 def table() -> str:
     """Image by image and noise by noise."""
-    lines = []
-    for (image, noise), own in text.groups(list(read(PATH)), "image", "noise").items():
-        by = {row["method"]: row for row in own}
-        if set(by) != set(METHODS):
-            continue
-
-        def spoken(method: str, key: str = "psnr", by: Any = by) -> str:
-            return f"{float(by[method][key]):.2f}"
-
+    lines, shares = [], []
+    for (image, noise), by in cells(("auto", "before", "adam")):
+        shares.append([float(by[method]["memorized"]) for method in ("auto", "before")])
         lines.append(
             [
                 image,
                 noise,
                 f"{float(by['auto']['noisy_psnr']):.2f}",
                 f"{float(by['auto']['sigma']):.1f} ({float(by['white']['sigma']):.1f})",
-                spoken("auto"),
-                spoken("white"),
-                f"{spoken('adam', 'best_psnr')}, {spoken('adam')}",
-                *(f"{100 * float(by[method]['memorized']):.0f} %" for method in METHODS),
+                *(spoken(by, method) for method in ("auto", "before")),
+                f"{spoken(by, 'adam', 'best_psnr')}, {spoken(by, 'adam')}",
+                *(percent(by, method) for method in ("auto", "before", "adam")),
             ]
         )
     if lines:
-        done = [row for row in read(PATH)]
-        share = median(float(row["memorized"]) for row in done if row["method"] == "auto")
-        lines.append(["*median*", "", "", "", "", "", "", f"{100 * share:.0f} %", "", ""])
-    titles = "image|noise|noisy, dB|sigma found (as white)|auto|as white|Adam: best, final|"
-    return text.table(titles + "memorized: auto|as white|Adam", lines)
+        middle = [f"{100 * median(column):.0f} %" for column in zip(*shares, strict=True)]
+        lines.append(["*median*", *[""] * 6, *middle, ""])
+    titles = "image|noise|noisy, dB|sigma found (as white)|fit_image|before|Adam: best, final|"
+    return text.table(titles + "memorized: fit_image|before|Adam", lines)
+
+
+def thresholds() -> str:
+    """Correlated noise: what a threshold keeps out."""
+    lines = []
+    for (image, noise), by in cells(("z = 2", "z = 3", "wiener")):
+        best = spoken(by, "adam", "best_psnr") if "adam" in by else ""
+        tried = [
+            f"{spoken(by, m)}, {percent(by, m)}" if m in by else ""
+            for m in ("before", "z = 2", "z = 3", "z = 4", "wiener")
+        ]
+        lines.append([image, noise, *tried, best])
+    titles = "image|noise|before|z = 2|z = 3|z = 4|Wiener, told the spectra|Adam: best"
+    return text.table(titles, lines)
+
+
+def photons() -> str:
+    """Counted photons: sigma from the brightness, or one for all."""
+    lines = []
+    for (image, noise), by in cells(("poisson", "one size")):
+        own = by["poisson"]
+        twice = spoken(by, "poisson, twice") if "poisson, twice" in by else ""
+        adam = by.get("adam, one size")
+        lines.append(
+            [
+                image,
+                noise,
+                f"{float(own['noisy_psnr']):.2f}",
+                f"{float(own['gain']):.1f} ({255 / PEAKS[noise]:.1f})",
+                spoken(by, "poisson"),
+                twice,
+                spoken(by, "one size"),
+                f"{float(adam['best_psnr']):.2f}, {float(adam['psnr']):.2f}" if adam else "",
+                *(percent(by, m) for m in ("poisson", "one size")),
+                percent(by, "adam, one size") if adam else "",
+            ]
+        )
+    titles = 'image|at 255|noisy, dB|gain found (true)|"poisson"|a second time|"white"|'
+    return text.table(titles + 'Adam: best, final|memorized: "poisson"|"white"|Adam', lines)
+
+
+def cells(needed: tuple[str, ...]) -> list[tuple[Any, dict[str, Any]]]:
+    """(image, noise) and its rows by method, where those that are needed are there."""
+    found = []
+    for key, own in text.groups(list(read(PATH)), "image", "noise").items():
+        by = {row["method"]: row for row in own}
+        if set(needed) <= set(by):
+            found.append((key, by))
+    return found
+
+
+def spoken(by: dict[str, Any], method: str, key: str = "psnr") -> str:
+    return f"{float(by[method][key]):.2f}"
+
+
+def percent(by: dict[str, Any], method: str) -> str:
+    return f"{100 * float(by[method]['memorized']):.0f} %"
 
 
 if __name__ == "__main__":

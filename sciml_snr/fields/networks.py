@@ -25,7 +25,7 @@ class Siren(nn.Module):
             coordinates, that the network starts with.
         hidden_omega_0: of the other sine layers.
         output_gain: factor of the output, g. With one that is not 1 the last layer starts at
-            1 / (2 g) times torch's weights, so that the start is half as large, and a step of it
+            1 / (2 g) times its weights, so that the start is half as large, and a step of it
             changes the output g times as much: sums of sines reach large values, such as a bright
             spot's, only by many steps that agree.
     """

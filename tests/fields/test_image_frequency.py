@@ -1,4 +1,4 @@
-"""The frequency that fit_image's network starts with: chosen from the image's spectrum."""
+"""The frequency and the gain that fit_image's network starts with."""
 
 import warnings
 
@@ -72,3 +72,18 @@ def test_gaps_are_no_details(share):
 def test_one_that_is_given_is_kept():
     noisy = BLOBS + 25 * white(BLOBS.shape)
     assert frequency(noisy, sigma=25, network_options={"first_omega_0": 25.0}) == 25
+
+
+def test_bright_spots_are_reached():
+    """Without a gain of the output the fit's spots are cut off."""
+    clean = BLOBS[::2, ::2]
+    noisy = clean + 15 * white(clean.shape)
+    options = {"sigma": 15, "noise": "white", "steps": 120, "progress": False}
+    small = {"hidden_features": 64}
+    found = [
+        fit_image(noisy, network_options=small | more, **options).render()
+        for more in ({}, {"output_gain": 1.0})
+    ]
+    errors = [float(np.sqrt(np.mean((fit - clean) ** 2))) for fit in found]
+    assert errors[0] < 0.6 * errors[1]
+    assert found[0].max() > 0.65 * clean.max() > found[1].max()
