@@ -6,7 +6,7 @@ appends to benchmarks/results/smooth_images.csv. Crops of 128 x 128 of the image
 skimage, and two drawn ones like those of a microscope; one draw of the noise. All methods are told
 the sigma that is estimated from the noisy image. *auto*: ``fit_image`` as it comes, its frequency
 from the image's spectrum; *before*: its frequency from noise and contrast alone, an output without
-gain, twice as many steps; *adam*: the network and the steps of *auto* by Adam, whose best moment
+gain, twice as many steps; *adam*: the network of *auto* by Adam in 150 steps, whose best moment
 only the clean image can tell. Of the five images of benchmarks/fit_images.py *before* is "ours"
 there. BM3D is run where the package ``bm3d`` is installed; its license keeps it out of ours.
 """
@@ -116,7 +116,7 @@ def fit(run: Run) -> dict[str, Any]:
     else:
         options: dict[str, Any] = {}
         if run.method == "adam":
-            options = {"optimizer": "adam"}
+            options = {"optimizer": "adam", "steps": 150}
         if run.method == "before":
             network = {"first_omega_0": by_contrast(noisy, sigma), "output_gain": 1.0}
             options = {"network_options": network, "steps": 6 * SIDE}

@@ -28,6 +28,9 @@ GAPS = 0.1
 """Share of the pixels that may be missing, and are filled in."""
 FEW = 16
 """Coefficients in the lowest ranges of frequencies."""
+CORNER = 0.6
+"""Cycles per pixel beyond which all counts as noise, where it is more than sigma says: sigma may be
+too small, as where noise is clipped or outliers are left."""
 CERTAIN = 2.0
 """Standard errors by which a range's mean square must exceed the noise's."""
 
@@ -65,7 +68,8 @@ def _of_channel(channel: Array, sigma: float, kind: Correlation) -> float:
     radius = np.sqrt(sum(axis**2 for axis in grid))
     power = scipy.fft.dctn(pixels - pixels.mean(), norm="ortho") ** 2
     alone = 1 - min(1.0, kind.rows + kind.columns)
-    noise = sigma**2 * np.maximum(alone, kind.spectrum(radius))
+    level = max(sigma**2, float(power[radius > CORNER].mean()) if (radius > CORNER).any() else 0.0)
+    noise = level * np.maximum(alone, kind.spectrum(radius))
     counts = np.ones(pixels.shape, dtype=bool)
     counts.flat[0] = False
     if kind.rows or kind.columns:  # offsets of whole rows are in the first column
