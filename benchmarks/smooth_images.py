@@ -159,26 +159,29 @@ def rows() -> list[dict[str, str]]:
 
 
 def table() -> str:
-    """PSNR image by image, and means."""
+    """PSNR image by image, and means of the columns that are full."""
+    shown = ("auto", "before", "adam", *CLASSIC)
     lines, columns = [], []
     for (image,), own in text.groups(rows(), "image").items():
         by = {row["method"]: row for row in own}
-        if not set(METHODS) <= set(by):
+        if not {"auto", *CLASSIC} <= set(by):
             continue
-        numbers = [
-            *(float(by[m]["psnr"]) for m in ("auto", "before")),
-            float(by["adam"]["best_psnr"]),
-            *(float(by[m]["psnr"]) for m in CLASSIC),
-        ]
+        key = {"adam": "best_psnr"}
+        numbers = [float(by[m][key.get(m, "psnr")]) if m in by else None for m in shown]
         columns.append(numbers)
-        shares = (f"{100 * float(by[m]['memorized']):.0f} %" for m in ("auto", "before"))
+        shares = (f"{100 * float(by[m]['memorized']):.0f} %" if m in by else "" for m in shown[:2])
         frequency = f"{float(by['auto']['frequency']):.1f}"
-        lines.append([image, frequency, *shares, *(f"{x:.2f}" for x in numbers)])
+        lines.append([image, frequency, *shares, *map(in_db, numbers)])
     if lines:
-        means = [mean(column) for column in zip(*columns, strict=True)]
-        lines.append(["*mean*", "", "", "", *(f"{x:.2f}" for x in means)])
+        means = [None if None in c else mean(c) for c in zip(*columns, strict=True)]
+        lines.append(["*mean*", "", "", "", *map(in_db, means)])
     titles = "image|frequency|memorized: fit_image|before|fit_image|before|"
     return text.table(titles + "Adam: best|wavelet|NLM|BM3D", lines)
+
+
+def in_db(psnr: float | None) -> str:
+    """A cell; empty where there is no row."""
+    return "" if psnr is None else f"{psnr:.2f}"
 
 
 if __name__ == "__main__":
