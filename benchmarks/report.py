@@ -59,6 +59,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "image_photons": image_noise.photons,
     "image_thresholds": image_noise.thresholds,
     "smooth_images": smooth_images.table,
+    "smooth_images_large": smooth_images.gains,
     "image_cells": images.cells,
     "image_rates": images.rates,
     "image_sigma": images.sigmas,

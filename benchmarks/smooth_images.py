@@ -50,11 +50,14 @@ CORNERS = {
     "retina": (600, 170),
     "immunohistochemistry": (200, 200),
 }
+LARGE = "camera, 256 x 256"
+"""An image beyond 40,000 pixels, whose network is wider: with and without the gain."""
 DRAWN = {"blobs": (12, 6.0, 14.0), "beads": (60, 1.5, 2.5)}
 """Number of Gaussian spots, and their least and largest standard deviation in pixels."""
 CLASSIC = ("wavelet", "NLM", "BM3D")
 NETWORK = ("auto", "before", "adam")
 METHODS = (*CLASSIC, *NETWORK)
+GAINS = {"gain 1": 1.0, "gain 5": 5.0}
 ELSEWHERE, OTHERS = ("before",), tuple(fit_images.CORNERS)
 """Methods whose rows for these images are those of benchmarks/fit_images.py."""
 Array = np.ndarray[Any, Any]
@@ -73,6 +76,8 @@ def crop(name: str) -> Array:
     """(128, 128) grey values of 255."""
     if name in DRAWN:
         return spots(*DRAWN[name])
+    if name == LARGE:
+        return skimage.data.camera()[64:320, 100:356].astype(float)
     image = getattr(skimage.data, name)()
     image = skimage.color.rgb2gray(image) * 255.0 if image.ndim == 3 else image.astype(float)
     row, column = CORNERS[name]
@@ -120,6 +125,8 @@ def fit(run: Run) -> dict[str, Any]:
         if run.method == "before":
             network = {"first_omega_0": by_contrast(noisy, sigma), "output_gain": 1.0}
             options = {"network_options": network, "steps": 6 * SIDE}
+        if run.method in GAINS:
+            options = {"network_options": {"output_gain": GAINS[run.method]}, "steps": 768}
         fitted = fit_image(
             noisy, reference=clean, seed=run.seed, device="cpu", progress=False, **options
         )
@@ -145,7 +152,8 @@ def runs() -> list[Run]:
     """Method by method, so that a stop leaves whole columns."""
     images = (*CORNERS, *DRAWN)
     known = [m for m in METHODS if m != "BM3D" or importlib.util.find_spec("bm3d")]
-    return [Run(i, m) for m in known for i in images if m not in ELSEWHERE or i not in OTHERS]
+    found = [Run(i, m) for m in known for i in images if m not in ELSEWHERE or i not in OTHERS]
+    return found + [Run(LARGE, method) for method in GAINS]
 
 
 def rows() -> list[dict[str, str]]:
@@ -177,6 +185,16 @@ def table() -> str:
         lines.append(["*mean*", "", "", "", *map(in_db, means)])
     titles = "image|frequency|memorized: fit_image|before|fit_image|before|"
     return text.table(titles + "Adam: best|wavelet|NLM|BM3D", lines)
+
+
+def gains() -> str:
+    """Of a larger image: with and without the gain."""
+    lines = [
+        [LARGE, row["method"], f"{float(row['psnr']):.2f}", f"{float(row['best_psnr']):.2f}"]
+        for row in read(PATH)
+        if row["image"] == LARGE
+    ]
+    return text.table("image|768 steps|final|best", lines)
 
 
 def in_db(psnr: float | None) -> str:

@@ -63,9 +63,12 @@ LEARNING_RATES = {"siren": 3e-4, "fourier": 1e-3, "wire": 1e-3}
 faster and leak. For batches of larger images ``snr_soap`` takes twice as much, under a gate that
 rises. Adam takes a third: it has no gate to end its course."""
 
+SMALL = 40_000
+"""Pixels up to which a network is 128 wide. It has a gain then, and takes half the steps."""
+
 OUTPUT_GAIN = 5.0
-"""Of siren: with 1 a bright spot is not reached in so few steps, and flat parts keep the ripples of
-the start. With 10 fits are faster still, and memorize more."""
+"""Of siren for small images: with 1 a bright spot is not reached in so few steps. With 10 fits are
+faster still, and memorize more; so do larger images, whose network is wider, with 5."""
 
 OMEGA_0 = 68.0
 """``first_omega_0`` per cycle and pixel of the finest details that stand out of the noise."""
@@ -75,7 +78,7 @@ RISE_STEPS = 300
 noise passes by chance."""
 
 
-CORRELATED_Z = 3.0
+CORRELATED_Z = 4.0
 """The gate's threshold, in standard errors, where errors are correlated: fewer of them are
 independent, and each of them moves many parameters."""
 
@@ -97,9 +100,10 @@ def choose_network(
             raise ValueError("network_options are for the built-in networks.")
         return NetworkChoice("own", {}, copy.deepcopy(network))
     name = network or DEFAULT_NETWORK
-    size: dict[str, Any] = {"hidden_features": 128 if picture.missing.size <= 40_000 else 256}
+    is_small = picture.missing.size <= SMALL
+    size: dict[str, Any] = {"hidden_features": 128 if is_small else 256}
     if name == "siren":
-        size |= {"hidden_layers": 5, "output_gain": OUTPUT_GAIN}
+        size |= {"hidden_layers": 5, "output_gain": OUTPUT_GAIN if is_small else 1.0}
         size |= {"first_omega_0": _first_omega_0(picture, sigma, correlations)}
     return NetworkChoice(name, {**size, **(options or {})})
 
@@ -107,7 +111,7 @@ def choose_network(
 def _first_omega_0(
     picture: Picture, sigma: Sequence[float], correlations: Sequence[Correlation] | None
 ) -> float:
-    """In [3, 30]: the finer the details that stand out of the noise, the higher.
+    """The finer the details that stand out of the noise, the higher: 3 to 30, or 8 to 30 if large.
 
     A rule of thumb for five layers, from crops of 128 pixels (docs/images.md): a high frequency
     memorizes more, and leaves ripples where the image is flat; a low one takes longer and loses
@@ -115,11 +119,11 @@ def _first_omega_0(
     10 / sqrt(noise / contrast) in [8, 30].
     """
     found = detail_frequency(picture, sigma, correlations)
-    highest = 30.0
+    lowest, highest = 3.0 if picture.missing.size <= SMALL else 8.0, 30.0
     if picture.missing.any():
         ratio = float(np.mean(np.asarray(sigma) / picture.scale))
         highest = min(30.0, max(8.0, 10 / math.sqrt(max(ratio, 1e-3))))
-    return round(highest if found is None else min(highest, max(3.0, OMEGA_0 * found)), 1)
+    return round(highest if found is None else min(highest, max(lowest, OMEGA_0 * found)), 1)
 
 
 def default_training(
@@ -138,9 +142,10 @@ def default_training(
     known = int((~picture.missing).sum())
     batched = known > max(FULL_BATCH, batch_size or 0)
     lr = LEARNING_RATES.get(choice.name, 3e-4)
+    per_side = 3 if picture.missing.size <= SMALL else 6
     found: dict[str, Any] = {
         "lr": lr / 3 if optimizer == "adam" else lr,
-        "steps": max(300, round(3 * math.sqrt(picture.missing.size))),
+        "steps": max(300, round(per_side * math.sqrt(picture.missing.size))),
         "batch_size": BATCH if batched else None,
         "gate": {},
     }
@@ -172,7 +177,7 @@ def fit_image(
     Alpha is kept aside: a file says what is alpha, of an array it is the last entry of a last axis
     of 2 or 4. The sizes that are not given go with the image. What a gate does not say is as in
     :data:`sciml_snr.fields.fit.FIT_GATE`, but for ``rise_steps``: 300 for ``"snr_soap"`` where more
-    than 8,192 pixels are known, and a step takes a part of them; and for ``z``: 3 where the errors
+    than 8,192 pixels are known, and a step takes a part of them; and for ``z``: 4 where the errors
     of neighbouring pixels are found to be correlated.
 
     Args:

@@ -286,7 +286,8 @@ class ImageOptions(FitOptions):
     HELP: ClassVar[dict[str, str]] = {
         "lr": "Learning rate [default: 1e-3 for fourier and wire, 3e-4 for others; snr_soap on "
         "more than 8192 pixels: twice that; adam: a third].",
-        "steps": "Budget [default: 3 times the root of the pixels, 300 at least].",
+        "steps": "Budget [default: 3 times the root of the pixels, 300 at least; of more than "
+        "40,000 pixels 6 times].",
         "batch_size": "Pixels in a step [default: all, of larger images 4096].",
         "cooldown": "Share of the steps, the last, in which the learning rate falls to 0 "
         "[default: 0].",

@@ -164,7 +164,7 @@ def test_the_command_line_shows_no_guess_either(tmp_path, monkeypatch):
 
 def test_the_threshold_is_higher_where_noise_is_correlated():
     noisy = CAMERA + 25 * blurred(CAMERA.shape)
-    assert quiet_fit(noisy, steps=1).options.gate["z"] == 3
+    assert quiet_fit(noisy, steps=1).options.gate["z"] == 4
     assert quiet_fit(noisy, steps=1, gate={"z": 2.5}).options.gate["z"] == 2.5
     assert quiet_fit(noisy, steps=1, gate={"alpha": 2.0}).options.gate["z"] is None
     assert "z" not in quiet_fit(noisy, steps=1, noise="white").options.gate
