@@ -254,7 +254,7 @@ def photons() -> str:
             ]
         )
     titles = 'image|at 255|noisy, dB|gain found (true)|"poisson"|a second time|"white"|'
-    return text.table(titles + 'Adam: best|final|memorized: "poisson"|"white"|Adam', lines)
+    return text.table(titles + 'Adam: best|Adam: final|memorized: "poisson"|"white"|Adam', lines)
 
 
 def cells(needed: tuple[str, ...]) -> list[tuple[Any, dict[str, Any]]]:
