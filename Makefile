@@ -47,6 +47,7 @@ bench: .venv/.installed-bench
 	$(BIN)/python -m benchmarks.fields
 	$(BIN)/python -m benchmarks.fit_images
 	$(BIN)/python -m benchmarks.image_noise
+	$(BIN)/python -m benchmarks.smooth_images
 	$(BIN)/python -m benchmarks.fit_sdf
 	$(BIN)/python -m benchmarks.networks
 	$(BIN)/python -m benchmarks.stopping

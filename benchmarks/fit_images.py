@@ -108,12 +108,21 @@ class Watched(PixelObjective):
         return scores(fit.reshape(self.clean.shape), self.clean)
 
 
+def by_contrast(noisy: np.ndarray[Any, Any], sigma: float) -> float:
+    """A frequency for the network from noise and contrast alone, as ``fit_image`` has it where many
+    pixels are missing; else it looks at the spectrum (benchmarks/smooth_images.py)."""
+    return round(min(30.0, max(8.0, 10 / math.sqrt(sigma / float(np.nanstd(noisy))))), 1)
+
+
 def network_fit(run: Run, clean: Any, noisy: Any, sigma: float) -> dict[str, Any]:
     """Ours, or Adam with the same network and batches: final, and best on the way."""
     picture = images.take_apart(noisy)
-    choice = images.choose_network(None, None, picture, (sigma,))
+    # As the rows were made; what has changed since then is in benchmarks/smooth_images.py.
+    before = {"first_omega_0": by_contrast(noisy, sigma), "output_gain": 1.0}
+    choice = images.choose_network(None, before, picture, (sigma,))
     optimizer = "adam" if run.method == "Adam" else "snr_soap"
     default = images.default_training(choice, picture, optimizer) | {"optimizer": optimizer}
+    default["steps"] = 6 * SIZE
     if run.method == "Adam":
         default |= {"lr": run.lr, "steps": ADAM[run.lr] or default["steps"]}
     elif run.method == CONSTANT:

@@ -45,7 +45,8 @@ class Run:
         """Of the network."""
         names = {"siren": ["first_omega_0"], "fourier": ["scale"], "wire": ["omega_0", "scale_0"]}
         sizes = {"hidden_layers": self.layers, "hidden_features": self.width}
-        return {**sizes, **dict.fromkeys(names[self.network], float(self.frequency))}
+        gain = {"output_gain": 1.0} if self.network == "siren" else {}
+        return {**sizes, **gain, **dict.fromkeys(names[self.network], float(self.frequency))}
 
 
 def fit(run: Run) -> dict[str, Any]:

@@ -46,6 +46,7 @@ _LATER = {
         "split_by",
         "split_residual",
     ),
+    "photon_noise": ("PhotonNoise", "estimate_photon_noise"),
     "sigma": (
         "SigmaEstimate",
         "estimate_sigma_image",

@@ -25,6 +25,8 @@ def image_figure(
     fit: np.ndarray[Any, Any],
     residual: np.ndarray[Any, Any],
     history: list[dict[str, float]],
+    sigma: np.ndarray[Any, Any] | None = None,
+    sigma_title: str = "",
 ) -> Figure:
     """Noisy image, its fit, what was taken away, and the course of the fit.
 
@@ -32,9 +34,11 @@ def image_figure(
         noisy, fit: (H, W) or (H, W, 3) in [0, 1]; NaN where pixels are missing.
         residual: (H, W).
         history: the log of the fit.
+        sigma: (H, W), where every pixel has its own; with a title.
     """
-    figure = Figure(figsize=(14, 3.6), layout="constrained")
-    axes: Any = figure.subplots(1, 4)
+    panels = 4 if sigma is None else 5
+    figure = Figure(figsize=(3.5 * panels, 3.6), layout="constrained")
+    axes: Any = figure.subplots(1, panels)
     for ax, picture, title in zip(axes[:2], (noisy, fit), ("noisy", "fit"), strict=True):
         colors = dict(cmap="gray", vmin=0, vmax=1) if picture.ndim == 2 else {}
         ax.imshow(picture, **colors)
@@ -43,9 +47,13 @@ def image_figure(
     shown = axes[2].imshow(residual, cmap="RdBu_r", vmin=-limit, vmax=limit)
     axes[2].set_title("noisy minus fit")
     figure.colorbar(shown, ax=axes[2], shrink=0.8)
-    for ax in axes[:3]:
+    if sigma is not None:
+        shown = axes[3].imshow(sigma, cmap="viridis")
+        axes[3].set_title(sigma_title, fontsize="small")
+        figure.colorbar(shown, ax=axes[3], shrink=0.8)
+    for ax in axes[:-1]:
         ax.set_xticks([]), ax.set_yticks([])
-    course(axes[3], history)
+    course(axes[-1], history)
     return figure
 
 

@@ -13,7 +13,8 @@ the same: :attr:`ImageNoise.doubt` says so.
 
 Sources: N. Ponomarenko, V. Lukin, M. Zriakhov, A. Kaarna and J. Astola, *Proc. CADSM* (2007) 1
 (noise spectrum from the flattest blocks); A. Foi, M. Trimeche, V. Katkovnik and K. Egiazarian,
-*IEEE Trans. Image Process.* 17 (2008) 1737 (variance as an affine function of the mean).
+*IEEE Trans. Image Process.* 17 (2008) 1737 (variance as an affine function of the mean:
+:mod:`sciml_snr.photon_noise`).
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ import scipy.ndimage
 import scipy.optimize
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from .measure.twins import as_array
+from .photon_noise import growth
 from .sigma import SigmaEstimate, estimate_sigma_image
 
 Array = NDArray[np.float64]
@@ -50,8 +51,6 @@ SPIKE = 4.0
 """Standard deviations by which an outlier is beyond all its neighbours."""
 STRIPES = 2.5
 """How much more rows may differ than their pixels' noise explains."""
-GAIN = 1.5
-"""Ratio of the variances at the bright and the dark end that counts as growth."""
 
 _F = np.fft.fftfreq(SIDE)
 _FREQUENCY = np.hypot(_F[:, None], _F)
@@ -90,6 +89,20 @@ class Correlation:
         return (
             alone * float(own.max() / own.mean()) + self.rows * shape[1] + self.columns * shape[0]
         )
+
+    def spectrum(self, frequency: Array) -> Array:
+        """Power of the part that neighbours share, of mean 1 over an image's frequencies; without
+        what whole rows and columns have in common.
+
+        Args:
+            frequency: cycles per pixel, any shape.
+        """
+        alone = 1 - min(1.0, self.rows + self.columns)
+        if not self.blur:
+            return np.full_like(frequency, alone)
+        mean = float(_spectrum(_frequencies((128, 128)), self.blur, self.white).mean())
+        found: Array = alone / mean * _spectrum(frequency, self.blur, self.white)
+        return found
 
     def draw(self, shape: tuple[int, int], rng: np.random.Generator) -> Array:
         """Gaussian noise of this kind, of mean 0 and variance 1.
@@ -215,7 +228,7 @@ def inspect_noise(image: ArrayLike) -> ImageNoise:
                 "between neighbouring pixels, or the image is fine texture everywhere; then say "
                 f"sigma={float(plain):.3g}"
             )
-    gain, offset = (0.0, 0.0) if blur else _growth(pixels)
+    gain, offset = (0.0, 0.0) if blur else growth(pixels)
     total = math.hypot(own, rows, columns)
     relative = plain.standard_error / float(plain)
     method = plain.method if not blur else f"the flattest blocks of {SIDE} x {SIDE} pixels"
@@ -317,36 +330,3 @@ def _flat_part(blur: float, white: float) -> float:
     """Standard deviation in the flattest blocks, of noise alone of standard deviation 1."""
     noise = Correlation(blur, white).draw((256, 256), np.random.default_rng(0))
     return math.sqrt(_flattest(noise / noise.std(), FLAT_IN_NOISE)[0])
-
-
-def _growth(pixels: Array, side: int = 8, bins: int = 12) -> tuple[float, float]:
-    """Gain and offset of a variance that grows with the brightness; 0, 0 where it does not.
-
-    The variance of the diagonal details of a block, in the quieter blocks of each range of
-    brightness.
-    """
-    height, width = (length // 2 * 2 for length in pixels.shape)
-    a, b = pixels[:height:2, :width:2], pixels[:height:2, 1:width:2]
-    c, d = pixels[1:height:2, :width:2], pixels[1:height:2, 1:width:2]
-    details, means = (a - b - c + d) / 2, (a + b + c + d) / 4
-    down, right = (length // side for length in details.shape)
-
-    def in_blocks(x: Array) -> Array:
-        cut = x[: down * side, : right * side].reshape(down, side, right, side)
-        found: Array = cut.swapaxes(1, 2).reshape(down * right, side**2)
-        return found
-
-    variances = np.square(in_blocks(details)).mean(axis=1)
-    brightness = in_blocks(means).mean(axis=1)
-    groups = np.array_split(np.argsort(brightness), bins)
-    quiet = stats.chi2(side**2).ppf(0.25) / side**2
-    x = np.array([brightness[group].mean() for group in groups])
-    y = np.array([np.quantile(variances[group], 0.25) for group in groups]) / quiet
-    if not (y.mean() > 0 and np.ptp(x) > 0):
-        return 0.0, 0.0
-    weights = 1 / (y + 0.1 * y.mean())
-    gain, offset = np.polyfit(x, y, 1, w=weights)
-    fit = gain * x + offset
-    explained = 1 - np.square(weights * (y - fit)).sum() / np.square(weights * (y - y.mean())).sum()
-    grows = gain > 0 and explained > 0.85 and y.max() > GAIN * max(y.min(), 1e-300)
-    return (float(gain), float(offset)) if grows and stats.spearmanr(x, y)[0] > 0.9 else (0.0, 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import signal
 import sys
@@ -183,8 +184,8 @@ def print_fits(fits: dict[str, Any]) -> None:
         table.add_column(column, no_wrap=True)
     table.caption = (
         "misfit: mean square of (fit - data) / sigma, about 1 for the truth; memorized: a running "
-        "guess, too low while the signal is not learned; open: share of parameters that the gate "
-        "lets move"
+        "guess, too low while the signal is not learned, ?: there is none where errors are "
+        "correlated; open: share of parameters that the gate lets move"
     )
     table.caption_justify = "left"
     for fit in fits.values():
@@ -195,7 +196,7 @@ def print_fits(fits: dict[str, Any]) -> None:
             f"{fit.options.lr:g}",
             str(fit.training.kept_step),
             f"{last['misfit']:.3f}",
-            f"{100 * last['memorized']:.1f} %",
+            f"{100 * last['memorized']:.1f} %" if math.isfinite(last["memorized"]) else "?",
             opened,
             f"{fit.training.seconds:.0f} s",
         )

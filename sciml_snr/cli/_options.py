@@ -15,7 +15,13 @@ import typer
 
 from ..runs.config import Config, help_of, kinds
 
-_TYPES = {"path": Path, "numbers": list[float], "whole": int, "pairs": list[str]}
+_TYPES = {
+    "path": Path,
+    "numbers": list[float],
+    "numbers or path": list[str],
+    "whole": int,
+    "pairs": list[str],
+}
 
 
 def with_options(
@@ -81,7 +87,23 @@ def _plain(field: Field[Any], value: Any) -> Any:
         return None
     if isinstance(value, Path):
         return str(value)
+    if field.metadata["command"] == "numbers or path":
+        return _numbers_or_path(field.name, value)
     return parse_pairs(value) if field.metadata["command"] == "pairs" else value
+
+
+def _numbers_or_path(name: str, texts: Sequence[str]) -> list[float] | str:
+    """Numbers where all are; else the one that is a file.
+
+    Raises:
+        ValueError: they are neither.
+    """
+    try:
+        return [float(text) for text in texts]
+    except ValueError:
+        if len(texts) == 1:
+            return texts[0]
+    raise ValueError(f"{name} must be numbers, or one file, got {', '.join(texts)}.") from None
 
 
 def parse_pairs(pairs: Sequence[str]) -> dict[str, Any]:

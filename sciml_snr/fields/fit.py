@@ -44,6 +44,13 @@ ROWS = 100
 
 CHECKPOINT_SECONDS = 30.0
 
+WHY_UNKNOWN = (
+    "memorized ?: the errors of neighbouring pixels are correlated, and then the size of the "
+    "residuals does not tell how much of the noise was memorized. To measure it: "
+    "fit.memorization(), or `sciml-snr memorization` on the run folder."
+)
+"""Under the progress bar of a fit whose errors are correlated."""
+
 
 class Objective(Protocol):
     """What a network is fitted to. Its tensors are on the device of the fit."""
@@ -97,7 +104,8 @@ class Training:
     history: list[dict[str, float]] = field(default_factory=list)
     """Rows of the log. ``loss``, ``misfit`` (mean square of residual / sigma) and ``memorized``,
     the running guess of :func:`sciml_snr.share_from_misfit`, which error in the signal
-    lowers, are those of the step's own batch, before the step."""
+    lowers, are those of the step's own batch, before the step. Where errors are correlated there
+    is no such guess (NaN)."""
     interrupted: bool = False
     budgets: list[list[int]] = field(default_factory=list)
     """[first step, budget] of every part of the fit: more than one where it was resumed with other
@@ -270,7 +278,8 @@ def fitted(
             loop.load(state)
         if folder is not None and state is None:
             loop.save()  # whatever happens, the fit can be resumed
-        loop.run(progress, label, options.steps if like is None else like.kept_step)
+        steps = options.steps if like is None else like.kept_step
+        loop.run(progress, label, steps, says_why=like is None)
     return loop.training
 
 
@@ -332,6 +341,12 @@ def total_loss(noise: NoisyLoss, terms: Iterable[NoisyTerm], extra: Tensor | Non
     return torch.stack(parts if extra is None else [*parts, extra]).sum()
 
 
+def _is_correlated(terms: Iterable[NoisyTerm]) -> bool:
+    """Whether the data's errors go together. The residuals of a fit that has learned such noise
+    where it is smooth, and left the rest, are as large as those of one that has not."""
+    return any(term.pattern is not None for term in terms)
+
+
 def sample_losses(terms: Iterable[NoisyTerm]) -> list[Tensor]:
     """Per noisy term of squared error its weighted losses, one per sample."""
     return [t.weight * t.residual.square().flatten(1).mean(1) for t in terms]
@@ -375,8 +390,15 @@ class _Loop:
             self.risk = PopulationRisk(self.optimizer, seed=options.seed)
             self._keep()
 
-    def run(self, progress: bool, label: str, steps: int) -> None:
-        """Take what is left of the first so many steps."""
+    def run(self, progress: bool, label: str, steps: int, *, says_why: bool = True) -> None:
+        """Take what is left of the first so many steps.
+
+        Args:
+            progress: draw a progress bar.
+            label: text in front of it.
+            steps: so many.
+            says_why: of what the bar cannot tell.
+        """
         training = self.training
         training.interrupted = False
         every = max(1, steps // ROWS)
@@ -399,6 +421,8 @@ class _Loop:
                 if self.folder and time.perf_counter() - saved > CHECKPOINT_SECONDS:
                     self.save()
                     saved = time.perf_counter()
+            if progress and says_why and training.history and _is_unknown(training.history[-1]):
+                bar.console.print(WHY_UNKNOWN, highlight=False, soft_wrap=True)
         self._begin_log()
         if self.folder:
             self.save()
@@ -432,10 +456,11 @@ class _Loop:
         loss = total_loss(self.objective.noise, terms, extra)
         if log:
             z = standardized(terms).double().cpu().numpy()
+            guessed = z.size > 0 and not _is_correlated(terms)
             row = {
                 "loss": float(loss.detach()),
                 "misfit": float((z**2).mean()) if z.size else math.nan,
-                "memorized": share_from_misfit(z, 0 * z, 1.0) if z.size else math.nan,
+                "memorized": share_from_misfit(z, 0 * z, 1.0) if guessed else math.nan,
             }
             if not math.isfinite(row["loss"]):
                 raise FloatingPointError(
@@ -558,10 +583,17 @@ def _bar(progress: bool) -> Progress:
     )
 
 
+def _is_unknown(row: Mapping[str, float]) -> bool:
+    """Whether there is noise, and the residuals do not tell how much of it was memorized."""
+    return math.isfinite(row["misfit"]) and not math.isfinite(row["memorized"])
+
+
 def _status(row: dict[str, float]) -> str:
     status = f"loss {row['loss']:.3g}"
     if math.isfinite(row["memorized"]):
         status += f", memorized ~ {100 * row['memorized']:.0f} %"
+    elif _is_unknown(row):
+        status += ", memorized ?"
     if "open_fraction" in row:
         status += f", open {100 * row['open_fraction']:.0f} %"
     return status

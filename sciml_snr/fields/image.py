@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from ..image_noise import Correlation
+from ..photon_noise import PhotonNoise
 from ..runs.config import check_keys, takes
 from ..runs.folder import CHECKPOINT, CONFIG, SUMMARY, readable
 from ..runs.options import FitOptions, ImageOptions
@@ -35,6 +36,7 @@ from .archive import (
 from .files.source import ImageSource
 from .fit import check_steps, completed_gate, fitted, read_checkpoint
 from .image_fit import ImageFit, summary
+from .image_frequency import detail_frequency
 from .picture import Picture, check_sigma, check_spacing, estimate_sigma, take_apart
 from .pixel_noise import (
     correlations_from_json,
@@ -46,6 +48,7 @@ from .pixel_noise import (
     sigma_of,
     without_outliers,
 )
+from .pixel_sigma import PixelSigma, from_brightness, given_per_pixel, lines_from_json, lines_of
 from .pixels import objective_of
 
 FULL_BATCH = 8_192
@@ -60,9 +63,24 @@ LEARNING_RATES = {"siren": 3e-4, "fourier": 1e-3, "wire": 1e-3}
 faster and leak. For batches of larger images ``snr_soap`` takes twice as much, under a gate that
 rises. Adam takes a third: it has no gate to end its course."""
 
+SMALL = 40_000
+"""Pixels up to which a network is 128 wide. It has a gain then, and takes half the steps."""
+
+OUTPUT_GAIN = 5.0
+"""Of siren for small images: with 1 a bright spot is not reached in so few steps. With 10 fits are
+faster still, and memorize more; so do larger images, whose network is wider, with 5."""
+
+OMEGA_0 = 68.0
+"""``first_omega_0`` per cycle and pixel of the finest details that stand out of the noise."""
+
 RISE_STEPS = 300
 """Of the gate of ``snr_soap`` for batches of larger images: they take more steps, and in many steps
 noise passes by chance."""
+
+
+CORRELATED_Z = 4.0
+"""The gate's threshold, in standard errors, where errors are correlated: fewer of them are
+independent, and each of them moves many parameters."""
 
 
 def choose_network(
@@ -70,6 +88,7 @@ def choose_network(
     options: dict[str, Any] | None,
     picture: Picture,
     sigma: Sequence[float],
+    correlations: Sequence[Correlation] | None = None,
 ) -> NetworkChoice:
     """The network asked for; what is left open of its size and frequencies, from the image.
 
@@ -81,38 +100,59 @@ def choose_network(
             raise ValueError("network_options are for the built-in networks.")
         return NetworkChoice("own", {}, copy.deepcopy(network))
     name = network or DEFAULT_NETWORK
-    size: dict[str, Any] = {"hidden_features": 128 if picture.missing.size <= 40_000 else 256}
+    is_small = picture.missing.size <= SMALL
+    size: dict[str, Any] = {"hidden_features": 128 if is_small else 256}
     if name == "siren":
-        size |= {"hidden_layers": 5, "first_omega_0": _first_omega_0(picture, sigma)}
+        size |= {"hidden_layers": 5, "output_gain": OUTPUT_GAIN if is_small else 1.0}
+        size |= {"first_omega_0": _first_omega_0(picture, sigma, correlations)}
     return NetworkChoice(name, {**size, **(options or {})})
 
 
-def _first_omega_0(picture: Picture, sigma: Sequence[float]) -> float:
-    """10 / sqrt(noise / contrast) in [8, 30]: the noisier the image, the smoother the start.
+def _first_omega_0(
+    picture: Picture, sigma: Sequence[float], correlations: Sequence[Correlation] | None
+) -> float:
+    """The finer the details that stand out of the noise, the higher: 3 to 30, or 8 to 30 if large.
 
-    A rule of thumb for five layers, from crops of 64 and 128 pixels (docs/results/images.md): a
-    high frequency memorizes more, a low one takes longer and loses detail, and the best one falls
-    with the noise. It does not depend much on the size of the image.
+    A rule of thumb for five layers, from crops of 128 pixels (docs/results/images.md): a high
+    frequency memorizes more, and leaves ripples where the image is flat; a low one takes longer and
+    loses detail. Where pixels are missing, whose gaps a spectrum takes for details, it is at most
+    10 / sqrt(noise / contrast) in [8, 30].
     """
-    ratio = float(np.mean(np.asarray(sigma) / picture.scale))
-    return round(min(30.0, max(8.0, 10 / math.sqrt(max(ratio, 1e-3)))), 1)
+    found = detail_frequency(picture, sigma, correlations)
+    lowest, highest = 3.0 if picture.missing.size <= SMALL else 8.0, 30.0
+    if picture.missing.any():
+        ratio = float(np.mean(np.asarray(sigma) / picture.scale))
+        highest = min(30.0, max(8.0, 10 / math.sqrt(max(ratio, 1e-3))))
+    return round(highest if found is None else min(highest, max(lowest, OMEGA_0 * found)), 1)
 
 
 def default_training(
-    choice: NetworkChoice, picture: Picture, optimizer: str, batch_size: int | None = None
+    choice: NetworkChoice,
+    picture: Picture,
+    optimizer: str,
+    batch_size: int | None = None,
+    is_correlated: bool = False,
 ) -> dict[str, Any]:
-    """Learning rate, steps, pixels in a step (unless given), and options of the gate."""
+    """Learning rate, steps, pixels in a step (unless given), and options of the gate.
+
+    Args:
+        choice, picture, optimizer, batch_size: of the fit.
+        is_correlated: whether the errors of neighbouring pixels go together.
+    """
     known = int((~picture.missing).sum())
     batched = known > max(FULL_BATCH, batch_size or 0)
     lr = LEARNING_RATES.get(choice.name, 3e-4)
+    per_side = 3 if picture.missing.size <= SMALL else 6
     found: dict[str, Any] = {
         "lr": lr / 3 if optimizer == "adam" else lr,
-        "steps": max(300, round(6 * math.sqrt(picture.missing.size))),
+        "steps": max(300, round(per_side * math.sqrt(picture.missing.size))),
         "batch_size": BATCH if batched else None,
         "gate": {},
     }
     if batched and optimizer == "snr_soap":
         found |= {"lr": 2 * lr, "gate": {"rise_steps": RISE_STEPS}}
+    if is_correlated and optimizer != "adam":
+        found["gate"] = {**found["gate"], "z": CORRELATED_Z}
     return found
 
 
@@ -137,7 +177,8 @@ def fit_image(
     Alpha is kept aside: a file says what is alpha, of an array it is the last entry of a last axis
     of 2 or 4. The sizes that are not given go with the image. What a gate does not say is as in
     :data:`sciml_snr.fields.fit.FIT_GATE`, but for ``rise_steps``: 300 for ``"snr_soap"`` where more
-    than 8,192 pixels are known, and a step takes a part of them.
+    than 8,192 pixels are known, and a step takes a part of them; and for ``z``: 4 where the errors
+    of neighbouring pixels are found to be correlated.
 
     Args:
         image: (H, W) or a volume (D, H, W), with channels last if any; a masked array; or a file
@@ -171,9 +212,12 @@ def fit_image(
     picture = take_apart(image, options.pop("mask", None), axis, spacing)
     clean = None if reference is None else _clean_values(reference, picture)
     inputs, outputs = len(picture.shape), picture.values.shape[1]
-    sigma = options.pop("sigma", None)
-    is_white = options.pop("noise", None) == "white"
-    given = None if sigma is None else check_sigma(sigma, outputs)
+    sigma, kind = options.pop("sigma", None), options.pop("noise", None)
+    gain, offset = options.pop("gain", None), options.pop("offset", None)
+    _check_kind(kind, sigma, gain, offset)
+    own_errors = given_per_pixel(sigma, picture)
+    has_sizes = sigma is not None and own_errors is None
+    given = check_sigma(sigma, outputs) if has_sizes else None
     state = None
     with contextlib.ExitStack() as stack:
         if resume:
@@ -181,13 +225,14 @@ def fit_image(
             stack.enter_context(folder.locked())
             config, state = read_checkpoint(folder)
             where = folder.path / CHECKPOINT
-            config = {"spacing": None, "noise": None, "outliers": 0, **config}  # not in all runs
+            config = {**_NOT_IN_ALL_RUNS, **config}
             check_keys(config, _CONFIG, where)
             if config["image"] != picture.fingerprint():
                 raise ValueError(f"The run in {out} is of another image, or with another mask.")
             with readable(where):
                 told = tuple(map(sigma_from_json, config["sigma"]))
                 correlations = correlations_from_json(config["noise"])
+                lines = lines_from_json(config["photons"])
             fingerprint = picture.fingerprint()
             if outliers := config["outliers"]:
                 picture = without_outliers(picture, inspected(picture) or ())
@@ -196,6 +241,9 @@ def fit_image(
             own = {**config, "sigma": list(map(float, told))}
             steps = options.pop("steps", None)
             asked = {**options, "sigma": given}
+            errors = _errors_again(out, picture, config["pixel_sigma"], lines, own_errors)
+            if kind == "poisson" or gain is not None or offset is not None:
+                asked["photons"] = _errors_of(picture, gain, offset).lines_to_json()
             asked["spacing"] = None if spacing is None else picture.spacing
             picture = replace(picture, spacing=check_spacing(config["spacing"], inputs))
             check_asked(folder.path, own, given_network, network_options, asked)
@@ -204,23 +252,40 @@ def fit_image(
                 training_options = replace(training_options, steps=steps)
         else:
             fingerprint, missing = picture.fingerprint(), int(picture.missing.sum())
-            kinds = None if is_white else inspected(picture, given)
+            errors = _errors_of(picture, gain, offset) if kind == "poisson" else own_errors
+            is_looked_at = kind in (None, "auto") and errors is None
+            kinds = inspected(picture, given) if is_looked_at else None
             correlations = correlations_of(kinds)
-            told = given or (estimate_sigma(picture) if kinds is None else sigma_of(picture, kinds))
+            if errors is not None:
+                told = errors.typical()
+            elif kinds is not None and given is None:
+                told = sigma_of(picture, kinds)
+            else:
+                told = given or estimate_sigma(picture)
             picture = without_outliers(picture, kinds or ())
             outliers = int(picture.missing.sum()) - missing
             report(kinds or ())
-            choice = choose_network(given_network, network_options, picture, told)
+            choice = choose_network(given_network, network_options, picture, told, correlations)
             name, batch = options.get("optimizer", "snr_soap"), options.get("batch_size")
-            default = default_training(choice, picture, name, batch)
+            default = default_training(choice, picture, name, batch, correlations is not None)
             options["gate"] = completed_gate(default["gate"], options.get("gate"))
             training_options = FitOptions(**default | options)
         model = choice.build(inputs, outputs, training_options.seed)
         config = _config(
-            fingerprint, choice, told, training_options, picture.spacing, correlations, outliers
+            fingerprint,
+            choice,
+            told,
+            training_options,
+            picture.spacing,
+            correlations,
+            outliers,
+            errors,
         )
-        known = picture.values[~picture.missing.reshape(-1)]
-        objective = objective_of(picture, known, told, training_options, clean, correlations)
+        known = ~picture.missing.reshape(-1)
+        each = told if errors is None else errors.values[known]
+        objective = objective_of(
+            picture, picture.values[known], each, training_options, clean, correlations
+        )
         if folder is not None and not resume:
             stack.enter_context(folder.locked())
             folder.begin(config)
@@ -234,13 +299,63 @@ def fit_image(
             progress=progress,
         )
         report_misfit(training, training_options.steps)
-        fit = ImageFit(picture, choice, model, told, training_options, training, correlations)
+        fit = ImageFit(
+            picture, choice, model, told, training_options, training, correlations, errors
+        )
         if folder is not None:
             folder.write_json(CONFIG, folder.described(config))
             folder.write_by(fit.save, "fit.npz")
             folder.write_json(SUMMARY, summary(fit))
             folder.write_figure("figure.png", fit.figure())
     return fit
+
+
+def _check_kind(kind: str | None, sigma: Any, gain: Any, offset: Any) -> None:
+    """Refuse what cannot be asked for together.
+
+    Raises:
+        ValueError: says which.
+    """
+    if kind == "poisson" and sigma is not None:
+        raise ValueError(
+            'noise="poisson" makes sigma from the brightness: give gain and offset, or sigma '
+            "without it."
+        )
+    if kind != "poisson" and (gain is not None or offset is not None):
+        raise ValueError('gain and offset are for noise="poisson" (--noise poisson).')
+
+
+def _errors_of(picture: Picture, gain: Any, offset: Any) -> PixelSigma:
+    return from_brightness(picture, lines_of(picture, gain, offset))
+
+
+def _errors_again(
+    out: str | Path | None,
+    picture: Picture,
+    fingerprint: str | None,
+    lines: tuple[PhotonNoise, ...] | None,
+    given: PixelSigma | None,
+) -> PixelSigma | None:
+    """The pixels' errors of a run that is to go on; None where it has none.
+
+    Args:
+        out: its folder.
+        picture: the image.
+        fingerprint: of the run's errors.
+        lines: what they were made from; None where they were given.
+        given: what is given now.
+
+    Raises:
+        ValueError: they are not given again, or others are.
+    """
+    if fingerprint is None and given is None:
+        return None
+    found = given if lines is None else from_brightness(picture, lines)
+    if found is None:
+        raise ValueError(f"The run in {out} has a sigma for every pixel: give it again (sigma).")
+    if found.fingerprint() != fingerprint or (lines is not None and given is not None):
+        raise ValueError(f"The run in {out} has another sigma than the one that is given.")
+    return found
 
 
 def _clean_values(reference: ArrayLike, picture: Picture) -> NDArray[np.float64]:
@@ -261,7 +376,16 @@ _CONFIG = (
     "spacing",
     "noise",
     "outliers",
+    "photons",
+    "pixel_sigma",
 )
+_NOT_IN_ALL_RUNS: dict[str, Any] = {
+    "spacing": None,
+    "noise": None,
+    "outliers": 0,
+    "photons": None,
+    "pixel_sigma": None,
+}
 
 
 def _config(
@@ -272,6 +396,7 @@ def _config(
     spacing: tuple[float, ...] | None,
     correlations: tuple[Correlation, ...] | None,
     outliers: int,
+    errors: PixelSigma | None,
 ) -> dict[str, Any]:
     """``config.json``."""
     values = (
@@ -283,5 +408,7 @@ def _config(
         spacing,
         correlations_to_json(correlations),
         outliers,
+        None if errors is None else errors.lines_to_json(),
+        None if errors is None else errors.fingerprint(),
     )
     return dict(zip(_CONFIG, values, strict=True))

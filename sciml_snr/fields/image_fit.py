@@ -33,6 +33,7 @@ from .fit import Training, check_kept, fits_of_twins, summary_of
 from .function import Field, Units
 from .picture import Picture, check_spacing
 from .pixel_noise import correlations_from_json, correlations_to_json, pixel_noise
+from .pixel_sigma import PixelSigma, lines_from_json
 from .pixels import Box, objective_of, predict, tiles
 
 if TYPE_CHECKING:
@@ -47,7 +48,11 @@ class ImageFit:
         correlations: how the errors of neighbouring pixels go together, per channel; None: not
             at all.
         sigma: standard deviation of the noise per channel, in units of the image: as given, or
-            as estimated (:class:`sciml_snr.SigmaEstimate`).
+            as estimated (:class:`sciml_snr.SigmaEstimate`). Where every pixel has its own, their
+            root mean square.
+        errors: where every pixel has its own standard deviation: ``errors.values`` (pixels,
+            channels), and for ``noise="poisson"`` ``errors.lines``, the gain and the offset of each
+            channel (:class:`sciml_snr.PhotonNoise`); else None.
         options: of the fit.
         training: steps taken, time, log; whether it was interrupted.
     """
@@ -61,12 +66,14 @@ class ImageFit:
         options: FitOptions,
         training: Training,
         correlations: tuple[Correlation, ...] | None = None,
+        errors: PixelSigma | None = None,
     ) -> None:
         self.picture = picture
         self.choice = choice
         self.network = network
         self.sigma = sigma
         self.correlations = correlations
+        self.errors = errors
         self.options = options
         self.training = training
 
@@ -199,7 +206,7 @@ class ImageFit:
             self.pixel_centers()[known],
             picture.values[known],
             own,
-            np.asarray(self.sigma),
+            self._known_sigma(),
             twins,
             fits,
             self.field.evaluate,
@@ -211,6 +218,12 @@ class ImageFit:
         places = np.indices(picture.shape).reshape(len(picture.shape), -1).T
         return (places + 0.5) * picture.sides
 
+    def _known_sigma(self) -> Array:
+        """(channels,), or (known pixels, channels)."""
+        if self.errors is None:
+            return np.asarray(self.sigma, dtype=float)
+        return self.errors.values[~self.picture.missing.reshape(-1)]
+
     def _twins(
         self, probes: int, progress: bool, tau: float = TAU
     ) -> tuple[Twins, Array, list[Array]]:
@@ -220,7 +233,7 @@ class ImageFit:
         check_kept(self.training)
         if not any(self.sigma):
             raise ValueError("sigma is 0: there is no noise to memorize.")
-        seed, told = self.options.seed, np.asarray(self.sigma)
+        seed, told = self.options.seed, self._known_sigma()
         noise = pixel_noise(self.correlations, picture)
         draw = None if noise is None else noise.draw
         twins = Twins(picture.values[known], told, probes=probes, tau=tau, seed=seed, draw=draw)
@@ -232,7 +245,7 @@ class ImageFit:
             twins,
             lambda: self.choice.build(len(picture.shape), len(self.sigma), seed),
             lambda labels: objective_of(
-                picture, labels, self.sigma, self.options, correlations=self.correlations
+                picture, labels, told, self.options, correlations=self.correlations
             ),
             fit_of,
             self.options,
@@ -248,8 +261,18 @@ class ImageFit:
         picture = self.picture
         fit = predict(self.network, picture, picture.shape)
         residual = self._middle(picture.values - fit)[..., 0]
+        sigma, title = None, "sigma of each pixel"
+        if self.errors is not None:
+            sigma = self._middle(self.errors.values)[..., 0]
+            if self.errors.lines is not None:
+                title = f"sigma: {self.errors.lines[0]}"
         return image_figure(
-            self._visible(picture.values), self._visible(fit), residual, self.history
+            self._visible(picture.values),
+            self._visible(fit),
+            residual,
+            self.history,
+            sigma,
+            title,
         )
 
     def save(self, path: str | Path) -> None:
@@ -265,9 +288,12 @@ class ImageFit:
             "options": asdict(self.options),
             "sigma": [sigma_to_json(s) for s in self.sigma],
             "noise": correlations_to_json(self.correlations),
+            "photons": None if self.errors is None else self.errors.lines_to_json(),
             "training": asdict(self.training),
         }
         arrays = {"pixels": picture.pixels, "missing": picture.missing}
+        if self.errors is not None:
+            arrays["pixel_sigma"] = self.errors.values
         save_fit(path, about, self.network, arrays)
 
     @classmethod
@@ -294,6 +320,12 @@ class ImageFit:
             )
             sigma = tuple(map(sigma_from_json, about["sigma"]))
             correlations = correlations_from_json(about.get("noise"))
+            errors = None
+            if "pixel_sigma" in fields:
+                lines = lines_from_json(about.get("photons"))
+                errors = PixelSigma(fields["pixel_sigma"], lines)
+                if errors.values.shape != picture.values.shape:
+                    raise ValueError(f"sigma has the shape {errors.values.shape}")
             options = FitOptions(**{**about["options"], "device": None})
             training = Training.from_json(about["training"], path)
             choice = saved_choice(about, network, path)
@@ -302,7 +334,7 @@ class ImageFit:
         fresh = choice.build(len(picture.shape), len(sigma), options.seed)
         restore_network(fresh, fields)
         fresh.to(options.torch_device).eval()
-        return cls(picture, choice, fresh, sigma, options, training, correlations)
+        return cls(picture, choice, fresh, sigma, options, training, correlations, errors)
 
     def _shape(
         self, shape: Sequence[int] | None, scale: float | None, box: Box | None
@@ -372,5 +404,6 @@ def summary(fit: ImageFit) -> dict[str, Any]:
         sigma=[float(s) for s in fit.sigma],
         sigma_method=[getattr(s, "method", "given") for s in fit.sigma],
         noise=correlations_to_json(fit.correlations),
+        photons=None if fit.errors is None else fit.errors.lines_to_json(),
         missing_pixels=int(fit.picture.missing.sum()),
     )

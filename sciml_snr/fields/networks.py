@@ -24,6 +24,10 @@ class Siren(nn.Module):
         first_omega_0: of the first layer: the highest spatial frequency, in radians per unit of
             coordinates, that the network starts with.
         hidden_omega_0: of the other sine layers.
+        output_gain: factor of the output, g. With one that is not 1 the last layer starts at
+            1 / (2 g) times its weights, so that the start is half as large, and a step of it
+            changes the output g times as much: sums of sines reach large values, such as a bright
+            spot's, only by many steps that agree.
     """
 
     def __init__(
@@ -35,21 +39,27 @@ class Siren(nn.Module):
         *,
         first_omega_0: float = 30.0,
         hidden_omega_0: float = 30.0,
+        output_gain: float = 1.0,
     ) -> None:
         super().__init__()
         self.layers = _linear_layers(in_features, out_features, hidden_features, hidden_layers)
+        self.output_gain = float(output_gain)
         self.omegas = [first_omega_0] + [hidden_omega_0] * (hidden_layers - 1)
         with torch.no_grad():
             for i, layer in enumerate(self.layers):
                 n = hidden_features if i else in_features
                 bound = math.sqrt(6 / n) / hidden_omega_0 if i else 1 / n
                 layer.weight.uniform_(-bound, bound)  # type: ignore[operator]
+            if self.output_gain != 1:
+                for parameter in self.layers[-1].parameters():
+                    parameter.div_(2 * self.output_gain)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, in_features) -> (n, out_features)."""
         for omega, layer in zip(self.omegas, self.layers[:-1], strict=True):
             x = torch.sin(omega * layer(x))
-        return self.layers[-1](x)  # type: ignore[no-any-return]
+        found: Tensor = self.layers[-1](x)
+        return found if self.output_gain == 1 else self.output_gain * found
 
 
 class FourierFeatures(nn.Module):

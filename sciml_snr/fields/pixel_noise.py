@@ -124,7 +124,7 @@ def report(found: Sequence[ImageNoise]) -> None:
         elif noise.gain:
             warnings.warn(
                 f"{where}the noise grows with the brightness ({noise}); the fit takes it for "
-                "constant.",
+                'constant. Counted photons: say noise="poisson" (--noise poisson).',
                 stacklevel=4,
             )
 

@@ -39,7 +39,7 @@ class PixelObjective(SampleObjective):
     Args:
         picture: the image.
         values: (known pixels, channels) to fit, in units of the image.
-        sigma: (channels,) in units of the image.
+        sigma: (channels,) in units of the image, or (known pixels, channels).
         batch_size: pixels in a step, drawn with replacement; None for all of them.
         device: of the fit.
         reference: clean values (pixels, channels), to measure the fit against; NaN where unknown.
@@ -50,7 +50,7 @@ class PixelObjective(SampleObjective):
         self,
         picture: Picture,
         values: NDArray[np.float64],
-        sigma: Sequence[float],
+        sigma: Sequence[float] | NDArray[np.float64],
         batch_size: int | None,
         device: torch.device,
         reference: NDArray[np.float64] | None = None,
@@ -120,7 +120,7 @@ def predict(
 def objective_of(
     picture: Picture,
     labels: NDArray[np.float64],
-    sigma: Sequence[float],
+    sigma: Sequence[float] | NDArray[np.float64],
     options: FitOptions,
     reference: NDArray[np.float64] | None = None,
     correlations: Sequence[Correlation] | None = None,

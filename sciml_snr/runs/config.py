@@ -48,8 +48,8 @@ def option(
         flag: the command line's name where it is not the field's own; a repeatable ``name=value``
             where the field is a dictionary.
         command: what it is on the command line where it can be more in Python: "path", "numbers"
-            (a repeatable number), "whole" (an integer), "pairs" (``name=value``, repeatable), or
-            "none": it is not there.
+            (a repeatable number), "numbers or path" (that, or a file), "whole" (an integer),
+            "pairs" (``name=value``, repeatable), or "none": it is not there.
     """
     about = {
         "help": help,

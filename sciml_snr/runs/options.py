@@ -286,7 +286,8 @@ class ImageOptions(FitOptions):
     HELP: ClassVar[dict[str, str]] = {
         "lr": "Learning rate [default: 1e-3 for fourier and wire, 3e-4 for others; snr_soap on "
         "more than 8192 pixels: twice that; adam: a third].",
-        "steps": "Budget [default: 6 times the root of the pixels, 300 at least].",
+        "steps": "Budget [default: 3 times the root of the pixels, 300 at least; of more than "
+        "40,000 pixels 6 times].",
         "batch_size": "Pixels in a step [default: all, of larger images 4096].",
         "cooldown": "Share of the steps, the last, in which the learning rate falls to 0 "
         "[default: 0].",
@@ -294,15 +295,30 @@ class ImageOptions(FitOptions):
 
     sigma: Any = option(
         None,
-        "Standard deviation of the noise in units of the image (8 bit: of 255), one or one per "
-        "channel; an estimate counts texture as noise [default: estimated].",
-        command="numbers",
+        "Standard deviation of the noise in units of the image (8 bit: of 255): one, one per "
+        "channel, or one per pixel in an array or a file (.tif, .npy); an estimate counts texture "
+        "as noise [default: estimated].",
+        command="numbers or path",
     )
     noise: str | None = option(
         None,
-        "What kind it is: auto: looked at before the fit, which then allows for correlated noise, "
-        "stripes and outliers; white: errors are independent [default: auto].",
-        among=("auto", "white"),
+        "What kind it is. auto: looked at before the fit, which then allows for correlated noise, "
+        "stripes and outliers. white: errors are independent, and of one size. poisson: counted "
+        "photons; errors are independent, their variance grows with the brightness [default: "
+        "auto].",
+        among=("auto", "white", "poisson"),
+    )
+    gain: Any = option(
+        None,
+        "Of noise=poisson: variance = gain * brightness + offset, in units of the image; one, or "
+        "one per channel [default: estimated from the image].",
+        command="numbers",
+    )
+    offset: Any = option(
+        None,
+        "Of noise=poisson: the variance where there is no light; below 0 where black is not at "
+        "the number 0 [default: estimated from the image].",
+        command="numbers",
     )
     mask: Any = option(
         None, "An image (or array) that is not black where pixels are missing.", command="path"

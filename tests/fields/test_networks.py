@@ -69,3 +69,16 @@ def test_wire_is_a_product_of_wave_and_window() -> None:
     x = torch.linspace(-1, 1, 20)[:, None]
     expected = 2 * torch.cos(7 * x) * torch.exp(-9 * x**2) + 0.5
     torch.testing.assert_close(net(x), expected)
+
+
+def test_siren_output_gain_scales_the_output_and_halves_the_start() -> None:
+    networks = []
+    for gain in (1.0, 5.0):
+        torch.manual_seed(0)
+        networks.append(Siren(2, 1, output_gain=gain))
+    x = 2 * torch.rand(50, 2) - 1
+    plain, gained = (network(x) for network in networks)
+    torch.testing.assert_close(gained, plain / 2)
+    with torch.no_grad():
+        networks[1].layers[-1].bias += 1
+    torch.testing.assert_close(networks[1](x), plain / 2 + 5)

@@ -8,8 +8,10 @@ import pytest
 import scipy.ndimage
 import skimage.data
 import torch
+from typer.testing import CliRunner
 
 from sciml_snr import NoisyLoss, SNRAdam
+from sciml_snr.cli import app
 from sciml_snr.fields import fit_image
 from sciml_snr.fields.image import ImageFit
 from sciml_snr.image_noise import Correlation
@@ -131,3 +133,39 @@ def test_a_run_of_correlated_noise_goes_on_with_the_same_bits_and_is_read_again(
     told = json.loads((tmp_path / "whole/summary.json").read_text())
     assert told["noise"][0]["blur"] == whole.correlations[0].blur
     assert told["missing_pixels"] == int(whole.picture.missing.sum())
+
+
+def test_no_share_is_guessed_where_noise_is_correlated_and_why_is_said_once(tmp_path, capsys):
+    noisy = CAMERA + 25 * blurred(CAMERA.shape)
+    fit = quiet_fit(noisy, steps=5, progress=True, out=tmp_path / "run")
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.count("memorized ?: the errors of neighbouring pixels are correlated") == 1
+    assert np.isnan([row["memorized"] for row in fit.history]).all()
+    assert json.loads((tmp_path / "run/summary.json").read_text())["memorized"] is None
+    again = quiet_fit(noisy, steps=8, progress=True, out=tmp_path / "run", resume=True)
+    assert again.training.step == 8
+    fit.memorization()
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.count("memorized ?:") == 1  # of the resumed fit; twins do not repeat it
+    white = quiet_fit(noisy, steps=5, progress=True, noise="white")
+    assert "memorized ?" not in capsys.readouterr().out
+    assert np.isfinite([row["memorized"] for row in white.history]).all()
+
+
+def test_the_command_line_shows_no_guess_either(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("noisy.npy", CAMERA + 25 * blurred(CAMERA.shape))
+    small = ["--network-option", "hidden_features=8", "--steps", "3"]
+    found = CliRunner().invoke(app, ["fit-image", "noisy.npy", "-o", "clean.npy", *small])
+    assert found.exit_code == 0, found.output
+    assert " ? " in found.output
+    assert "where errors are correlated" in " ".join(found.output.split())
+
+
+def test_the_threshold_is_higher_where_noise_is_correlated():
+    noisy = CAMERA + 25 * blurred(CAMERA.shape)
+    assert quiet_fit(noisy, steps=1).options.gate["z"] == 4
+    assert quiet_fit(noisy, steps=1, gate={"z": 2.5}).options.gate["z"] == 2.5
+    assert quiet_fit(noisy, steps=1, gate={"alpha": 2.0}).options.gate["z"] is None
+    assert "z" not in quiet_fit(noisy, steps=1, noise="white").options.gate
+    assert quiet_fit(noisy, steps=1, optimizer="adam").options.gate == {}
