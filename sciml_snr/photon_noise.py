@@ -146,13 +146,17 @@ def brightness(image: ArrayLike) -> Array:
 
 
 def growth(pixels: Array) -> tuple[float, float]:
-    """Gain and offset of a variance that clearly grows with the brightness; 0, 0 where it does not.
+    """Gain and offset of a variance that clearly grows with the brightness; 0, 0 where it does not,
+    and of an image too small to tell.
 
     Args:
         pixels: (H, W), finite.
     """
     side = 2 * SIDE
-    x, y = _by_brightness(*_blocks(pixels, side), side)
+    means, variances = _blocks(pixels, side)
+    if len(means) < BINS:
+        return 0.0, 0.0
+    x, y = _by_brightness(means, variances, side)
     if not (y.mean() > 0 and np.ptp(x) > 0):
         return 0.0, 0.0
     weights = 1 / (y + 0.1 * y.mean())

@@ -136,3 +136,18 @@ def test_small_images_and_nonsense():
         inspect_noise(np.where(CAMERA > 200, np.nan, CAMERA))
     with pytest.raises(ValueError, match="shape"):
         inspect_noise(np.zeros((4, 4, 4)))
+
+
+@pytest.mark.parametrize("size", range(12, 140, 4))
+def test_images_of_every_size_are_looked_at_or_refused_in_words(size: int) -> None:
+    """Square ones and narrow ones; none ends in numpy's own error."""
+    rng = np.random.default_rng(size)
+    for shape in ((size, size), (size, size + 7), (size // 3, 3 * size)):
+        y, x = np.mgrid[: shape[0], : shape[1]] / size
+        image = np.sin(5 * x) * np.cos(4 * y) + 0.1 * rng.normal(size=shape)
+        try:
+            found = inspect_noise(image)
+        except ValueError as error:
+            assert "pixels" in str(error)
+        else:
+            assert np.isfinite(found.sigma)

@@ -156,13 +156,18 @@ def memorized_map(fit: ArrayLike, clean: ArrayLike, noisy: ArrayLike, width: flo
     return found
 
 
+TELLING = 200
+"""Data from which on chance moves :func:`share_from_misfit` by less than 0.1."""
+
+
 def share_from_misfit(fit: ArrayLike, noisy: ArrayLike, sigma: ArrayLike) -> float:
     r"""A running estimate for the price of a mean: the share :math:`1 - |(f-y)/\sigma|^2/n`.
 
     Exact on average for a fit that has reached the truth and passes every direction of the data
     either whole or not at all, as a least-squares fit of k parameters does (k/n). An error of the
     signal lowers it; directions that are half memorized raise it (1 - (1-c)^2 is counted for a
-    share c: at most twice). Between 0 and 1. The twin has neither fault.
+    share c: at most twice). Between 0 and 1. The twin has neither fault. By chance alone it is off
+    by a standard deviation of sqrt(2 / n): with fewer than ``TELLING`` data it tells nothing.
 
     Args:
         fit, noisy: the fit and the measurements, one shape.

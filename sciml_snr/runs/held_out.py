@@ -60,7 +60,7 @@ def held_out(config: ProblemConfig, problem: Problem, progress: bool) -> HeldOut
     rest.starts = problem.starts
     model = compile_model(config, rest)
     recorder = Recorder(config, rest, label=f"{config.name}, {share:.0%} held out")
-    recorder.tells_share = problem.observations.sigma is not None
+    recorder.tells_share = recorder.tells_share and problem.observations.sigma is not None
     recorder.train(model, progress)
     if recorder.interrupted:
         return HeldOut(note=PENDING)

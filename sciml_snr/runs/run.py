@@ -30,7 +30,7 @@ from sciml_snr import problems
 
 from ..deepxde import MemorizationMonitor, ProgressBar, SNR_options, set_SNR_options
 from ..gauss_newton import SNRGaussNewton
-from ..measure.twins import Twins, share_from_misfit
+from ..measure.twins import TELLING, Twins, share_from_misfit
 from ..snr_adam import SNRAdam
 from ..terms import as_sigma_tensor, check_squares
 from .bars import RunBars
@@ -251,7 +251,9 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
         self.config = config
         self.problem = problem
         self.folder = folder
-        self.tells_share = problem.observations.sigma is not None
+        self.tells_share = problem.observations.sigma is not None and (
+            len(problem.observations) >= TELLING or config.optimizer == "snr_gn"
+        )
         """Whether the progress bar has the memorized share: a guess that needs a sigma."""
         self.label = label or f"{config.name} {config.optimizer}"
         self.budget = config.iterations
@@ -416,6 +418,7 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
             misfit=last.get("misfit"),
             unknowns_drift=drifts(courses, names),
             sigma_estimate=_estimates(self.problem),
+            measurements=len(self.problem.observations),
         )
 
     def save(self, model: dde.Model) -> None:

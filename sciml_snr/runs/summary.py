@@ -68,6 +68,8 @@ class Summary:
     """Over them: mean square of (prediction - measurement) / sigma; 1 + a little for a good fit."""
     held_out_error: dict[str, float | None] | None = None
     """Over them: output -> root mean square of prediction - measurement, in the output's units."""
+    measurements: int | None = None
+    """Number of measured points."""
     held_out_note: str | None = None
     """Why nothing of it was measured; None where it was, or was not asked for."""
 

@@ -319,3 +319,15 @@ def test_lists_and_help_fit_into_80_columns() -> None:
     for arguments in (("problems",), ("problems", "heat"), ("solve", "--help")):
         lines = runner.invoke(app, list(arguments)).output.splitlines()
         assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize(("points", "is_told"), [(80, False), (240, True)])
+def test_of_few_measurements_no_memorized_share_is_guessed(points: int, is_told: bool) -> None:
+    """The misfit is off 1 by a standard deviation of sqrt(2 / n) by chance alone."""
+    found = Heat(points=points).observations
+    write("rod.csv", "x,t,u,sigma", np.hstack([found.points, found.values, found.sigma]))
+    short = ("--iterations", "20", "--held-out", "0", "--optimizer", "adam", "--out", "run")
+    output = call("solve", "heat", "--data", "rod.csv", *short)
+    assert ("│ ~ " in output, "│ ? │" in output) == (is_told, not is_told)
+    assert ("memorized ~" in output) is is_told  # in the progress bar
+    assert read_summary(Path("run")).measurements == points
