@@ -15,7 +15,7 @@ from sciml_snr.figures import COLORS
 
 FIGURE = Path(__file__).parents[2] / "docs/figures/grokking.png"
 ORDER = list(grokking.METHODS)
-DRAWN = ("AdamW", "snr", "soft, finite alpha", "Grokfast AdamW")
+DRAWN = ("AdamW", "snr, softness 0.1", "snr", "soft, finite alpha")
 
 
 def division() -> str:

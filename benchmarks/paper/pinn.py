@@ -175,6 +175,21 @@ def table() -> str:
     return text.table(head + "|final error, median (range)|best on the way", lines)
 
 
+def rates() -> str:
+    """At every rate: steps to 0.3 and the final error, medians over the tuning seeds."""
+    rows = [row for row in read(PATH) if int(row["seed"]) in TUNED]
+    lines = []
+    for method in METHODS:
+        line = [method]
+        for lr in sorted(RATES):
+            own = [row for row in rows if (row["method"], row["lr"]) == (method, str(lr))]
+            steps = text.count(median(_steps(own, method, str(lr)))) if own else ""
+            line.append(f"{steps}, {median(text.column(own, 'final_error')):.3f}" if own else "")
+        lines.append(line)
+    titles = ["method", *(f"lr {lr:g}" for lr in sorted(RATES))]
+    return text.table(titles, lines)
+
+
 LABEL = "SNRAdam, label floor"
 
 

@@ -113,6 +113,27 @@ def table() -> str:
     return text.table(titles, lines)
 
 
+def claim() -> str:
+    """Adam, the rule and the label floor, each at the rate of the best end."""
+    rows = read(PATH)
+    found: dict[str, tuple[float, float]] = {}
+    for (method, _), own in text.groups(rows, "method", "lr").items():
+        if len(own) == len(CORNERS):
+            psnr, share = (mean(text.column(own, name)) for name in ("final_psnr", "memorized"))
+            found[method] = max(found.get(method, (-math.inf, 0.0)), (psnr, share))
+    if len(found) < len(METHODS):
+        return "not yet run"
+    rule = max((m for m in found if m.startswith("published")), key=lambda m: found[m])
+
+    def one(method: str) -> str:
+        return f"{found[method][0]:.2f} dB, {text.percent(found[method][1])} memorized"
+
+    return (
+        f"after {STEPS:,} steps, best rates: Adam {one('Adam')}; {rule} {one(rule)}; "
+        f"label floor {one('label floor')}"
+    )
+
+
 def main(jobs: int | None = None) -> None:
     """Measure what is missing."""
     runs = [Run(image, method, lr) for lr in RATES for method in METHODS for image in CORNERS]
