@@ -27,7 +27,7 @@ def which_one() -> str:
             GAUSS_NEWTON,
             "3e-3, then none",
             WEIGHTS,
-            "400 iterations, then up to 100 steps",
+            "400 iterations, then 500 steps at most",
             _seconds(_of_problems("coverage", "fit_seconds", method="snr_gn")),
         ],
         [

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from sciml_snr.deepxde import NoisyPointSetBC
+from sciml_snr.deepxde.conditions import check_points
 from sciml_snr.measure.twins import memorized_share
 from sciml_snr.sigma import SigmaEstimate
 
@@ -371,10 +372,15 @@ class Problem(ABC):
         """An uncompiled model on a fresh network (or the given one).
 
         With own measurements the network's inputs and outputs are scaled to their units.
+
+        Raises:
+            ValueError: a condition has no points.
         """
         network = self.network() if network is None else network
         scale_network(network, self)
-        return dde.Model(self.data(), network)
+        data = self.data()
+        check_points(data)
+        return dde.Model(data, network)
 
     def predict(self, model: dde.Model, points: Array) -> Array:
         """The model's outputs (n, m) at points (n, d), in the problem's units."""

@@ -73,7 +73,11 @@ def described(optimizer: Any) -> str:
         )
     if not math.isnan(optimizer.memorized):
         lines.append(f"memorized in these steps: {100 * optimizer.memorized:.1f} % of the noise")
-    return "\n".join([*lines, *([optimizer.reason] if optimizer.done else [])])
+    if optimizer.done:
+        lines.append(optimizer.reason)
+    elif optimizer.steps:
+        lines.append("not done: directions still stand out of the noise; it would go on")
+    return "\n".join(lines)
 
 
 def moved_by(tangent: Any, step: Tensor) -> float:

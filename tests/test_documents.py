@@ -39,7 +39,7 @@ def test_a_stale_table_is_noticed(tmp_path, monkeypatch) -> None:
 SHORTER = {
     "10_000": "20",
     "400)": "5)",
-    "100))": "2))",
+    "500))": "2))",
     "fit_field(x, y, sigma=0.1)": "fit_field(x, y, sigma=0.1, steps=3, progress=False)",
     '"noisy.png"': '"noisy.png", steps=3, progress=False',
     '"scan.ply"': '"scan.ply", steps=3, progress=False',

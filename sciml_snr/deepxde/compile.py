@@ -23,7 +23,13 @@ from ..snr_adam import SNRAdam
 from ..snr_soap import SNRSOAP
 from . import gauss_newton, split_step
 from .caller import users_stacklevel
-from .conditions import NoisyCondition, conditions_of, is_supervised, measurements_of
+from .conditions import (
+    NoisyCondition,
+    check_points,
+    conditions_of,
+    is_supervised,
+    measurements_of,
+)
 from .model_noise import ModelNoise, remember
 from .options import (
     SNR_options,
@@ -117,6 +123,7 @@ def _announced(original: Callable[..., Any]) -> Callable[..., Any]:
         call = inspect.signature(original).bind(self, *args, **kwargs)
         optimizer = call.arguments.get("optimizer")
         if isinstance(optimizer, SNRGaussNewton) or optimizer == gauss_newton.NAME:
+            check_points(self.data)
             return _compile_gauss_newton(original, self, call)
         is_ours = isinstance(optimizer, SNRAdam) or optimizer in OPTIMIZERS
         is_noisy = _has_noise(self, call.arguments.get("loss"))
@@ -127,6 +134,7 @@ def _announced(original: Callable[..., Any]) -> Callable[..., Any]:
             return found
         if isinstance(optimizer, str) and is_ours:
             _require_pytorch(optimizer)
+        check_points(self.data)
         hands_over = is_ours and (
             not isinstance(optimizer, str) or (has_gate() and SNR_options["floor"] != "stream")
         )

@@ -315,3 +315,24 @@ def _checked(sigma: Any) -> torch.Tensor:
     found = torch.as_tensor(given, dtype=torch.get_default_dtype())
     check_sigma(found)
     return found
+
+
+def check_points(data: Any) -> None:
+    """Refuse data with a condition that has no points: the mean of its losses is NaN.
+
+    Args:
+        data: of a DeepXDE model; without conditions, nothing is checked.
+
+    Raises:
+        ValueError: names the condition, and what gives it points.
+    """
+    conditions = list(getattr(data, "bcs", None) or ())
+    sizes = list(getattr(data, "num_bcs", None) or ())
+    for i, (condition, size) in enumerate(zip(conditions, sizes, strict=False)):
+        if size == 0:
+            raise ValueError(
+                f"Condition {i + 1} of {len(conditions)} ({type(condition).__name__}) has no "
+                "points, and its loss would be NaN. Conditions take the points that num_boundary "
+                "(with GeometryXTime, initial conditions: num_initial) and anchors lay where they "
+                "hold: set it where the data are made, as num_boundary = 2 in a problem's file."
+            )

@@ -361,6 +361,13 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
         metrics = self.problem.metrics(predict) if self.problem.knows_truth else {}
         state = model.train_state
         losses = model.outputs_losses_train(state.X_train, state.y_train, state.train_aux_vars)[1]
+        if not torch.isfinite(losses).all():
+            at = ", ".join(str(i + 1) for i in torch.nonzero(~torch.isfinite(losses)).ravel())
+            raise FloatingPointError(
+                f"The loss is not finite at iteration {self.iteration} (term {at} of "
+                f"{losses.numel()}): the training has diverged. Take a smaller --lr, or look for a "
+                "division by 0 or a root of a negative number in the equation."
+            )
         row = {
             "iteration": float(self.iteration),
             "seconds": self.seconds,

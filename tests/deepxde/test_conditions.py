@@ -455,3 +455,25 @@ def test_no_randomness_in_one_point():
         found.append(floor(m))
     for other in found[1:]:
         assert_same_bits(other, found[0])
+
+
+@pytest.mark.parametrize("optimizer", ["snr_adam", "snr_gn"])
+def test_a_condition_without_points_is_refused_by_name(optimizer: str) -> None:
+    """The mean of its losses would be NaN, and DeepXDE's training would end in silence."""
+    time = dde.geometry.TimeDomain(0, 1)
+    start = dde.icbc.IC(time, lambda t: 1.0, lambda t, on_initial: on_initial)
+    measured = NoisyPointSetBC(np.linspace(0.1, 1, 5)[:, None], np.ones((5, 1)), 0.1)
+
+    def model(num_boundary: int) -> dde.Model:
+        data = dde.data.PDE(
+            time,
+            lambda t, u: dde.grad.jacobian(u, t),
+            [measured, start],
+            num_domain=8,
+            num_boundary=num_boundary,
+        )
+        return dde.Model(data, dde.nn.FNN([1, 4, 1], "tanh", "Glorot normal"))
+
+    with pytest.raises(ValueError, match=r"Condition 2 of 2 \(IC\) has no points.*num_boundary"):
+        model(0).compile(optimizer, lr=1e-3)
+    model(2).compile(optimizer, lr=1e-3, verbose=0)

@@ -331,3 +331,47 @@ def test_of_few_measurements_no_memorized_share_is_guessed(points: int, is_told:
     assert ("│ ~ " in output, "│ ? │" in output) == (is_told, not is_told)
     assert ("memorized ~" in output) is is_told  # in the progress bar
     assert read_summary(Path("run")).measurements == points
+
+
+DECAY = """
+import deepxde as dde
+import torch
+from sciml_snr.problems import Problem
+
+class Decay(Problem):
+    equation = "u' = -k u"
+    ranges = {"t": (0.0, 1.0)}
+    outputs = ("u",)
+    unknown_names = ("k",)
+    guesses = {"k": 1.0}
+    num_domain = 20
+
+    def residual(self, x, y):
+        return dde.grad.jacobian(y, x, i=0, j=0) + self.unknown("k") * y
+
+    def conditions(self):
+        return [dde.icbc.IC(self.geometry(), lambda t: 1.0, lambda t, on_initial: on_initial)]
+"""
+
+
+def test_a_condition_without_points_is_an_error_before_the_work() -> None:
+    """A loss of NaN from the first iteration on ended as a success."""
+    Path("decay.py").write_text(DECAY)
+    t = np.linspace(0, 1, 20)
+    write("decay.csv", "t,u,sigma", t, np.exp(-t), 0.1 + 0 * t)
+    solve = ("solve", "decay.py", "--data", "decay.csv", "--iterations", "9")
+    output = call(*solve, code=1)
+    assert "Condition 1 of 2 (IC) has no points, and its loss would be NaN" in output
+    Path("decay.py").write_text(
+        DECAY.replace("num_domain = 20", "num_domain = 20; num_boundary = 2")
+    )
+    call(*solve, "--held-out", "0")
+
+
+def test_a_loss_that_is_not_finite_is_an_error() -> None:
+    """With Adam, too, which does not look at its gradients."""
+    rod("rod.csv")
+    overflowing = ("--optimizer", "adam", "--lr", "1e30", "--iterations", "60", "--out", "run")
+    output = call("solve", "heat", "--data", "rod.csv", *overflowing, code=1)
+    assert "Error: The loss is not finite at iteration" in output
+    assert "Take a smaller --lr" in output and "Traceback" not in output
