@@ -226,7 +226,8 @@ class FieldFit:
             progress: draw a progress bar.
 
         Returns:
-            ``bars(points)``, ``bars.band(points, level)``, ``print(bars)``.
+            ``bars(points)``, ``bars.band(points, level)``, shaped as the fit's values;
+            ``print(bars)``.
 
         Raises:
             ValueError: as for :meth:`memorization`; or an operator has too many measurements for
@@ -245,6 +246,7 @@ class FieldFit:
             fits,
             lambda points: self.module.evaluate(self._points(points)),
             self.units.length,
+            outward=self._outward,
         )
 
     def _twins(

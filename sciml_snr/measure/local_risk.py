@@ -58,6 +58,7 @@ class LocalBars:
         predict: the fit at any points (k, d): (k, m).
         scale: (d,) by which coordinates are divided, so that distances compare.
         neighbours: how many samples make an error bar.
+        outward: of what is returned, (k, m), makes what the fit's own values are shaped like.
 
     Attributes:
         method: ``"twins"``.
@@ -79,7 +80,9 @@ class LocalBars:
         predict: Callable[[Any], Array],
         scale: ArrayLike = 1.0,
         neighbours: int = NEIGHBOURS,
+        outward: Callable[[Array], Array] = lambda values: values,
     ) -> None:
+        self._outward = outward
         variance = np.broadcast_to(np.asarray(sigma, dtype=np.float64) ** 2, values.shape)
         answers = np.stack([(twin - fit) / twins.tau for twin in twin_fits])
         signs = np.reshape(twins.shifts, answers.shape) / twins.tau
@@ -107,10 +110,25 @@ class LocalBars:
         return found
 
     def __call__(self, points: Any) -> Array:
-        """Standard errors (k, m) at points (k, d)."""
+        """Standard errors at points (k, d), or (k,) for one coordinate.
+
+        Returns:
+            (k, m), or shaped as the fit's own values.
+
+        Raises:
+            ValueError: the points are not of that shape.
+        """
+        return self._outward(self._errors(self._checked(points)))
+
+    def _checked(self, points: Any) -> Array:
         points = np.asarray(points, dtype=np.float64)
+        if points.ndim == 1 and self._tree.m == 1:
+            points = points[:, None]
         if points.ndim != 2 or points.shape[1] != self._tree.m:
             raise ValueError(f"points must be (k, {self._tree.m}), got {points.shape}.")
+        return points
+
+    def _errors(self, points: Array) -> Array:
         near = self._neighbours
         noise = self._means(self._noise, points, self._wider)
         variance = self._means(self._variance, points, near)
@@ -128,9 +146,10 @@ class LocalBars:
         return quantile(level)
 
     def band(self, points: Any, level: float = 0.95) -> tuple[Array, Array]:
-        """Low and high end, (k, m) each, of pointwise intervals at points (k, d)."""
-        width, fit = self.quantile(level) * self(points), self._predict(points)
-        return fit - width, fit + width
+        """Low and high end of pointwise intervals; points and shapes as for a call."""
+        points = self._checked(points)
+        width, fit = self.quantile(level) * self._errors(points), self._predict(points)
+        return self._outward(fit - width), self._outward(fit + width)
 
     def __str__(self) -> str:
         return (

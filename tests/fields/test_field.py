@@ -374,9 +374,20 @@ def test_error_bars_hold_the_truth_and_are_in_the_users_units() -> None:
         places = np.random.default_rng(9).random((500, 2))
         low, high = bars.band(1000 * places, 0.9)
         truth = 50 * smooth(places)
-        held.append(((low[:, 0] <= truth) & (truth <= high[:, 0])).mean())
+        assert fit(1000 * places).shape == bars(1000 * places).shape == low.shape == (500,)
+        held.append(((low <= truth) & (truth <= high)).mean())
     assert 0.75 < np.mean(held) < 0.99
     assert "memorized" in str(bars)
+
+
+def test_error_bars_have_the_shape_of_the_values() -> None:
+    """Added to the fit they would otherwise broadcast to (n, n)."""
+    x, y = np.linspace(0, 1, 40), np.random.default_rng(0).normal(size=(40, 2))
+    flat = fit_field(x, y[:, 0], sigma=1.0, steps=3, **SMALL)
+    both = fit_field(x, y, sigma=1.0, steps=3, **SMALL)
+    for fit, shape in ((flat, (5,)), (both, (5, 2))):
+        bars = fit.error_bars(progress=False)
+        assert fit(x[:5]).shape == bars(x[:5]).shape == bars.band(x[:5])[0].shape == shape
 
 
 def test_error_bars_of_an_operators_measurements_are_linear() -> None:
