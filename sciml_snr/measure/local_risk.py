@@ -58,7 +58,7 @@ class LocalBars:
         predict: the fit at any points (k, d): (k, m).
         scale: (d,) by which coordinates are divided, so that distances compare.
         neighbours: how many samples make an error bar.
-        outward: of what is returned, (k, m), makes what the fit's own values are shaped like.
+        outward: makes of what is returned, (k, m), the shape of the fit's own values.
 
     Attributes:
         method: ``"twins"``.
@@ -80,9 +80,9 @@ class LocalBars:
         predict: Callable[[Any], Array],
         scale: ArrayLike = 1.0,
         neighbours: int = NEIGHBOURS,
-        outward: Callable[[Array], Array] = lambda values: values,
+        outward: Callable[[Array], Array] | None = None,
     ) -> None:
-        self._outward = outward
+        self._outward: Callable[[Array], Array] = outward or (lambda values: values)
         variance = np.broadcast_to(np.asarray(sigma, dtype=np.float64) ** 2, values.shape)
         answers = np.stack([(twin - fit) / twins.tau for twin in twin_fits])
         signs = np.reshape(twins.shifts, answers.shape) / twins.tau
@@ -118,7 +118,8 @@ class LocalBars:
         Raises:
             ValueError: the points are not of that shape.
         """
-        return self._outward(self._errors(self._checked(points)))
+        found: Array = self._outward(self._errors(self._checked(points)))
+        return found
 
     def _checked(self, points: Any) -> Array:
         points = np.asarray(points, dtype=np.float64)
