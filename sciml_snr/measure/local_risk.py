@@ -122,12 +122,12 @@ class LocalBars:
         return found
 
     def _checked(self, points: Any) -> Array:
-        points = np.asarray(points, dtype=np.float64)
-        if points.ndim == 1 and self._tree.m == 1:
-            points = points[:, None]
-        if points.ndim != 2 or points.shape[1] != self._tree.m:
-            raise ValueError(f"points must be (k, {self._tree.m}), got {points.shape}.")
-        return points
+        found: Array = np.asarray(points, dtype=np.float64)
+        if found.ndim == 1 and self._tree.m == 1:
+            found = found[:, None]
+        if found.ndim != 2 or found.shape[1] != self._tree.m:
+            raise ValueError(f"points must be (k, {self._tree.m}), got {found.shape}.")
+        return found
 
     def _errors(self, points: Array) -> Array:
         near = self._neighbours
