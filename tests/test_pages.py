@@ -77,6 +77,9 @@ def an_image() -> dict:
     pixels = np.random.default_rng(0).integers(60, 200, (16, 16), dtype=np.uint8)
     for name in ("noisy.tif", "noisy.png"):
         iio.imwrite(name, pixels)
+    iio.imwrite("sigma.tif", np.full((16, 16), 5, dtype=np.uint8))
+    photons = np.random.default_rng(0).poisson(np.linspace(20, 200, 80), (80, 80))
+    iio.imwrite("photons.tif", photons.astype(np.uint8))
     return {}
 
 

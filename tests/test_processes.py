@@ -556,4 +556,4 @@ def test_the_page_runs(two: Pair, which: str, tmp_path: Path) -> None:
 
 
 def test_the_page_is_linked() -> None:
-    assert "docs/how-to/processes.md" in (Path(__file__).parents[1] / "README.md").read_text()
+    assert "(processes.md)" in (Path(__file__).parents[1] / "docs/how-to/index.md").read_text()

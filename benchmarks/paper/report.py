@@ -137,7 +137,7 @@ def verdicts() -> str:
             f"at its best gate {zoo_rule:.2f} times tuned Adam's error",
             "no",
         ],
-        ["minibatches of an image's pixels", pixels.claim(), "see there"],
+        ["minibatches of an image's pixels", pixels.claim(), "with `soft` yes, with `snr` no"],
         ["passes through a table, weight decay does the work", grokking_report.claim(), "no"],
         ["fine-tuning on preferences, 30 % of them wrong", dpo.claim(), "a shorter way, no gain"],
     ]
