@@ -818,7 +818,7 @@ def test_forward_mode_has_the_same_floor():
     before = dde.config.autodiff
     dde.config.set_default_autodiff("forward")
     try:
-        m = model(ends(), domain=1, boundary=2)
+        m = model(dde.icbc.PointSetBC(X, Y), domain=1, boundary=0)
         trained(m, lr=0.0, iterations=2, loss=[NoisyLoss(0.2), "MSE"])
         both = trained(model(measured(only(3)), ends()), lr=0.0, iterations=2)
     finally:
