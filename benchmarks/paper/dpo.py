@@ -44,6 +44,7 @@ from torch import Tensor
 from benchmarks import text
 from benchmarks.harness import RESULTS, append_missing, read
 from benchmarks.paper.grammar import WORDS, Pair, letter_values, prompts, reward, sentence, swap
+from benchmarks.paper.rivals import casmo
 from sciml_snr import SNRAdam
 from sciml_snr.figures import COLORS
 
@@ -90,12 +91,6 @@ def snr_adam(params: Sequence[Tensor], job: Job, **gate: Any) -> torch.optim.Opt
     return SNRAdam(params, lr=job.lr, weight_decay=WEIGHT_DECAY, **gate)
 
 
-def casmo(params: Sequence[Tensor], job: Job) -> torch.optim.Optimizer:
-    from casmo import CASMO  # in the extra "bench"
-
-    return CASMO(params, lr=job.lr, weight_decay=WEIGHT_DECAY)
-
-
 ADAMW, GATED, SNR = "AdamW", "SNRAdam, soft, z = 2", "SNRAdam, snr"
 DRAWN = (ADAMW, "SNRAdam, published rule, soft", GATED, SNR)
 """In the figure."""
@@ -114,7 +109,7 @@ METHODS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]] 
         functools.partial(snr_adam, gate="snr", reduction="per_tensor"),
         {},
     ),
-    "CASMO": (casmo, {}),
+    "CASMO": (lambda params, job: casmo(params, lr=job.lr, weight_decay=WEIGHT_DECAY), {}),
 }
 """Name -> optimizer, options of the loss.
 

@@ -2,10 +2,10 @@ r"""Grokking: arithmetic modulo 97 from a part of its table, AdamW against SNRAd
 
     python -m benchmarks.paper.grokking [JOBS] [PLAN ...]
 
-writes benchmarks/results/grokking.csv and the figures grokking.png and grokking_mechanism.png of
-docs/figures. Without the name of a plan (see PLANS) all of them are made, in turn. Called again, it
-does what is not in the file yet; a run that was stopped goes on from its last checkpoint in
-runs/grokking/.
+writes benchmarks/results/grokking.csv; :mod:`benchmarks.paper.grokking_report` makes tables and a
+figure of it. Without the name of a plan (see :func:`plans`) all of them are made, in turn. Called
+again, it does what is not in the file yet; a run that was stopped goes on from its last checkpoint
+in runs/grokking/.
 
 Tasks and networks are in :mod:`benchmarks.paper.arithmetic`. Batches of 512 drawn without
 replacement, or the whole training set in every step; 10 steps of warm-up, betas (0.9, 0.98), as
@@ -34,6 +34,7 @@ from torch.optim import AdamW, Optimizer
 
 from benchmarks.harness import RESULTS, append_missing
 from benchmarks.paper.arithmetic import TASKS
+from benchmarks.paper.rivals import casmo
 from sciml_snr import SNRAdam, rule
 from sciml_snr.bench.rivals import CautiousAdamW
 from sciml_snr.runs.folder import write_state
@@ -113,12 +114,6 @@ def _grokfast(params: Any, batch: int, n: int, **options: Any) -> Optimizer:
     return GrokFastAdamW(params, **options)
 
 
-def _casmo(params: Any, batch: int, n: int, **options: Any) -> Optimizer:
-    from casmo import CASMO
-
-    return CASMO(params, **options)
-
-
 METHODS: dict[str, Callable[..., Optimizer]] = {
     "AdamW": _plain(AdamW),
     "snr": _snr(gate="snr"),
@@ -137,7 +132,7 @@ METHODS: dict[str, Callable[..., Optimizer]] = {
     "soft, finite alpha, gated decay": _snr(GatedDecay, gate="soft", alpha="finite"),
     "Grokfast AdamW": _grokfast,
     "Cautious AdamW": _plain(CautiousAdamW),
-    "CASMO": _casmo,
+    "CASMO": _plain(casmo),
 }
 """With ``lambda 0`` the soft gate is the hard one. Decays are AdamW's, not gated, but where the
 name says so. CASMO and Grokfast need the extra "bench"."""

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from ..measure.intervals import statement, text
-from ..measure.twins import TELLING
 from ._app import console, to_stderr
 
 if TYPE_CHECKING:
@@ -138,10 +137,7 @@ def _memorized(runs: list[Summary]) -> str:
         return "?"  # the guess is 1 - R, and R is as wrong as the estimate of sigma
     if any(run.memorized is not None and abs(run.memorized) > 1 for run in runs):
         return "?"  # error in the signal, along the noise by chance
-    if any(
-        run.memorized is None and run.optimizer != "snr_gn" and (run.measurements or 0) < TELLING
-        for run in runs
-    ):
+    if any(run.memorized is None and not run.is_telling for run in runs):
         return "?"  # so few measurements have a misfit other than 1 by chance
     if all(run.memorized is None and run.memorized_estimate is not None for run in runs):
         return "~ " + _percent([run.memorized_estimate for run in runs])

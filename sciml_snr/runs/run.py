@@ -30,7 +30,7 @@ from sciml_snr import problems
 
 from ..deepxde import MemorizationMonitor, ProgressBar, SNR_options, set_SNR_options
 from ..gauss_newton import SNRGaussNewton
-from ..measure.twins import TELLING, Twins, share_from_misfit
+from ..measure.twins import Twins, share_from_misfit
 from ..snr_adam import SNRAdam
 from ..terms import as_sigma_tensor, check_squares
 from .bars import RunBars
@@ -46,7 +46,7 @@ from .options import (
     ProblemConfig,
     first_stage,
 )
-from .summary import Summary, drifts, read_summary
+from .summary import Summary, drifts, is_telling, read_summary
 
 ADAMW_WEIGHT_DECAY = 0.01
 """torch.optim.AdamW's default; DeepXDE wants it stated."""
@@ -252,7 +252,7 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
         self.problem = problem
         self.folder = folder
         self.tells_share = problem.observations.sigma is not None and (
-            len(problem.observations) >= TELLING or config.optimizer == "snr_gn"
+            is_telling(config.optimizer, len(problem.observations))
         )
         """Whether the progress bar has the memorized share: a guess that needs a sigma."""
         self.label = label or f"{config.name} {config.optimizer}"

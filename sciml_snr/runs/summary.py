@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from ..measure.twins import TELLING
 from .config import check_keys, is_number, is_whole
 from .folder import SUMMARY, read_json
+from .options import GAUSS_NEWTON
 
 
 @dataclass
@@ -73,6 +75,11 @@ class Summary:
     held_out_note: str | None = None
     """Why nothing of it was measured; None where it was, or was not asked for."""
 
+    @property
+    def is_telling(self) -> bool:
+        """Whether ``memorized_estimate`` is more than chance."""
+        return is_telling(self.optimizer, self.measurements)
+
     def is_moving(self, name: str) -> bool | None:
         """Whether an unknown has not come to rest: over the last quarter of the iterations it moved
         by more than a fifth of its standard error, or by 2 %. None of a run that is too short to
@@ -85,6 +92,12 @@ class Summary:
         if error is not None and error > 0:
             most = min(most, 0.2 * error)
         return abs(drift) > most
+
+
+def is_telling(optimizer: str | None, measurements: int | None) -> bool:
+    """Whether the guess of the memorized share is more than chance: from a misfit it takes many
+    measurements; ``snr_gn`` finds it along its steps."""
+    return optimizer == GAUSS_NEWTON or (measurements or 0) >= TELLING
 
 
 def drifts(rows: Sequence[Mapping[str, float]], names: Iterable[str]) -> dict[str, float | None]:
