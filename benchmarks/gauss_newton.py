@@ -73,14 +73,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "warm up 1000": {"warm_up": 1000},
     "monotone, warm up 1000": {**MONOTONE, "warm_up": 1000},
     "rows 600": {"equation_rows": 600},
+    "rows 2400": {"equation_rows": 2400},
+    "z 2": {"z": 2.0},
     "cold": {"warm_up": 0},
     "float64": {"dtype": "float64"},
     "all eigenvectors": {"exact_rows": 10**9},
     "five times the seconds": {"limit": 5.0},
-    **{f"ENGD-W, {x:g}": {"rival": "ENGD-W", "damping": x} for x in (1e-8, 1e-6, 1e-4, 1e-2)},
+    **{
+        f"ENGD-W, {x:g}": {"rival": "ENGD-W", "damping": x}
+        for x in (1e-8, 1e-6, 1e-4, 1e-2, 0.1, 1.0)
+    },
     **{
         f"SPRING, {x:g}": {"rival": "ENGD-W", "damping": x, "momentum": 0.9}
-        for x in (1e-6, 1e-4, 1e-2)
+        for x in (1e-6, 1e-4, 1e-2, 0.1)
     },
     **{f"PDE-aware, {x:g}": {"rival": "PDE-aware", "lr": x} for x in (1e-3, 1e-2, 1e-1, 1.0)},
     "SSBroyden": {"rival": "SSBroyden", "dtype": "float64"},
@@ -113,13 +118,18 @@ class Clock:
         self.spent += time.process_time() - self._since
 
 
+def prepared(variant: str) -> tuple[int, dict[str, Any]]:
+    """Set what is set for a whole process. Gives the steps of first order, and other options."""
+    options = dict(VARIANTS[variant])
+    room.EQUATION_ROWS = options.pop("equation_rows", EQUATION_ROWS)
+    engine.EXACT_ROWS = options.pop("exact_rows", EXACT_ROWS)
+    return options.pop("warm_up", WARM_UP_STEPS), options
+
+
 def fit(run: Run) -> dict[str, Any]:
     """Train in this process, on one thread; a run that diverges has an infinite error."""
     torch.set_num_threads(1)
-    options = dict(VARIANTS[run.variant])
-    warm_up = options.pop("warm_up", WARM_UP_STEPS)
-    room.EQUATION_ROWS = options.pop("equation_rows", EQUATION_ROWS)
-    engine.EXACT_ROWS = options.pop("exact_rows", EXACT_ROWS)
+    warm_up, options = prepared(run.variant)
     limit = options.pop("limit", LIMIT)
     rival = options.pop("rival", None)
     dtype = options.pop("dtype", "float32")
@@ -180,7 +190,7 @@ def fit(run: Run) -> dict[str, Any]:
             compiled(model, problem, "adam", WARM_UP_RATE)
             optimizer: Any = RIVALS[rival](model, **options)
         else:
-            compiled(model, problem, _optimizer(model, problem, options), None)
+            compiled(model, problem, optimizer_of(model, problem, options), None)
             optimizer = model.opt
         model.train(10**6, display_every=10**9, callbacks=[Watch()], verbose=0)
     except DIVERGED as reason:
@@ -197,7 +207,8 @@ def fit(run: Run) -> dict[str, Any]:
     }
 
 
-def _optimizer(model: Any, problem: Any, options: dict[str, Any]) -> Any:
+def optimizer_of(model: Any, problem: Any, options: dict[str, Any]) -> Any:
+    """What ``compile`` takes."""
     if not options:
         return NAME
     unknowns = list(problem.unknowns.values())

@@ -1,15 +1,17 @@
 """Published problems by ``snr_gn``, untuned: 400 steps of ``snr_adam``, then steps until it ends.
 
-    python -m benchmarks.gauss_newton_goals
+    python -m benchmarks.gauss_newton_goals [VARIANT] [SEEDS] [PROBLEM ...]
 
 appends to benchmarks/results/gauss_newton_goals.csv. Rivals are the rows of goals.csv and
-goals_burgers.csv (benchmarks/zoo.py), Adam at the best rate of its first seed.
+goals_burgers.csv (benchmarks/zoo.py), Adam at the best rate of its first seed. Variants are those
+of benchmarks/gauss_newton.py.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from dataclasses import dataclass
 from statistics import median
@@ -20,14 +22,15 @@ import torch
 from sciml_snr.problems import PROBLEMS
 
 from benchmarks import text, zoo
+from benchmarks.gauss_newton import VARIANTS, optimizer_of, prepared
 from benchmarks.harness import RESULTS, append_missing, read
 from sciml_snr.bench import tables
 from sciml_snr.bench.rows import number
 from sciml_snr.bench.training import DIVERGED
-from sciml_snr.deepxde.gauss_newton import NAME, WARM_UP_RATE, WARM_UP_STEPS
+from sciml_snr.deepxde.gauss_newton import WARM_UP_RATE
 
 PATH = RESULTS / "gauss_newton_goals.csv"
-KEYS = ("problem", "seed")
+KEYS = ("variant", "problem", "seed")
 STEPS = 150
 """At most."""
 
@@ -44,6 +47,7 @@ GOALS: dict[str, tuple[int, dict[str, Any], str, str, float]] = {
 class Run:
     """One run."""
 
+    variant: str
     problem: str
     seed: int
 
@@ -56,10 +60,11 @@ def fit(run: Run) -> dict[str, Any]:
     dde.config.set_random_seed(run.seed)
     model = problem.model(problem.network())
     error, started = "", time.process_time()
+    warm_up, options = prepared(run.variant)
     try:
-        for name, lr, steps in (("snr_adam", WARM_UP_RATE, WARM_UP_STEPS), (NAME, None, STEPS)):
+        for is_last, lr, steps in ((False, WARM_UP_RATE, warm_up), (True, None, STEPS)):
             model.compile(
-                name,
+                optimizer_of(model, problem, options) if is_last else "snr_adam",
                 lr=lr,
                 loss_weights=problem.loss_weights(),
                 external_trainable_variables=list(problem.unknowns.values()),
@@ -94,7 +99,7 @@ def _figure(problem: str, row: Any) -> float:
 
 def table() -> str:
     """Ours beside Adam at its best rate, on the same seeds."""
-    lines, every = [], [dict(row) for row in read(PATH)]
+    lines, every = [], [dict(row) for row in read(PATH) if row["variant"] == "default"]
     for problem, (_, _, plan, unknown, goal) in GOALS.items():
         own = [row for row in every if row["problem"] == problem]
         adam = tables.tuned(zoo.beside(plan)).get(problem, {})
@@ -124,7 +129,32 @@ def table() -> str:
     return text.table(titles, lines)
 
 
+def ideas() -> str:
+    """Every variant that was tried, and the default on the same seeds."""
+    lines, every = [], [dict(row) for row in read(PATH)]
+    for problem, (_, _, _, unknown, goal) in GOALS.items():
+        what = f"error of {unknown}" if unknown else "mean squared error"
+        here = [row for row in every if row["problem"] == problem]
+        of = {name: [row for row in here if row["variant"] == name] for name in VARIANTS}
+        for variant, rows in of.items():
+            if not rows or variant == "default":
+                continue
+            seeds = {row["seed"] for row in rows}
+            same = [row for row in of["default"] if row["seed"] in seeds]
+            cells = [
+                text.spread([_figure(problem, row) for row in some]) if some else ""
+                for some in (rows, same)
+            ]
+            lines.append([problem, what, f"{goal:g}", variant, str(len(rows)), *cells])
+    return text.table("problem|what|goal|variant|seeds|median (range)|the default's", lines)
+
+
 if __name__ == "__main__":
-    runs = [Run(name, seed) for name, one in GOALS.items() for seed in range(one[0])]
+    variant, most, *names = [*sys.argv[1:], *("default", "99")[len(sys.argv) - 1 :]]
+    runs = [
+        Run(variant, name, seed)
+        for name in names or GOALS
+        for seed in range(min(int(most), GOALS[name][0]))
+    ]
     append_missing(PATH, runs, KEYS, fit, 1)
     print(table())

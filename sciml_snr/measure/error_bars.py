@@ -123,6 +123,14 @@ class ErrorBars:
                 f"{math.sqrt(regression.scale):.2f} times wider for it, which does not help "
                 "against a wrong model."
             )
+        if regression.too_small:
+            times = 1 / math.sqrt(regression.too_small)
+            return (
+                "the measurements fit the model better than their errors allow: led to the end, "
+                f"the mean square of residual / sigma is {regression.too_small:.2g}, not 1. Either "
+                f"sigma is about {times:.1f} times too large, and standard errors are too wide: "
+                "declare a smaller one, or sigma_known=False; or neighbours have the same error."
+            )
         if not regression.is_determined:
             return "the data do not determine all unknowns: standard errors are infinite."
         return ""

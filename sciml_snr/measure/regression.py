@@ -62,6 +62,9 @@ PRECISIONS = (1e-6, 1e6)
 DOUBTFUL = 0.01
 """Chance of so large a misfit, below which it is none."""
 
+GENEROUS = 0.001
+"""Chance of so small a misfit, below which it is none."""
+
 
 class Parts(NamedTuple):
     """The parts of q standard errors, (q,) each."""
@@ -257,11 +260,15 @@ class Regression:
         """Mean square of the noisy rows, at the fit."""
         left = self.count - self.degrees_of_freedom
         self.scale, self.is_doubtful = 1.0, False
+        self.too_small = 0.0
+        """Mean square of the noisy rows led to the end, if it is smaller than by chance; else 0."""
         if left >= 1:
             ended = float((maker @ self.rows)[self.noisy].square().sum())
             self.is_doubtful = bool(stats.chi2.sf(ended, left) < DOUBTFUL) and sigma_known
             if self.is_doubtful or not sigma_known:
                 self.scale = ended / left
+            elif stats.chi2.cdf(ended, left) < GENEROUS:
+                self.too_small = ended / left
         elif not sigma_known:
             raise ValueError(
                 f"sigma cannot be estimated: {self.count} measurements, and "

@@ -187,6 +187,7 @@ def test_a_fit_that_was_stopped_early_says_how_far_it_has_to_go(method):
     assert k.standard_error >= abs(k.left_out)
 
 
+@pytest.mark.filterwarnings("ignore:error_bars. the measurements fit the model better")
 def test_what_no_data_determine_is_unresolved():
     """A wide network: between its few data the prior is all there is."""
     torch.manual_seed(0)
@@ -242,6 +243,26 @@ def test_sigma_that_is_too_small_is_in_doubt_and_widens():
     true = decay_bars(net, t, y)
     ratio = bars.unknowns["k"].noise / true.unknowns["k"].noise
     assert ratio == pytest.approx(1, rel=0.2)
+
+
+def test_sigma_that_is_too_large_is_in_doubt():
+    net, t, y = decay_fit(0)
+    with pytest.warns(UserWarning, match=r"sigma is about [56]\.\d times too large"):
+        bars = decay_bars(net, t, y, sigma=0.3)
+    assert "better than their errors allow" in bars.doubt
+    assert bars.as_dict()["doubt"] == bars.doubt
+
+
+def test_sigma_that_is_right_is_seldom_in_doubt():
+    """Of fifty draws of a linear model one may be."""
+    doubts = 0
+    for seed in range(50):
+        net, x, y, sigma, _ = linear_fit(seed, noise=1.0, n=30)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            bars = error_bars(net, lambda net, x=x, y=y, s=sigma: [NoisyRows(net(x) - y, s)])
+        doubts += bool(bars.doubt)
+    assert doubts <= 3
 
 
 def test_unknown_sigma_is_estimated_and_its_own_uncertainty_counts():
