@@ -34,7 +34,9 @@ import torch
 
 from benchmarks import text
 from benchmarks.harness import RESULTS, append_missing, read
+from sciml_snr import NoisyRows, SNRGaussNewton
 from sciml_snr.fields import Blur, LineIntegrals, fit_field
+from sciml_snr.fields.networks import NETWORKS
 
 PATH = RESULTS / "fields.csv"
 KEYS = ("task", "case", "size", "noise", "seed", "method", "lr")
@@ -216,6 +218,57 @@ SCATTERED = {
     "RBF, cross-validated": radial_basis,
     "Clough-Tocher": clough_tocher,
 }
+
+FREQUENCIES = {"1, 2": (1.0, 2.0), "2, 3": (2.0, 3.0), "4, 3": (4.0, 3.0), "8, 5": (8.0, 5.0)}
+"""``first_omega_0`` and ``hidden_omega_0``; by default 4 and 5."""
+
+
+def other_frequencies(data: Scattered, run: Run) -> dict[str, Any]:
+    """As ours, in another network."""
+    first, hidden = FREQUENCIES[run.method.removeprefix("frequencies ")]
+    fit = fit_field(
+        data.x, data.y, sigma=data.sigma, seed=run.seed, device="cpu", progress=False,
+        network_options={"first_omega_0": first, "hidden_omega_0": hidden},
+    )  # fmt: skip
+    return {
+        **data.scores(fit(data.test), fit.gradient(data.test)),
+        "steps": fit.training.step,
+        "misfit": fit.history[-1]["misfit"],
+    }
+
+
+def gauss_newton(data: Scattered, run: Run) -> dict[str, Any]:
+    """Steps of SNRGaussNewton until it ends, with a prior as wide as the evidence says: all rows
+    are noisy. A network of half the width, for the memory of its Jacobian."""
+    first, hidden = (4.0, 5.0) if run.method == "Gauss-Newton" else (1.0, 2.0)
+    torch.manual_seed(run.seed)
+    net = NETWORKS["siren"](
+        data.dim, 1, hidden_features=64, hidden_layers=3,
+        first_omega_0=first, hidden_omega_0=hidden,
+    )  # fmt: skip
+
+    def scaled(x: Array) -> torch.Tensor:
+        return torch.as_tensor(2 * x - 1, dtype=torch.float32)
+
+    x, mean = scaled(data.x), float(data.y.mean())
+    y = torch.as_tensor(data.y - mean, dtype=torch.float32)[:, None]
+    optimizer = SNRGaussNewton(net)
+    while not optimizer.done and optimizer.steps < 60:
+        optimizer.step(lambda net: [NoisyRows(net(x) - y, data.sigma)])
+
+    def fit(points: Array) -> Array:
+        with torch.no_grad():
+            return mean + net(scaled(points))[:, 0].double().numpy()
+
+    return {**data.scores(fit(data.test), None), "steps": optimizer.steps}
+
+
+TRIED = {
+    **{f"frequencies {name}": other_frequencies for name in FREQUENCIES},
+    "Gauss-Newton": gauss_newton,
+    "Gauss-Newton, frequencies 1, 2": gauss_newton,
+}
+"""What else was tried for scattered samples, on the first draw."""
 
 # Images that were measured indirectly
 
@@ -433,7 +486,7 @@ def fit(run: Run) -> dict[str, Any]:
     if run.task == "scattered":
         data = Scattered(run.case, run.size, run.noise, run.seed)
         started = time.process_time()
-        found |= SCATTERED[run.method](data, run)
+        found |= (SCATTERED | TRIED)[run.method](data, run)
     else:
         task = TASKS[run.task](run.noise, run.seed)
         started = time.process_time()
@@ -468,6 +521,11 @@ def runs(seeds: int = 5) -> list[Run]:
                 for case in FUNCTIONS
                 for name in ("ours", "Gaussian process", "Clough-Tocher")
             ]
+            found += [
+                Run("scattered", case, 1000, 0.1, seed, name)
+                for case in FUNCTIONS
+                for name in TRIED
+            ]
     return found
 
 
@@ -496,6 +554,19 @@ def scattered() -> str:
             )
     titles = ("function", "samples", "error of", "draws", *SCATTERED, "ours / Gaussian process")
     return text.table(titles, lines)
+
+
+def tried() -> str:
+    """Errors of values on the first draw, beside ours and the Gaussian process's; CPU seconds."""
+    every = [row for row in read(PATH) if row["task"] == "scattered" and row["seed"] == "0"]
+    rows = {(row["case"], row["method"]): row for row in every if row["size"] == "1000"}
+    lines = []
+    for name in ("ours", "Gaussian process", *TRIED):
+        own = [rows[case, name] for case in FUNCTIONS if (case, name) in rows]
+        if len(own) == len(FUNCTIONS):
+            spent = median(text.column(own, "cpu_seconds"))
+            lines.append([name, *(f"{float(row['error']):.4f}" for row in own), f"{spent:.0f}"])
+    return text.table(("method", *FUNCTIONS, "CPU seconds"), lines)
 
 
 def _ratio(methods: dict[str, text.Rows], column: str) -> str:

@@ -118,6 +118,7 @@ METHODS: dict[str, Callable[..., Optimizer]] = {
     "AdamW": _plain(AdamW),
     "snr": _snr(gate="snr"),
     "snr, softness 0.1": _snr(gate="snr", softness=0.1),
+    "snr, softness 0.01": _snr(gate="snr", softness=0.01),
     "snr, softness 10": _snr(gate="snr", softness=10.0),
     "soft": _snr(gate="soft"),
     "soft, finite alpha": _snr(gate="soft", alpha="finite"),
@@ -313,6 +314,8 @@ def addition(method: str, lr: float, weight_decay: float, seed: int = 0, **chang
 RULES = [name for name in METHODS if name.startswith(("snr", "soft"))]
 RIVALS = ("Grokfast AdamW", "Cautious AdamW", "CASMO")
 MAIN = ("snr", "soft", "soft, finite alpha", "soft, lambda 0", "soft, lambda 0, finite alpha")
+NEARLY_OPEN = ("snr, softness 0.01", "snr, softness 0.1", "soft, lambda 0, finite alpha")
+"""Gates that leave the table learned on the smaller task."""
 
 
 def plans() -> dict[str, list[Run]]:
@@ -322,6 +325,7 @@ def plans() -> dict[str, list[Run]]:
     return {
         "addition": [addition(m, *cell) for cell in CELLS for m in every],
         "adamw": [division("AdamW", d, s, LONG) for s in SEEDS for d in (1.0, 0.3, 3.0, 0.1)],
+        "division open": [division(m, 1.0, steps=LONG) for m in NEARLY_OPEN],
         "division": [division(m, decay) for decay in (1.0, 0.3, 0.1) for m in MAIN],
         "addition seeds": [
             addition(m, *cell, seed) for cell in CELLS for seed in SEEDS[1:] for m in every

@@ -17,7 +17,7 @@ from ..runs.config import Config, help_of, kinds
 
 _TYPES = {
     "path": Path,
-    "numbers": list[float],
+    "numbers": list[str],
     "numbers or path": list[str],
     "whole": int,
     "pairs": list[str],
@@ -87,9 +87,25 @@ def _plain(field: Field[Any], value: Any) -> Any:
         return None
     if isinstance(value, Path):
         return str(value)
+    if field.metadata["command"] == "numbers":
+        return parse_numbers(f"--{field.metadata['flag'] or field.name}", value)
     if field.metadata["command"] == "numbers or path":
         return _numbers_or_path(field.name, value)
     return parse_pairs(value) if field.metadata["command"] == "pairs" else value
+
+
+def parse_numbers(name: str, texts: Sequence[str]) -> list[float]:
+    """Numbers that are given one by one, or with commas: ``--shift 500000,4600000,0``.
+
+    Raises:
+        ValueError: one is none.
+    """
+    try:
+        return [float(part) for text in texts for part in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"{name} must be numbers, such as 0.5 or 1,2,3; got {' '.join(texts)}."
+        ) from None
 
 
 def _numbers_or_path(name: str, texts: Sequence[str]) -> list[float] | str:
@@ -99,7 +115,7 @@ def _numbers_or_path(name: str, texts: Sequence[str]) -> list[float] | str:
         ValueError: they are neither.
     """
     try:
-        return [float(text) for text in texts]
+        return parse_numbers(name, texts)
     except ValueError:
         if len(texts) == 1:
             return texts[0]

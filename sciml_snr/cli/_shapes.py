@@ -11,7 +11,7 @@ import typer
 from ..runs.folder import RunFolder
 from ..runs.options import PointsOptions
 from ._app import app, console, noise_text, options_of, print_fits, run_folders
-from ._options import with_options
+from ._options import parse_numbers, with_options
 
 
 @app.command("fit-sdf")
@@ -40,8 +40,8 @@ def fit_sdf(
         int, typer.Option(help="Cells of the result along the longest side.")
     ] = 128,
     viewpoint: Annotated[
-        list[float] | None,
-        typer.Option(help="Where the points were seen from: once for each of x, y, z."),
+        list[str] | None,
+        typer.Option(help="Where the points were seen from: x,y,z."),
     ] = None,
     trim: Annotated[
         str | None,
@@ -50,8 +50,8 @@ def fit_sdf(
         ),
     ] = None,
     shift: Annotated[
-        list[float] | None,
-        typer.Option(help="Take this off the mesh's coordinates: once for each [default: 0]."),
+        list[str] | None,
+        typer.Option(help="Take this off the mesh's coordinates: x,y,z [default: 0]."),
     ] = None,
     reference: Annotated[
         Path | None, typer.Option(help="The true surface, if known: distances from it are shown.")
@@ -77,18 +77,19 @@ def fit_sdf(
     optimizer = next(iter(folders))
     if estimate_normals and not normals:
         raise ValueError("Give --estimate-normals or --no-normals, not both.")
-    if viewpoint:
+    seen_from = parse_numbers("--viewpoint", viewpoint or ())
+    if seen_from:
         if "orient" in given:
             raise ValueError("Give --orient or --viewpoint, not both.")
-        given = {**given, "orient": viewpoint}
+        given = {**given, "orient": seen_from}
     kind = "estimate" if estimate_normals else "auto" if normals else None
     reading = {name: given[name] for name in ("sample", "seed", "drop_bad") if name in given}
     with warnings.catch_warnings():  # the fit reads it again, and says it again
         warnings.simplefilter("ignore")
         cloud = read_cloud(points, kind if kind == "estimate" else None, **reading)
     dim = cloud.points.shape[1]
-    if viewpoint and len(viewpoint) != dim:
-        raise ValueError(f"--viewpoint needs {dim} numbers, got {len(viewpoint)}.")
+    if seen_from and len(seen_from) != dim:
+        raise ValueError(f"--viewpoint needs {dim} numbers, got {len(seen_from)}.")
     paths = {
         name: output if name == optimizer else output.with_stem(f"{output.stem}-{name}")
         for name in folders
@@ -96,7 +97,7 @@ def fit_sdf(
     for path in paths.values():
         check_exportable(path, dim=dim)
     check_resolution(resolution)
-    by, less = check_trim(trim), check_shift(shift or None, dim)
+    by, less = check_trim(trim), check_shift(parse_numbers("--shift", shift or ()) or None, dim)
     truth = None if reference is None else read_surface(reference)
     if truth is not None and dim != getattr(truth, "shape", (0, 3))[1]:  # a mesh has none
         raise ValueError(f"{points} has {dim} dimensions, {reference} another number.")

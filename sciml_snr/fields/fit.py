@@ -44,6 +44,12 @@ ROWS = 100
 
 CHECKPOINT_SECONDS = 30.0
 
+TIMED_STEPS = 20
+"""Steps after which the time of a fit is told."""
+
+TOLD_BEYOND = 60.0
+"""Seconds: of a shorter fit the bar tells enough."""
+
 WHY_UNKNOWN = (
     "memorized ?: the errors of neighbouring pixels are correlated, and then the size of the "
     "residuals does not tell how much of the noise was memorized. To measure it: "
@@ -397,13 +403,13 @@ class _Loop:
             progress: draw a progress bar.
             label: text in front of it.
             steps: so many.
-            says_why: of what the bar cannot tell.
+            says_why: say what the bar cannot tell, and how long it will take.
         """
         training = self.training
         training.interrupted = False
         every = max(1, steps // ROWS)
         before, started = training.seconds, time.perf_counter()
-        saved = started
+        saved, timed = started, training.step + TIMED_STEPS
         self.network.train()
         with first_interrupt(self._interrupt), _bar(progress) as bar:
             task = bar.add_task(label, total=steps, completed=training.step, status="")
@@ -418,6 +424,10 @@ class _Loop:
                     self._log(row)
                     bar.update(task, status=_status(training.history[-1]))
                 bar.update(task, completed=training.step)
+                if training.step == timed and progress and says_why:
+                    seconds = (time.perf_counter() - started) / TIMED_STEPS
+                    if told := self._time(seconds, steps - timed):
+                        bar.console.print(told, highlight=False, soft_wrap=True)
                 if self.folder and time.perf_counter() - saved > CHECKPOINT_SECONDS:
                     self.save()
                     saved = time.perf_counter()
@@ -429,6 +439,16 @@ class _Loop:
         if self.risk is not None:
             self.network.load_state_dict(self.kept)
         self.network.eval()
+
+    def _time(self, seconds: float, left: int) -> str:
+        """How long the rest of the fit will take; empty where that is short."""
+        if seconds * left < TOLD_BEYOND:
+            return ""
+        kept = "it can be resumed" if self.folder else "what has been fitted is kept"
+        return (
+            f"{left:,} steps to go at {_duration(seconds)} each: about {_duration(seconds * left)} "
+            f"on this machine. Ctrl-C ends the fit; {kept}."
+        )
 
     def _begin_log(self) -> None:
         """After the first step of a resumed fit, nothing of it can be wrong any more: cut off the
@@ -581,6 +601,15 @@ def _bar(progress: bool) -> Progress:
         TextColumn("left | {task.fields[status]}"),
         disable=not (progress and is_first()),
     )
+
+
+def _duration(seconds: float) -> str:
+    """In two digits or so."""
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 90:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def _is_unknown(row: Mapping[str, float]) -> bool:

@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -478,3 +479,15 @@ def test_inr_does_not_import_deepxde() -> None:
 
     code = "import sys, sciml_snr.fields; sys.exit('deepxde' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_long_fit_says_how_long_it_will_take_and_a_short_one_does_not(monkeypatch, capsys):
+    options = FitOptions(optimizer="adam", lr=1e-3, steps=50, device="cpu", seed=0)
+    train(Siren(1, 1, hidden_features=8), Curve(), options, progress=True)
+    assert "on this machine" not in capsys.readouterr().out
+    monkeypatch.setattr(fit, "TOLD_BEYOND", 0.0)
+    train(Siren(1, 1, hidden_features=8), Curve(), options, progress=True)
+    told = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"30 steps to go at \d+ ms each: about \d\S* m?s on this machine", told)
+    train(Siren(1, 1, hidden_features=8), Curve(), options, progress=False)
+    assert not capsys.readouterr().out

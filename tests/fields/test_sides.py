@@ -218,12 +218,15 @@ def test_the_command_is_told_sides(tmp_path: Path, monkeypatch) -> None:
         (seen, "--viewpoint needs 3 numbers"),
         ([*seen, "--viewpoint", "900", "--orient", "up"], "not both"),
         (["--orient", "sideways"], "orient must be"),
+        (["--viewpoint", "50,50"], "--viewpoint needs 3 numbers"),
+        (["--viewpoint", "50,50,up"], "--viewpoint must be numbers, such as 0.5 or 1,2,3; got 50"),
     ):
         done = CliRunner().invoke(app, [*call, *extra])
         assert done.exit_code == 1 and message in " ".join(done.output.split())
         assert not Path("runs").exists()
     for extra, config in (
         ([*seen, "--viewpoint", "900"], [50, 50, 900]),
+        (["--viewpoint", "-50,50,900"], [-50, 50, 900]),
         (["--orient", "up"], "up"),
     ):
         name = "-".join(extra).strip("-")

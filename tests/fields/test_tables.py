@@ -125,8 +125,8 @@ def test_the_command_at_other_positions(samples) -> None:
 
 
 def test_the_command_beside_adam(samples) -> None:
-    options = ("--sigma", "0.1", "--compare", "adam", "--scale", "1", "--scale", "2", "--scale")
-    output = call("fit-field", samples, "-o", "f.csv", *options, "1", *TINY)
+    options = ("--sigma", "0.1", "--compare", "adam", "--scale", "1,2", "--scale", "1")
+    output = call("fit-field", samples, "-o", "f.csv", *options, *TINY)
     assert Path("f-adam.csv").exists() and "adam" in output
 
 
