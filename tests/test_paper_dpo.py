@@ -206,6 +206,38 @@ def test_pairs_are_in_the_order_of_the_reward_and_continue_their_prompts(job: dp
     assert {word for pair in pairs for word in pair.chosen.split()} <= words
 
 
+@needs_trl
+@pytest.mark.parametrize("kind", ["texts", "messages"])
+def test_preferences_of_a_data_set(job: dpo.Job, tmp_path: Path, kind: str) -> None:
+    words = [word for kind in grammar.WORDS.values() for word in kind]
+
+    def said(text: str) -> str | list[dict[str, str]]:
+        if kind == "texts":
+            return text
+        return [{"role": "user", "content": "?"}, {"role": "assistant", "content": text}]
+
+    lines = [
+        {"prompt": f"the {one}", "chosen": said(f" sees the {one} ."), "rejected": said(" keeps .")}
+        for one in words
+    ]
+    same = {"prompt": "a", "chosen": said(" b"), "rejected": said(" b")}
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, [same, *lines])) + "\n")
+    tokenizer = dpo.load(job.model)[1]
+    pairs = dpo.given_preferences(str(path), tokenizer, 0, len(lines))
+    assert {pair.prompt for pair in pairs} == {f"the {one}" for one in words}
+    assert all(pair.chosen.startswith(" sees") and pair.rejected == " keeps ." for pair in pairs)
+    assert pairs != dpo.given_preferences(str(path), tokenizer, 1, len(lines))
+    row = dpo.run(replace(job, dataset=str(path)))
+    assert row["gain"] == "" and row["dataset"] == str(path)
+    assert row["final_accuracy"] > 0.5 and row["final_drift"] > 0
+    with pytest.raises(ValueError, match="pairs of different texts, 999 are needed"):
+        dpo.given_preferences(str(path), tokenizer, 0, 999)
+    path.write_text('{"prompt": "a", "better": "b"}\n')
+    with pytest.raises(ValueError, match="has no column 'chosen': it needs"):
+        dpo.given_preferences(str(path), tokenizer, 0, 1)
+
+
 @pytest.mark.parametrize("method", list(dpo.METHODS))
 def test_every_method_takes_a_step(method: str) -> None:
     if method == "CASMO":

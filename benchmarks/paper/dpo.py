@@ -2,6 +2,7 @@ r"""Direct preference optimization with swapped preferences: AdamW against SNRAd
 
     python -m benchmarks.paper.dpo                                    what the table lacks
     python -m benchmarks.paper.dpo --model NAME_OR_PATH --lrs 1e-6    with a real checkpoint
+    ... --dataset NAME_OR_PATH                                        and real preferences
 
 appends to benchmarks/results/dpo.csv and draws docs/figures/dpo.png; `python -m benchmarks.report`
 makes the table from it. Needs the extra "dpo" (transformers and trl).
@@ -14,6 +15,10 @@ over the fixed set of pairs, minimizing (Rafailov et al., arXiv:2305.18290)
 .. math::
     -\log\sigma(r(y_{chosen}) - r(y_{rejected})), \qquad
     r(y) = \beta \log\frac{\pi(y|x)}{\pi_{ref}(y|x)} \quad \text{(the implicit reward)}
+
+Preferences of a data set have columns ``prompt``, ``chosen`` and ``rejected``: texts, or lists of
+messages whose last one counts, as in UltraFeedback. The prompt is put into the tokenizer's chat
+template, if it has one.
 
 Measured on new prompts with true preferences: the share of pairs in the right order, and how far
 the policy has moved, as the mean abs(r) and as KL(pi || pi_ref) per token, in nats. The paper
@@ -63,6 +68,8 @@ MOMENTS = 10
 """Measurements along a run."""
 NEW_TOKENS = 12
 """The longest continuation."""
+MAX_LENGTH = 1024
+"""Tokens of a text of a data set, prompt and all; longer ones are cut off."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,8 @@ class Job:
     pairs: int = 256
     batch: int = 32
     epochs: int = 30
+    dataset: str = ""
+    """Name or path of preferences; empty: by the known reward."""
 
 
 KEYS = tuple(field.name for field in fields(Job))
@@ -91,24 +100,23 @@ def snr_adam(params: Sequence[Tensor], job: Job, **gate: Any) -> torch.optim.Opt
     return SNRAdam(params, lr=job.lr, weight_decay=WEIGHT_DECAY, **gate)
 
 
-ADAMW, GATED, SNR = "AdamW", "SNRAdam, soft, z = 2", "SNRAdam, snr"
-DRAWN = (ADAMW, "SNRAdam, published rule, soft", GATED, SNR)
+ADAMW, SOFT_2, SNR = "AdamW", "SNRAdam, soft, z = 2", "SNRAdam, snr"
+GATED = "SNRAdam, snr, per tensor"
+"""The gate of the highest accuracy: the one in :func:`claim`."""
+DRAWN = (ADAMW, "SNRAdam, published rule, soft", SNR, GATED)
 """In the figure."""
 ROBUST = {"loss_type": ["robust"], "label_smoothing": SWAPPED}
 METHODS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]] = {
     ADAMW: (adamw, {}),
     "SNRAdam, published rule, soft": (snr_adam, {}),
-    GATED: (functools.partial(snr_adam, gate={"form": "soft", "z": 2.0}), {}),
+    SOFT_2: (functools.partial(snr_adam, gate={"form": "soft", "z": 2.0}), {}),
     "AdamW, robust loss": (adamw, ROBUST),
     SNR: (functools.partial(snr_adam, gate="snr"), {}),
     "SNRAdam, snr, softness 0.3": (functools.partial(snr_adam, gate="snr", softness=0.3), {}),
     "SNRAdam, snr, softness 3": (functools.partial(snr_adam, gate="snr", softness=3.0), {}),
     "SNRAdam, snr, softness 10": (functools.partial(snr_adam, gate="snr", softness=10.0), {}),
     "SNRAdam, soft, lambda 0": (functools.partial(snr_adam, gate="soft", lambd=0.0), {}),
-    "SNRAdam, snr, per tensor": (
-        functools.partial(snr_adam, gate="snr", reduction="per_tensor"),
-        {},
-    ),
+    GATED: (functools.partial(snr_adam, gate="snr", reduction="per_tensor"), {}),
     "CASMO": (lambda params, job: casmo(params, lr=job.lr, weight_decay=WEIGHT_DECAY), {}),
 }
 """Name -> optimizer, options of the loss.
@@ -269,6 +277,50 @@ def preferences(model: Any, tokenizer: Any, seed: int, count: int) -> list[Pair]
     return pairs[:count]
 
 
+def given_preferences(dataset: str, tokenizer: Any, seed: int, count: int) -> list[Pair]:
+    """Pairs of a data set, in an order drawn by the seed.
+
+    Args:
+        dataset: a file .json, .jsonl or .parquet, a folder of ``save_to_disk``, or a name.
+
+    Raises:
+        ValueError: it lacks a column, or has too few pairs that differ.
+    """
+    from datasets import DatasetDict, load_dataset, load_from_disk
+
+    kind = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}.get(Path(dataset).suffix)
+    if kind:
+        found = load_dataset(kind, data_files=dataset)
+    else:
+        found = load_from_disk(dataset) if Path(dataset).is_dir() else load_dataset(dataset)
+    if isinstance(found, DatasetDict):
+        found = found["train_prefs" if "train_prefs" in found else next(iter(found))]
+    if missing := [name for name in Pair._fields if name not in found.column_names]:
+        raise ValueError(
+            f"{dataset} has no column {missing[0]!r}: it needs {', '.join(Pair._fields)}, and has "
+            f"{', '.join(found.column_names)}."
+        )
+    pairs = []
+    for i in random.Random(f"order {seed}").sample(range(len(found)), len(found)):
+        prompt, *both = (_text(found[i][name]) for name in Pair._fields)
+        if both[0] == both[1] or not all(both):
+            continue
+        if tokenizer.chat_template:
+            message = [{"role": "user", "content": prompt}]
+            prompt = tokenizer.apply_chat_template(
+                message, tokenize=False, add_generation_prompt=True
+            )
+        pairs.append(Pair(prompt, *both))
+        if len(pairs) == count:
+            return pairs
+    raise ValueError(f"{dataset} has {len(pairs)} pairs of different texts, {count} are needed.")
+
+
+def _text(value: Any) -> str:
+    """Of a text, or of the last of a list of messages."""
+    return value if isinstance(value, str) else str(value[-1]["content"])
+
+
 class Distance(NamedTuple):
     """A policy against its reference, on held-out pairs."""
 
@@ -324,7 +376,7 @@ def trainer_for(
         use_cpu=not job.model,
         bf16=False,
         gradient_checkpointing=False,
-        max_length=None,
+        max_length=MAX_LENGTH if job.dataset else None,
         save_strategy="no",
         logging_strategy="no",
         report_to="none",
@@ -354,7 +406,12 @@ def run(job: Job) -> dict[str, Any]:
     device = "cuda" if job.model and torch.cuda.is_available() else "cpu"
     path = job.model or str(Small().folder())
     reference, tokenizer = load(path)
-    found = preferences(reference.to(device), tokenizer, job.seed, HELD_OUT + job.pairs)
+    reference.to(device)
+    needed = HELD_OUT + job.pairs
+    if job.dataset:
+        found = given_preferences(job.dataset, tokenizer, job.seed, needed)
+    else:
+        found = preferences(reference, tokenizer, job.seed, needed)
     held, clean = found[:HELD_OUT], found[HELD_OUT:]
     pairs = swap(clean, SWAPPED, job.seed)
     wrong = [pair for pair, right in zip(pairs, clean, strict=True) if pair != right]
@@ -377,15 +434,18 @@ def run(job: Job) -> dict[str, Any]:
         trainer.train()
     policy.eval()
     final, best = curve[-1][1], max(curve, key=lambda moment: moment[1].accuracy)
-    torch.manual_seed(job.seed)
-    written = continuations(policy, tokenizer, [pair.prompt for pair in held])
+    gained: float | str = ""
+    if not job.dataset:
+        torch.manual_seed(job.seed)
+        written = continuations(policy, tokenizer, [pair.prompt for pair in held])
+        gained = gain(written, held, letter_values(job.seed))
     return {
         **{key: str(value) for key, value in asdict(job).items()},
         **{f"final_{name}": value for name, value in final._asdict().items()},
         "best_accuracy": best[1].accuracy,
         "best_step": best[0],
         "swapped_learned": distance(policy, reference, learned).accuracy,
-        "gain": gain(written, held, letter_values(job.seed)),
+        "gain": gained,
         "steps": json.dumps([step for step, _ in curve]),
         **{
             f"curve_{name}": json.dumps([float(f"{getattr(d, name):.4g}") for _, d in curve])
@@ -402,16 +462,16 @@ def gain(written: Sequence[str], held: Sequence[Pair], values: dict[str, float])
     return (mean(own) - mean(theirs)) / pstdev(theirs)
 
 
-def jobs(lrs: Sequence[float] = LRS, model: str = "") -> Iterator[Job]:
+def jobs(lrs: Sequence[float] = LRS, model: str = "", dataset: str = "") -> Iterator[Job]:
     """Every rate on the first seed, then seed by seed."""
     for seed in range(SEEDS):
         for lr in lrs:
             for method in METHODS:
-                yield Job(method, lr, seed, model)
+                yield Job(method, lr, seed, model, dataset=dataset)
 
 
 def claim() -> str:
-    """In one sentence: AdamW and the gate with a threshold z, at tuned rates and at the same."""
+    """In one sentence: AdamW and the gate of the highest accuracy, at tuned rates and the same."""
     groups = _groups()
     both = [(method, _tuned(groups, method)) for method in (ADAMW, GATED)]
     shared = [lr for method, lr in groups if method == ADAMW and (GATED, lr) in groups]
@@ -506,14 +566,18 @@ def main() -> None:
     """Do what is missing of the table, or of the runs with a given checkpoint."""
     parser = argparse.ArgumentParser(description="DPO with swapped preferences")
     parser.add_argument("--model", default="", help="name or path of a causal language model")
+    parser.add_argument("--dataset", default="", help="preferences: a file, a folder, or a name")
     parser.add_argument("--lrs", type=float, nargs="+", default=LRS, help="learning rates")
     parser.add_argument("--jobs", type=int, help="runs at a time; default: one per core")
     options = parser.parse_args()
+    if options.dataset and not options.model:
+        parser.error("--dataset needs --model: the small one knows a few words only.")
     quiet_libraries(offline=not options.model)
     if not options.model:
         Small().folder()  # once, before the workers start
     try:
-        append_missing(PATH, jobs(options.lrs, options.model), KEYS, run, options.jobs)
+        every = jobs(options.lrs, options.model, options.dataset)
+        append_missing(PATH, every, KEYS, run, options.jobs)
     finally:  # also of what was done before an interruption
         if _groups():
             figure()
