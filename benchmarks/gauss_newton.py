@@ -73,7 +73,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "warm up 1000": {"warm_up": 1000},
     "monotone, warm up 1000": {**MONOTONE, "warm_up": 1000},
     "rows 600": {"equation_rows": 600},
-    "rows 2400": {"equation_rows": 2400},
+    "3200 points": {"equation_points": 3200},
+    "3200 points, rows 2400": {"equation_points": 3200, "equation_rows": 2400},
     "z 2": {"z": 2.0},
     "cold": {"warm_up": 0},
     "float64": {"dtype": "float64"},
@@ -136,8 +137,11 @@ def fit(run: Run) -> dict[str, Any]:
     dde.config.set_default_float("float32")
     case = zoo.plan().cases[run.problem]
 
+    points = options.pop("equation_points", None)
+
     def model_of() -> tuple[Any, Any]:
         problem = job(run.problem, "snr_adam", {}, seed=run.seed).build()
+        problem.num_domain = points or problem.num_domain
         dde.config.set_random_seed(run.seed)
         return problem, problem.model(remade(problem.network(), case.width, dde.nn.FNN))
 

@@ -57,10 +57,11 @@ def fit(run: Run) -> dict[str, Any]:
     torch.set_num_threads(1)
     dde.config.set_default_float("float32")
     problem = PROBLEMS[run.problem](seed=run.seed, **GOALS[run.problem][1])
+    warm_up, options = prepared(run.variant)
+    problem.num_domain = options.pop("equation_points", problem.num_domain)
     dde.config.set_random_seed(run.seed)
     model = problem.model(problem.network())
     error, started = "", time.process_time()
-    warm_up, options = prepared(run.variant)
     try:
         for is_last, lr, steps in ((False, WARM_UP_RATE, warm_up), (True, None, STEPS)):
             model.compile(

@@ -110,7 +110,7 @@ def cloud(run: Run) -> dict[str, Any]:
     fit = fit_sdf(
         clean + sigma * rng.normal(size=clean.shape), steps=1000, device="cpu", progress=False
     )
-    off = fit(clean[:20_000])
+    off = fit.distance(clean[:20_000])
     return {"score": float(np.sqrt(np.mean(off**2))) / sigma, "steps": 1000}
 
 
