@@ -219,8 +219,8 @@ SCATTERED = {
     "Clough-Tocher": clough_tocher,
 }
 
-FREQUENCIES = {"1, 2": (1.0, 2.0), "2, 3": (2.0, 3.0), "4, 3": (4.0, 3.0), "8, 5": (8.0, 5.0)}
-"""``first_omega_0`` and ``hidden_omega_0``; by default 4 and 5."""
+FREQUENCIES = {"1, 2": (1.0, 2.0), "2, 3": (2.0, 3.0), "4, 5": (4.0, 5.0), "8, 5": (8.0, 5.0)}
+"""``first_omega_0`` and ``hidden_omega_0``; by default by the length scale of the samples."""
 
 
 def other_frequencies(data: Scattered, run: Run) -> dict[str, Any]:

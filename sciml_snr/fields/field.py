@@ -28,6 +28,7 @@ from .archive import (
 from .field_fit import FieldFit, objective_of
 from .fit import FIT_GATE, check_steps, completed_gate, fitted, read_checkpoint, summary_of
 from .function import Units
+from .length_scale import length_scale
 from .objective import Watched
 from .samples import (
     Array,
@@ -55,10 +56,12 @@ chance."""
 SMOOTH: dict[str, Any] = {
     "hidden_features": 128,
     "hidden_layers": 3,
-    "first_omega_0": 4.0,
-    "hidden_omega_0": 5.0,
 }
-"""Of ``siren``, for scattered samples: few of them tell little of high frequencies."""
+"""Of ``siren``, for scattered samples; its frequencies are chosen by :func:`_frequencies`."""
+OMEGA_0, HIGHEST = 1.6, 4.0
+"""``first_omega_0`` of scattered samples: by the length scale of what they are samples of, in units
+of half the box; and the highest. ``hidden_omega_0`` is 1 more. A higher one memorizes more, a lower
+one takes longer. Tried on four functions (docs/results/fields.md)."""
 DETAILED: dict[str, Any] = {
     "hidden_features": 64,
     "hidden_layers": 3,
@@ -74,11 +77,26 @@ INDIRECT_Z = 0.5
 discrepancy closes the gate when the residuals are no larger than sigma says."""
 
 
-def default_network(name: str, has_operator: bool) -> dict[str, Any]:
+def default_network(
+    name: str, samples: Samples, units: Units, operator: Operator | None
+) -> dict[str, Any]:
     """Options of a built-in network that are not given."""
     if name != "siren":
         return {"hidden_features": 128}
-    return dict(DETAILED if has_operator else SMOOTH)
+    return dict(DETAILED) if operator is not None else SMOOTH | _frequencies(samples, units)
+
+
+def _frequencies(samples: Samples, units: Units) -> dict[str, float]:
+    """The smoother the function, the lower."""
+    center, length = np.array(units.center), np.array(units.length)
+    mean, deviation = np.array(units.mean), np.array(units.deviation)
+    found = length_scale(
+        (samples.points - center) / length,
+        (samples.values - mean) / deviation,
+        samples.sigma_array / deviation,
+    )
+    first = round(min(HIGHEST, OMEGA_0 / found), 2)
+    return {"first_omega_0": first, "hidden_omega_0": first + 1}
 
 
 def default_training(
@@ -194,7 +212,7 @@ def fit_field(
             settings = replace(settings, steps=options.get("steps") or settings.steps)
             config = {**config, "options": asdict(settings)}
         else:
-            choice = _choose(own_network, network_options, operator is not None)
+            choice = _choose(own_network, network_options, samples, units, operator)
             if choice.options.get("positive"):
                 units = replace(units, mean=outputs * (0.0,))
             optimizer = options.setdefault(
@@ -320,14 +338,19 @@ def _check_operator(operator: Any, outputs: int, given: FieldOptions) -> None:
 
 
 def _choose(
-    network: nn.Module | str | None, options: dict[str, Any] | None, has_operator: bool
+    network: nn.Module | str | None,
+    options: dict[str, Any] | None,
+    samples: Samples,
+    units: Units,
+    operator: Operator | None,
 ) -> NetworkChoice:
     if isinstance(network, nn.Module):
         if options:
             raise ValueError("network_options are for the built-in networks.")
         return NetworkChoice("own", {}, copy.deepcopy(network))
     name = network or "siren"
-    return NetworkChoice(name, {**default_network(name, has_operator), **(options or {})})
+    default = default_network(name, samples, units, operator)
+    return NetworkChoice(name, {**default, **(options or {})})
 
 
 def _resumed(
