@@ -22,6 +22,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,8 +50,13 @@ WHITE = 0.6
 low ones. White noise on a texture has about 0.6, blurred by half a pixel 0.5, by one 0.03."""
 SPIKE = 4.0
 """Standard deviations by which an outlier is beyond all its neighbours."""
+REPEATS = 8
+"""So many outliers of exactly one value, and a quarter of all of them: the value is suspect."""
 STRIPES = 2.5
 """How much more rows may differ than their pixels' noise explains."""
+
+_AROUND = np.ones((3, 3), dtype=bool)
+_AROUND[1, 1] = False
 
 _F = np.fft.fftfreq(SIDE)
 _FREQUENCY = np.hypot(_F[:, None], _F)
@@ -237,17 +243,39 @@ def inspect_noise(image: ArrayLike) -> ImageNoise:
 
 
 def _without_outliers(pixels: Array) -> tuple[NDArray[np.bool_], Array]:
-    """Where single pixels stand out of all their neighbours, and the image with these filled in."""
-    around = np.ones((3, 3), dtype=bool)
-    around[1, 1] = False
+    """Where single pixels stand out of all their neighbours, and the image with these filled in.
+
+    Where many of these have one and the same value, such as 0 or 255, other pixels of that value
+    are outliers, too, that stand out of the middle of their neighbours: those next to an outlier.
+    Two neighbours that are alike make a line or a patch of it, which is none.
+    """
     low, middle, high = (
-        scipy.ndimage.rank_filter(pixels, rank, footprint=around, mode="mirror")
+        scipy.ndimage.rank_filter(pixels, rank, footprint=_AROUND, mode="mirror")
         for rank in (0, 4, -1)
     )
     scale = 1.4826 * float(np.median(np.abs(pixels - middle)))
     beyond = np.maximum(pixels - high, low - pixels)
     outliers = (beyond > SPIKE * scale) & (beyond > high - low) & (beyond > 0)
+    values, counts = np.unique(pixels[outliers], return_counts=True)
+    repeated = values[counts >= max(REPEATS, outliers.sum() / 4)]
+    suspect = np.isin(pixels, repeated)
+    for value in repeated:
+        same, alike = pixels == value, (np.abs(pixels - value) <= SPIKE * scale).astype(int)
+        alone = scipy.ndimage.convolve(alike, _AROUND.astype(int), mode="mirror") <= 1
+        middle = np.where(same, _middle_of_others(pixels, suspect), middle)
+        outliers |= same & alone & (np.abs(pixels - middle) > SPIKE * scale)
     return outliers, np.where(outliers, middle, pixels)
+
+
+def _middle_of_others(pixels: Array, suspect: NDArray[np.bool_]) -> Array:
+    """The median of each pixel's neighbours that are not suspect; of all where all are."""
+    rows, columns = pixels.shape
+    known = np.pad(np.where(suspect, np.nan, pixels), 1, mode="reflect")
+    shifted = [known[i : i + rows, j : j + columns] for i, j in np.argwhere(_AROUND)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nothing but NaN
+        found: Array = np.nanmedian(shifted, axis=0)
+    return np.where(np.isfinite(found), found, float(np.median(pixels)))
 
 
 def _without_stripes(pixels: Array) -> tuple[float, Array]:

@@ -82,6 +82,35 @@ def test_salt_and_pepper():
     assert found.sigma < 2  # 24 before they are taken out
 
 
+@IMAGES
+@pytest.mark.parametrize("is_8_bit", [False, True])
+def test_pairs_of_salt_and_pepper(clean, is_8_bit):
+    """A third of them has another one beside it."""
+    rng = np.random.default_rng(0)
+    hit = rng.random(clean.shape) < 0.05
+    noisy = clean + 10 * white(clean.shape)
+    noisy = np.where(hit, 255.0 * rng.integers(0, 2, clean.shape), noisy)
+    if is_8_bit:
+        noisy = np.clip(np.round(noisy), 0, 255)
+    far = hit & (np.abs(noisy - clean) > 80)
+    found = inspect_noise(noisy)
+    assert (found.outliers & far).sum() > 0.85 * far.sum()
+    assert (found.outliers & ~hit).mean() < 5e-4
+    assert found.sigma == pytest.approx(10, rel=0.2)
+
+
+def test_lines_and_patches_of_the_value_of_hot_pixels_are_no_outliers():
+    clean = np.full((128, 128), 40.0)
+    clean[::8] = 255.0
+    clean[20:28, 40:60] = 255.0
+    hot = np.random.default_rng(1).random(clean.shape) < 0.01
+    noisy = np.clip(np.round(clean + 10 * white(clean.shape)), 0, 255)
+    found = inspect_noise(np.where(hot, 255.0, noisy))
+    new = hot & (clean < 255)
+    assert (found.outliers & new).sum() > 0.7 * new.sum()
+    assert not (found.outliers & ~new).any()
+
+
 @pytest.mark.parametrize("peak", [30, 100])
 def test_variance_that_grows_with_the_brightness(peak):
     counts = np.random.default_rng(0).poisson(CAMERA * peak / 255)
