@@ -56,7 +56,10 @@ LONGEST = 3
 CODES = (0, 1, 2, 130)
 TINY = (("--network-option", "hidden_features=4"), ("--network-option", "hidden_layers=1"))
 
-LATER = ("learning rate", "Give it more steps", "is no longer finite", "There is not enough memory")
+LATER = (
+    *("learning rate", "Give it more steps", "is no longer finite", "is not finite at iteration"),
+    "There is not enough memory",
+)
 """Errors of a training that was begun: these may leave files behind."""
 
 # --- A folder with one of everything -----------------------------------------------------------
@@ -181,6 +184,13 @@ class World:
             trimesh.creation.icosphere(1).export(f"ball.{kind}")
         rows = "".join(f"{0.5 * i},{0.01 * i},{0.1 * i},0.1\n" for i in range(6))
         Path("own.csv").write_text(f"x,t,u,sigma\n{rows}")
+        places = rng.uniform(0, 2, (20, 2))
+        values = np.sin(places.sum(axis=1)) + 0.1 * rng.normal(size=20)
+        table = np.column_stack([places, values, np.full(20, 0.1)])
+        np.savetxt(
+            "samples.csv", table, delimiter=",", fmt="%.4f", header="x,y,u,sigma", comments=""
+        )
+        np.savez("samples.npz", x=places, y=values)
         Path("plan.toml").write_text(
             "seeds = [0, 1]\ntuning_seeds = [0]\nlrs = [1e-3, 1e-2]\niterations = 1\nwidth = 4\n\n"
             "[problems.convection]\noptions = { noise = 0.5, points = 8 }\n\n"
@@ -226,6 +236,10 @@ class World:
             (
                 *("fit-sdf", "scan.xyz", "-o", "c.ply", "--steps", "2", "--out-run", "runs/shape"),
                 *("--resolution", "8", *tiny),
+            ),
+            (
+                *("fit-field", "samples.csv", "-o", "c.csv", "--steps", "2", *tiny),
+                *("--out-run", "runs/field"),
             ),
             ("bench", "plan.toml", "--out", "results.csv", "--jobs", "1"),
         ):
@@ -310,6 +324,7 @@ PATHS = (
         "own.csv/x.png",
     ),
     *("im.png", "im.npy", "im.tif", "scan.xyz", "own.csv", "plan.toml", "results.csv", "runs"),
+    *("samples.csv", "samples.npz", "runs/field"),
     *("runs/problem", "runs/image", "runs/shape", "runs/stopped", "runs/half", "runs/comparison"),
     *("runs/image/fit.npz", "runs/problem/config.json", "new.png", "new.ply", "new.npy", "new.npz"),
     *("new.stl", "new.glb", "new.gif", "new.csv", "new", "new/run", "~", "~nobody/x.png", "a//b"),
@@ -378,7 +393,9 @@ VALUES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
         ("--lr", "--noise", "--sigma", "--cooldown"), (*NUMBERS, "0.1", "1e38", "1e-9")
     ),
-    "--scale": (*NUMBERS, "1e6", "1e-9", "0.3"),
+    "--grid": (*WHOLE, "3", "100000"),
+    "--value": ("u", "x", "sigma", "v", "", "☃", "u,x", "0"),
+    "--scale": (*NUMBERS, "1,2", "1,,2", "1e6", "1e-9", "0.3"),
     "--seed": (*WHOLE, "4294967295", "4294967296", "18446744073709551616"),
     "--seeds": (*(n for n in WHOLE if n != "1_0"), "10001"),
     "--probes": tuple(WHOLE),
@@ -396,7 +413,9 @@ VALUES: dict[str, tuple[str, ...]] = {
         *("adam,adam", ",", "adamw,", "adamw,foo", "snr_adam, adamw", "adamw;snr_adam", "adam,sgd"),
     ),
     "--network": ("siren", "fourier", "wire", "softplus", "own", "resnet", "", "SIREN", "None"),
-    **dict.fromkeys(("--out", "--out-run", "--output", "--data", "--mask", "--reference"), PATHS),
+    **dict.fromkeys(
+        ("--out", "--out-run", "--output", "--data", "--mask", "--reference", "--at"), PATHS
+    ),
 }
 
 KEPT = ("--iterations", "--steps", "--jobs", "--resolution", "--seeds")
@@ -443,6 +462,13 @@ BASES: tuple[tuple[str, tuple[str, ...], Pairs], ...] = (
     ("memorization", ("runs/problem",), ()),
     ("memorization", ("runs/image",), ()),
     ("memorization", ("runs/shape",), ()),
+    (
+        "fit-field",
+        ("samples.csv",),
+        (("--output", "new.csv"), ("--steps", "1"), ("--out-run", "new/run"), *TINY),
+    ),
+    ("fit-field", ("samples.csv",), (("--output", "new.csv"), ("--out-run", "runs/field"), *ON)),
+    ("memorization", ("runs/field",), ()),
 )
 
 NAMES = ("convection", "heat", "nothing", "", "CONVECTION", "../x", "a/b", "☃", "\udcff", "x" * 300)
@@ -498,7 +524,9 @@ def arguments(rng: random.Random) -> tuple[str, ...]:
         elif what < 0.9:
             places.append(rng.choice((*WORDS, *PATHS)))
         elif what < 0.95:
-            other = rng.choice(options_of(rng.choice(("solve", "fit-image", "fit-sdf", "bench"))))
+            other = rng.choice(
+                options_of(rng.choice(("solve", "fit-image", "fit-sdf", "fit-field", "bench")))
+            )
             if other.opts[0] not in KEPT and not other.is_flag:
                 found.append((other.opts[0], value_of(rng, other.opts[0])))
         else:
@@ -734,6 +762,7 @@ RUNS: dict[str, tuple[tuple[str, ...], ...]] = {
         (BASES[7], "patient", "--steps"),
         (BASES[8], "half", "--steps"),
         (BASES[10], "shape", "--steps"),
+        (BASES[15], "field", "--steps"),
     )
 }
 AGAIN = line(*BASES[3])
@@ -801,6 +830,7 @@ def _of_places(rng: random.Random, world: World) -> Made:
             (
                 *(("own.csv", SOLVE_OWN), ("plan.toml", BENCH), ("results.csv", BENCH)),
                 *(("im.png", IMAGE), ("scan.xyz", SHAPE), ("new.png", IMAGE), ("new.ply", SHAPE)),
+                *(("samples.csv", FIELD), ("new.csv", FIELD)),
                 *((".results.csv.lock", BENCH), ("new", IMAGE), ("new/run", SHAPE), ("new", SOLVE)),
             )
         )
@@ -817,6 +847,7 @@ SOLVE_OWN = line("solve", ("convection",), (*NEW[::2], ("--data", "own.csv")))
 BENCH = line(*BASES[4])
 IMAGE = line(*BASES[5])
 SHAPE = line(*BASES[9])
+FIELD = line(*BASES[14])
 
 
 def _image(name: str) -> tuple[str, tuple[str, ...]]:
@@ -838,6 +869,11 @@ KINDS: dict[str, tuple[float, Callable[[random.Random, World], Made]]] = {
     "metrics.csv": (2, _of_run(text_changed, "metrics.csv")),
     "fit.npz, prediction.npz": (8, _of_run(arrays_changed, "fit.npz", "prediction.npz")),
     "measurements": (8, _of_data(text_changed, ("own.csv", SOLVE_OWN))),
+    "samples": (4, _of_data(text_changed, ("samples.csv", FIELD))),
+    "samples, binary": (
+        2,
+        _of_data(arrays_changed, ("samples.npz", ("fit-field", "samples.npz", *FIELD[2:]))),
+    ),
     "plan": (6, _of_data(text_changed, ("plan.toml", BENCH))),
     "results": (4, _of_data(text_changed, ("results.csv", BENCH))),
     "image": (4, _of_data(image_changed, *map(_image, ("im.png", "im.jpg", "im.tif", "im.npy")))),

@@ -59,7 +59,7 @@ class SigmaEstimate(float):
         return super().__new__(cls, sigma)
 
     def __str__(self) -> str:
-        return f"sigma {self.sigma:.3g} ± {self.standard_error:.1g} ({self.method})"
+        return f"sigma {self.sigma:.3g} +- {self.standard_error:.1g} ({self.method})"
 
 
 @overload

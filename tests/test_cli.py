@@ -202,6 +202,7 @@ def test_what_is_given_is_compared_with_the_run_that_is_resumed(arguments, messa
 def test_a_diverging_run_is_no_traceback() -> None:
     output = call("solve", "lynx_hare", "--lr", "1e6", "--iterations", "50", code=1)
     assert "Error: The loss is not finite at iteration" in output and "Traceback" not in output
+    assert re.search(r"\(term \d(, \d)* of \d\)", output)
 
 
 def test_installed_command_in_a_fresh_directory() -> None:

@@ -423,7 +423,7 @@ def test_refusals_of_residuals() -> None:
 def test_an_estimate_is_a_number() -> None:
     estimate = estimate_sigma_residuals(np.ones(50), 18)
     assert estimate.sigma == 1.25 == estimate
-    assert str(estimate) == "sigma 1.25 ± 0.2 (50 residuals less 18 degrees of freedom)"
+    assert str(estimate) == "sigma 1.25 +- 0.2 (50 residuals less 18 degrees of freedom)"
     assert f"{estimate:.1f}" == "1.2" and type(2 * estimate) is float
     assert torch.as_tensor(estimate).item() == 1.25
     assert np.asarray([estimate]).dtype == float

@@ -362,7 +362,7 @@ class Recorder(dde.callbacks.Callback):  # type: ignore[misc]
         state = model.train_state
         losses = model.outputs_losses_train(state.X_train, state.y_train, state.train_aux_vars)[1]
         if not torch.isfinite(losses).all():
-            at = ", ".join(str(i + 1) for i in torch.nonzero(~torch.isfinite(losses)).ravel())
+            at = ", ".join(str(i) for i, loss in enumerate(losses, 1) if not torch.isfinite(loss))
             raise FloatingPointError(
                 f"The loss is not finite at iteration {self.iteration} (term {at} of "
                 f"{losses.numel()}): the training has diverged. Take a smaller --lr, or look for a "
