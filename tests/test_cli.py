@@ -492,3 +492,35 @@ def test_what_cannot_be_used_is_refused_before_there_is_a_folder(scan_ply) -> No
     Path("image.npy").write_bytes(Path("huge.npy").read_bytes())
     assert "unexpected" not in call("fit-image", "image.npy", "-o", "c.npy", *options, code=1)
     assert not Path("here").exists()
+
+
+@pytest.mark.parametrize("command", ["fit-image", "fit-field", "fit-sdf"])
+@pytest.mark.parametrize("how", ["itself", "a link to it", "the compared one", "another input"])
+def test_a_result_does_not_replace_what_it_is_made_of(fresh_directory, command, how) -> None:
+    rng = np.random.default_rng(0)
+    if command == "fit-image":
+        data, other = Path("data-adam.png"), ["--mask", "mask.png"]
+        iio.imwrite(data, rng.integers(0, 255, (16, 16)).astype(np.uint8))
+        iio.imwrite("mask.png", np.zeros((16, 16), dtype=np.uint8))
+    elif command == "fit-field":
+        data, other = Path("data-adam.csv"), ["--at", "mask.csv"]
+        table = "\n".join(f"{x},{x * x}" for x in rng.random(30))
+        data.write_text(f"x,u\n{table}\n")
+        Path("mask.csv").write_text("x\n0.5\n")
+    else:
+        data, other = Path("data-adam.ply"), ["--reference", "mask.ply"]
+        ball = trimesh.creation.icosphere(2)
+        trimesh.PointCloud(ball.vertices).export(data)
+        ball.export("mask.ply")
+    output, extra = str(data), []
+    if how == "a link to it":
+        output = f"link{data.suffix}"
+        Path(output).symlink_to(data)
+    elif how == "the compared one":
+        output, extra = f"data{data.suffix}", ["--compare", "adam"]
+    elif how == "another input":
+        output, extra = other[1], other
+    before = {path.name: path.read_bytes() for path in Path().iterdir()}
+    said = call(command, str(data), "-o", output, *extra, "--steps", "1", code=1)
+    assert "The result would replace" in said and "give another --output" in said
+    assert {path.name: path.read_bytes() for path in Path().iterdir()} == before

@@ -156,6 +156,36 @@ def run_folders(
     return folders
 
 
+def result_paths(output: Path, folders: Mapping[str, Path], *inputs: Any) -> dict[str, Path]:
+    """Where each optimizer's result goes: the first one's to ``output``, others beside it.
+
+    Args:
+        output: as asked for.
+        folders: of :func:`run_folders`.
+        inputs: files that are read; what is no path is left aside.
+
+    Raises:
+        ValueError: a result would replace one of them.
+    """
+    first = next(iter(folders))
+    paths = {
+        name: output if name == first else output.with_stem(f"{output.stem}-{name}")
+        for name in folders
+    }
+    for path in paths.values():
+        for source in inputs:
+            if isinstance(source, (str, Path)) and _is_same_file(path, source):
+                raise ValueError(f"The result would replace {source}: give another --output.")
+    return paths
+
+
+def _is_same_file(path: Path, other: str | Path) -> bool:
+    try:
+        return os.path.samefile(path, other)
+    except (OSError, ValueError):  # one is not there
+        return False
+
+
 def options_of(name: str, optimizer: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """What is given, for one of the optimizers of a comparison: adam has no gate.
 

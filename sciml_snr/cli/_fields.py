@@ -10,7 +10,7 @@ import typer
 
 from ..runs.folder import RunFolder
 from ..runs.options import FieldOptions
-from ._app import app, console, noise_text, options_of, print_fits, run_folders
+from ._app import app, console, noise_text, options_of, print_fits, result_paths, run_folders
 from ._options import with_options
 
 
@@ -72,10 +72,7 @@ def fit_field(
     points = table.points if at is None else tables.read_points(at, table.coordinates)
     if points.shape[1] != table.points.shape[1]:
         raise ValueError(f"{at} has {points.shape[1]} coordinates, {samples} another number.")
-    paths = {
-        name: output if name == optimizer else output.with_stem(f"{output.stem}-{name}")
-        for name in folders
-    }
+    paths = result_paths(output, folders, samples, at)
     for path in paths.values():
         tables.check_field_file(path)
     fits = {}

@@ -9,7 +9,7 @@ import typer
 
 from ..runs.folder import RunFolder
 from ..runs.options import ImageOptions
-from ._app import app, console, noise_text, options_of, print_fits, run_folders
+from ._app import app, console, noise_text, options_of, print_fits, result_paths, run_folders
 from ._options import with_options
 
 
@@ -46,10 +46,7 @@ def fit_image(
     optimizer = next(iter(folders))
     source = read_image(image)
     axis, alpha = layout(source, given.get("channel_axis", "auto"))
-    paths = {
-        name: output if name == optimizer else output.with_stem(f"{output.stem}-{name}")
-        for name in folders
-    }
+    paths = result_paths(output, folders, image, given.get("mask"), given.get("sigma"))
     for path in paths.values():
         check_writable(path, source.pixels, axis, alpha)
     check_scale(scale, source.pixels.shape)

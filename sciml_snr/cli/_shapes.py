@@ -10,7 +10,7 @@ import typer
 
 from ..runs.folder import RunFolder
 from ..runs.options import PointsOptions
-from ._app import app, console, noise_text, options_of, print_fits, run_folders
+from ._app import app, console, noise_text, options_of, print_fits, result_paths, run_folders
 from ._options import parse_numbers, with_options
 
 
@@ -90,10 +90,7 @@ def fit_sdf(
     dim = cloud.points.shape[1]
     if seen_from and len(seen_from) != dim:
         raise ValueError(f"--viewpoint needs {dim} numbers, got {len(seen_from)}.")
-    paths = {
-        name: output if name == optimizer else output.with_stem(f"{output.stem}-{name}")
-        for name in folders
-    }
+    paths = result_paths(output, folders, points, reference)
     for path in paths.values():
         check_exportable(path, dim=dim)
     check_resolution(resolution)
