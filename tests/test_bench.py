@@ -28,7 +28,7 @@ from sciml_snr.bench import (
 from sciml_snr.bench.plan import VARIANTS
 from sciml_snr.bench.rivals import MSVAG, RIVALS
 from sciml_snr.bench.stopping import HeldOut, check_sigma_known, conditions_of, misfit
-from sciml_snr.bench.training import Course
+from sciml_snr.bench.training import COLUMNS, Course
 from sciml_snr.cli import app
 from sciml_snr.gate import BESIDE_EXACT, STREAM
 from sciml_snr.runs.folder import lock
@@ -411,7 +411,7 @@ def test_gradient_evaluations_are_counted(
 ) -> None:
     course = Course(job(variant, optimizer, options))
     course.run()
-    found = course.results("")
+    found = course.results("")._asdict()
     assert found["evaluations"] == 20 * each
     spent = [row for row in course.rows if row["evaluations"] <= 20]
     assert spent[-1]["iteration"] == 20 // each
@@ -425,13 +425,13 @@ def test_gradient_evaluations_are_counted(
 def test_the_noisy_terms_gradient_beside_an_exact_equation_is_counted(optimizer: str) -> None:
     course = Course(job("", optimizer, setting='{"problem": "heat"}', iterations=5))
     course.run()
-    assert course.results("")["evaluations"] == 15
+    assert course.results("").evaluations == 15
 
 
 def test_lbfgs_takes_over_for_what_is_left() -> None:
     course = Course(job("lbfgs", iterations=200))
     course.run()
-    row = course.results("")
+    row = course.results("")._asdict()
     # A step of L-BFGS that has begun ends after at most two line searches.
     assert 160 < row["evaluations"] <= 260
     by_adam = next(r for r in course.rows if r["iteration"] == 160)
@@ -587,7 +587,7 @@ def test_the_discrepancy_principle_stops_at_the_first_moment_of_the_noises_size(
     whole.run()
     first = next((i for i, value in enumerate(values) if value <= 1), None)
     assert first is not None and 0 < first < 100  # else this would test nothing
-    row = course.results("")
+    row = course.results("")._asdict()
     assert row["final_iteration"] == row["evaluations"] == first
     assert row["final_error"] == whole.rows[first]["relative_l2"]
 
@@ -694,3 +694,18 @@ def test_seeds_that_not_all_methods_have_whole_are_not_compared() -> None:
     kept = [r for r in kept if r["method"] != "c" or (r["seed"], r["lr"]) == ("0", "0.001")]
     found = {(r["method"], r["lr"], r["seed"]) for r in tables.comparable(kept, jobs)}
     assert found == {(m, lr, "0") for m in "ab" for lr in ("0.001", "0.01")}
+
+
+def test_a_file_without_one_of_the_columns_is_refused_before_any_run(tmp_path, monkeypatch) -> None:
+    """With a last row that a killed process left half written, which stays as it is."""
+    monkeypatch.chdir(tmp_path)
+    Path("plan.toml").write_text(
+        "seeds = [0]\nlrs = [1e-3]\niterations = 1\nwidth = 4\n\n"
+        "[problems.convection]\noptions = { points = 8 }\n\n[methods.adam]\n"
+    )
+    text = ",".join(name for name in COLUMNS if name != "gate") + "\nconvection,ad"
+    Path("rows.csv").write_text(text)
+    done = CliRunner().invoke(app, ["bench", "plan.toml", "--out", "rows.csv", "--jobs", "1"])
+    assert done.exit_code == 1 and "has no column 'gate'" in " ".join(done.output.split())
+    assert Path("rows.csv").read_text() == text
+    assert "runs" not in done.output

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import deepxde as dde
 import numpy as np
@@ -37,6 +37,28 @@ DIVERGED = (
 Rows = Sequence[dict[str, float]]
 
 
+class Measured(NamedTuple):
+    """What is measured of a run: the columns of a row behind those of its job."""
+
+    final_error: float
+    final_iteration: int
+    best_error: float
+    best_iteration: int
+    error_at_equal_evaluations: float
+    evaluations: int
+    seconds: float
+    cpu_seconds: float
+    memorized: float | str
+    open_fraction: float | str
+    unknown_errors: str
+    gate: str
+    error: str
+
+
+COLUMNS = (*Job.__dataclass_fields__, *Measured._fields)
+"""Of a results file."""
+
+
 def run_job(job: Job) -> dict[str, Any]:
     """Train in this process, on one thread, and make the row; a run that diverges has one too."""
     torch.set_num_threads(1)
@@ -47,7 +69,7 @@ def run_job(job: Job) -> dict[str, Any]:
         course.run()
     except DIVERGED as reason:
         error = f"{type(reason).__name__}: {reason}".splitlines()[0][:200]
-    return row | course.results(error)
+    return row | course.results(error)._asdict()
 
 
 class Course(Recorder):
@@ -159,8 +181,8 @@ class Course(Recorder):
         scored = [row for row in rows if int(row["iteration"]) in self.rule.scores]
         return min(scored, key=lambda row: self.rule.scores[int(row["iteration"])])
 
-    def results(self, error: str) -> dict[str, Any]:
-        """The row's measured columns; not a number where a run has diverged."""
+    def results(self, error: str) -> Measured:
+        """Not a number where a run has diverged."""
         finite = [row for row in self.rows if math.isfinite(row["relative_l2"])]
         if not error and len(finite) < len(self.rows):
             error = f"not finite after {self.iteration} iterations"
@@ -173,21 +195,21 @@ class Course(Recorder):
             for key, value in final.items()
             if key.endswith("_relative_error")
         }
-        return {
-            "final_error": final.get("relative_l2", math.nan),
-            "final_iteration": int(final.get("iteration", self.iteration)),
-            "best_error": best.get("relative_l2", math.nan),
-            "best_iteration": int(best.get("iteration", 0)),
-            "error_at_equal_evaluations": equal.get("relative_l2", math.nan),
-            "evaluations": self.evaluations,
-            "seconds": round(self.seconds, 3),
-            "cpu_seconds": round(time.process_time() - self.cpu_before, 3),
-            "memorized": final.get("memorized", ""),
-            "open_fraction": final.get("open_fraction", ""),
-            "unknown_errors": json.dumps(unknowns),
-            "gate": self.gate,
-            "error": error,
-        }
+        return Measured(
+            final_error=final.get("relative_l2", math.nan),
+            final_iteration=int(final.get("iteration", self.iteration)),
+            best_error=best.get("relative_l2", math.nan),
+            best_iteration=int(best.get("iteration", 0)),
+            error_at_equal_evaluations=equal.get("relative_l2", math.nan),
+            evaluations=self.evaluations,
+            seconds=round(self.seconds, 3),
+            cpu_seconds=round(time.process_time() - self.cpu_before, 3),
+            memorized=final.get("memorized", ""),
+            open_fraction=final.get("open_fraction", ""),
+            unknown_errors=json.dumps(unknowns),
+            gate=self.gate,
+            error=error,
+        )
 
 
 def gate_of(optimizer: Any) -> str:

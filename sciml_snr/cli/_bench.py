@@ -33,9 +33,10 @@ def bench(
     """
     from ..bench import KEYS, Job, append_missing, missing, read, read_plan, run_job, tables
     from ..bench.rows import check_file
+    from ..bench.training import COLUMNS
 
     plan = read_plan(file)
-    check_file(out, KEYS, tables.COLUMNS)
+    check_file(out, COLUMNS, tables.COLUMNS)
     for (problem, method), reason in plan.skipped.items():
         to_stderr(f"Skipped: {method} on {problem}, because {reason}.")
     every: list[Job] = []
