@@ -58,6 +58,8 @@ class Problem(ABC):
             ``ranges`` says what the problem's own are (:mod:`sciml_snr.problems.units`).
         domain: with own measurements, (lowest, highest) of coordinates, in place of ``ranges``.
         guesses: where the training of unknowns starts, in place of the class's ``guesses``.
+        num_domain: points at which the equation is imposed. Where the solution is steep or fine,
+            more of them help, and cost time.
 
     Raises:
         ValueError: an argument is out of range, or the measurements cannot be used.
@@ -101,7 +103,7 @@ class Problem(ABC):
     outliers: float = 0.0
     width: ClassVar[int] = 32
     """Neurons in each of the default network's three hidden layers."""
-    num_domain: ClassVar[int] = 0
+    num_domain: int = 0
     """Points inside the domain at which the equation is imposed."""
     num_boundary: ClassVar[int] = 0
     """Points of the boundary, for conditions and equation."""
@@ -124,7 +126,14 @@ class Problem(ABC):
         outliers: float | None = None,
         domain: Mapping[str, tuple[float, float]] | None = None,
         guesses: Mapping[str, float] | None = None,
+        num_domain: int | None = None,
     ) -> None:
+        if num_domain is not None:
+            if not self.num_domain:
+                raise ValueError(f"{self.name} has no num_domain: it says itself where it holds.")
+            if not isinstance(num_domain, int) or num_domain < 1:
+                raise ValueError(f"num_domain must be a whole number, 1 or more; got {num_domain}.")
+            self.num_domain = num_domain
         if points is not None and points < 1:
             raise ValueError(f"points must be at least 1, got {points}.")
         if noise is not None and not (noise >= 0 and math.isfinite(noise)):

@@ -27,7 +27,8 @@ def settable(cls: type[Problem]) -> dict[str, Any]:
     """Everything that can be set, by the names of ``--set``, with its defaults."""
     domain = {f"domain.{name}": ends for name, ends in cls.ranges.items()}
     guesses = {f"guess.{name}": value for name, value in cls.guesses.items()}
-    return {**domain, **guesses, **constants(cls)}
+    equation = {"num_domain": cls.num_domain} if cls.num_domain else {}
+    return {**domain, **guesses, **constants(cls), **equation}
 
 
 def of_own(cls: type[Problem]) -> dict[str, Any]:

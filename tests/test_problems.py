@@ -174,6 +174,16 @@ def test_own_measurements_in_place_of_the_synthetic(cls: type[Problem], tmp_path
 
 
 @ALL
+def test_the_number_of_the_equation_s_points_can_be_set(cls: type[Problem]) -> None:
+    if not cls.num_domain:
+        with pytest.raises(ValueError, match="has no num_domain"):
+            cls(num_domain=50)
+        return
+    assert cls(num_domain=57).data().num_domain == 57
+    assert cls().data().num_domain == cls.num_domain
+
+
+@ALL
 def test_documented(cls: type[Problem]) -> None:
     assert cls.__doc__ and cls.equation
     assert cls.iterations <= 8000

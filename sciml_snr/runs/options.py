@@ -86,8 +86,9 @@ class ProblemConfig(Config):
     )
     settings: dict[str, Any] | None = option(
         None,
-        "Set the domain, a constant or a guess of the problem: domain.x=0,120, beta=3, "
-        "guess.diffusivity=2; repeatable. `sciml-snr problems NAME` says what there is.",
+        "Set the domain, a constant, a guess or the number of the equation's points: "
+        "domain.x=0,120, beta=3, guess.diffusivity=2, num_domain=2000; repeatable. `sciml-snr "
+        "problems NAME` says what there is.",
         flag="set",
         command="pairs",
     )
