@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from ..jacobian import NoisyRows
 from ..measure.error_bars import ErrorBars, error_bars
 from ..measure.local_risk import WHOLE, LocalBars
-from ..measure.twins import TAU, Memorization, Twins
+from ..measure.twins import TAU, Twins
 from ..runs.folder import readable
 from ..runs.options import FitOptions
 from .archive import (
     NetworkChoice,
     load_fit,
-    restore_network,
     save_fit,
     saved_choice,
     sigma_from_json,
@@ -31,6 +30,7 @@ from .archive import (
 )
 from .fit import Objective, Training, check_kept, fits_of_twins
 from .function import Array, Field, Units
+from .function_fit import FunctionFit, saved_network
 from .objective import OperatorObjective, of_samples
 from .samples import Operator, Samples, as_rows, check_finite, numbers, on_device
 
@@ -48,7 +48,7 @@ def objective_of(
     return OperatorObjective(samples, units, operator, options.batch_size, device)
 
 
-class FieldFit:
+class FieldFit(FunctionFit):
     """A function: what :func:`fit_field` returns.
 
     Attributes:
@@ -71,18 +71,10 @@ class FieldFit:
         options: FitOptions,
         training: Training,
     ) -> None:
+        super().__init__(choice, network, options, training)
         self.samples = samples
         self.units = units
-        self.choice = choice
-        self.network = network
         self.operator = operator
-        self.options = options
-        self.training = training
-
-    @property
-    def history(self) -> list[dict[str, float]]:
-        """The rows of the log, see :class:`sciml_snr.fields.Training`."""
-        return self.training.history
 
     @property
     def sigma(self) -> tuple[float, ...] | Array:
@@ -192,27 +184,6 @@ class FieldFit:
             found = self._by_operator(self.network)[torch.as_tensor(chosen, device=self._device)]
         residual = found - torch.as_tensor(values[chosen]).to(found)
         return NoisyRows(residual, sigma[chosen])
-
-    def memorization(self, *, probes: int = 1, progress: bool = True) -> Memorization:
-        """How much of the measurements' errors the fit has memorized, without knowing them.
-
-        Fits twins: the same network, seed and steps on values that are moved by small known random
-        signs (:class:`sciml_snr.Twins`). It takes as long as the fit, once per probe.
-
-        Args:
-            probes: number of twins.
-            progress: draw a progress bar.
-
-        Returns:
-            The memorized share (generalized degrees of freedom over the number of values) with its
-            standard error, and SURE's estimate of the mean square error of what is measured.
-
-        Raises:
-            ValueError: sigma is 0: there is nothing to memorize; no step was taken; or the fit was
-                loaded without its operator.
-        """
-        twins, own, fits = self._twins(probes, progress)
-        return twins.record(self.training.kept_step, own, fits)
 
     def error_bars(self, *, probes: int = 1, progress: bool = True) -> LocalBars | ErrorBars:
         """How sure is the fit? Standard errors at any points, in the user's units.
@@ -337,14 +308,8 @@ class FieldFit:
                 samples.values.shape
             ):
                 raise ValueError("sigma and values do not fit")
-        fresh = choice.build(len(units.center), len(units.mean), options.seed)
-        restore_network(fresh, fields)
-        fresh.to(options.torch_device).eval()
+        fresh = saved_network(choice, len(units.center), len(units.mean), options, fields)
         return cls(samples, units, choice, fresh, operator, options, training)
-
-    @property
-    def _device(self) -> torch.device:
-        return next(self.network.parameters()).device
 
     @property
     def _is_flat(self) -> bool:

@@ -16,13 +16,12 @@ from torch import nn
 
 from ..image_noise import Correlation
 from ..measure.local_risk import WHOLE, LocalBars
-from ..measure.twins import TAU, Memorization, Twins
+from ..measure.twins import TAU, Twins
 from ..runs.folder import readable
 from ..runs.options import FitOptions
 from .archive import (
     NetworkChoice,
     load_fit,
-    restore_network,
     save_fit,
     saved_choice,
     sigma_from_json,
@@ -31,6 +30,7 @@ from .archive import (
 from .files.source import Array
 from .fit import Training, check_kept, fits_of_twins, summary_of
 from .function import Field, Units
+from .function_fit import FunctionFit, saved_network
 from .picture import Picture, check_spacing
 from .pixel_noise import correlations_from_json, correlations_to_json, pixel_noise
 from .pixel_sigma import PixelSigma, lines_from_json
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class ImageFit:
+class ImageFit(FunctionFit):
     """An image as a function: what :func:`fit_image` returns.
 
     Attributes:
@@ -68,19 +68,11 @@ class ImageFit:
         correlations: tuple[Correlation, ...] | None = None,
         errors: PixelSigma | None = None,
     ) -> None:
+        super().__init__(choice, network, options, training)
         self.picture = picture
-        self.choice = choice
-        self.network = network
         self.sigma = sigma
         self.correlations = correlations
         self.errors = errors
-        self.options = options
-        self.training = training
-
-    @property
-    def history(self) -> list[dict[str, float]]:
-        """The rows of the log, see :class:`sciml_snr.fields.Training`."""
-        return self.training.history
 
     @cached_property
     def field(self) -> Field:
@@ -149,8 +141,7 @@ class ImageFit:
         shape = self._shape(shape, scale, box)
         picture = self.picture
         found = []
-        device = next(self.network.parameters()).device
-        for x in tiles(picture, shape, box, device):
+        for x in tiles(picture, shape, box, self._device):
             x.requires_grad_()
             with torch.enable_grad():
                 channels = self.network(x).unbind(-1)
@@ -160,27 +151,6 @@ class ImageFit:
         slopes_all: NDArray[np.float64] = torch.cat(found).double().numpy() * per_pixel
         slopes_all = slopes_all.reshape(*shape, len(picture.scale), len(picture.shape))
         return slopes_all if picture.has_channels else slopes_all[..., 0, :]
-
-    def memorization(self, *, probes: int = 1, progress: bool = True) -> Memorization:
-        """How much of the noise the fit has memorized, without knowing the noise.
-
-        Fits twins: the same network, seed and steps on pixels that are shifted by small known
-        random signs (:class:`sciml_snr.Twins`). It takes as long as the fit, once per probe.
-
-        Args:
-            probes: number of twins.
-            progress: draw a progress bar.
-
-        Returns:
-            The memorized share (generalized degrees of freedom over the number of known values)
-            with its standard error, and SURE's estimate of the mean square error, in units of the
-            image squared.
-
-        Raises:
-            ValueError: sigma is 0: there is no noise to memorize; or no step was taken.
-        """
-        twins, own, fits = self._twins(probes, progress)
-        return twins.record(self.training.kept_step, own, fits)
 
     def error_bars(self, *, probes: int = 1, progress: bool = True) -> LocalBars:
         """How sure is the fit? Standard errors at any points.
@@ -331,9 +301,7 @@ class ImageFit:
             choice = saved_choice(about, network, path)
             if picture.values.shape[1] != len(sigma):
                 raise ValueError(f"sigma has {len(sigma)} entries")
-        fresh = choice.build(len(picture.shape), len(sigma), options.seed)
-        restore_network(fresh, fields)
-        fresh.to(options.torch_device).eval()
+        fresh = saved_network(choice, len(picture.shape), len(sigma), options, fields)
         return cls(picture, choice, fresh, sigma, options, training, correlations, errors)
 
     def _shape(

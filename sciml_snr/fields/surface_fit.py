@@ -14,13 +14,12 @@ from scipy.spatial import cKDTree
 from torch import nn
 
 from ..measure.local_risk import WHOLE, LocalBars
-from ..measure.twins import TAU, Memorization, Twins
+from ..measure.twins import TAU, Twins
 from ..runs.folder import readable
 from ..runs.options import FitOptions
 from .archive import (
     NetworkChoice,
     load_fit,
-    restore_network,
     save_fit,
     saved_choice,
     sigma_from_json,
@@ -28,6 +27,7 @@ from .archive import (
 )
 from .files.meshes import SINGLE, check_exportable, check_shift, tell_coarse, write_mesh
 from .fit import Training, fits_of_twins, summary_of
+from .function_fit import FunctionFit, saved_network
 from .isosurface import SurfaceMetrics, grid_axes, surface_metrics, zero_contours, zero_mesh
 from .points import Cloud, Frame
 from .surface_objective import (
@@ -52,7 +52,7 @@ KIND = "sdf"
 """What tells saved fits of shapes from others."""
 
 
-class SDFFit:
+class SDFFit(FunctionFit):
     """A shape as a function: what :func:`fit_sdf` returns.
 
     Attributes:
@@ -76,19 +76,11 @@ class SDFFit:
         options: FitOptions,
         training: Training,
     ) -> None:
+        super().__init__(choice, network, options, training)
         self.cloud = cloud
         self.frame = Frame.around(cloud.points)
-        self.choice = choice
-        self.network = network
         self.sigma = sigma
         self.weights = weights
-        self.options = options
-        self.training = training
-
-    @property
-    def history(self) -> list[dict[str, float]]:
-        """The rows of the log, see :class:`sciml_snr.fields.Training`."""
-        return self.training.history
 
     def distance(self, points: ArrayLike) -> Array:
         """Signed distance from the surface, negative inside, in the units of the points.
@@ -263,28 +255,6 @@ class SDFFit:
             own = np.concatenate(self.contours(resolution, trim=trim))
         return surface_metrics(own, reference, threshold=threshold)
 
-    def memorization(self, *, probes: int = 1, progress: bool = True) -> Memorization:
-        """How much of the points' error the fit has memorized, without knowing it.
-
-        Fits twins: the same network, seed and steps with small known random signs for distances at
-        the points, instead of 0 (:class:`sciml_snr.Twins`). It takes as long as the fit, once per
-        probe. What estimated normals carry of the error is not seen.
-
-        Args:
-            probes: number of twins.
-            progress: draw a progress bar.
-
-        Returns:
-            The memorized share (generalized degrees of freedom over the number of points) with its
-            standard error, and SURE's estimate of the mean square distance, to first order, between
-            fit and surface at the points, in their units squared.
-
-        Raises:
-            ValueError: sigma is 0: there is no noise to memorize.
-        """
-        twins, own, fits = self._twins(probes, progress)
-        return twins.record(self.training.kept_step, own, fits)
-
     def error_bars(self, *, probes: int = 1, progress: bool = True) -> LocalBars:
         """How far is the surface from where the fit has it? Standard errors along the normal.
 
@@ -402,9 +372,7 @@ class SDFFit:
                 raise ValueError(f"points has the shape {cloud.points.shape}")
             training = Training.from_json(about["training"], path)
             choice, sigma, weights, options = from_config(about, network, path)
-        fresh = choice.build(cloud.points.shape[1], 1, options.seed)
-        restore_network(fresh, fields)
-        fresh.to(options.torch_device).eval()
+        fresh = saved_network(choice, cloud.points.shape[1], 1, options, fields)
         return cls(cloud, choice, fresh, sigma, weights, options, training)
 
     def _to_surface(self, network: nn.Module) -> Array:
