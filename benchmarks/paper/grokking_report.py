@@ -55,6 +55,8 @@ def variations() -> str:
         for (method, lr, decay), own in _cells(task, fraction, batch).items():
             part = text.percent(float(fraction))
             lines.append([task, part, batch, method, lr, f"{float(decay):g}", _short(own)])
+    if not lines:
+        return "*No such run has been made yet.*"
     return text.table("task|trained on|batch|method|lr|weight decay|outcome", lines)
 
 
