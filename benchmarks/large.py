@@ -62,7 +62,7 @@ IMAGES: dict[str, Callable[[], Array]] = {
 WAYS = ("default", "half", "half, twice the rate", "half, gain 2", "192 wide", "half, coarse first")
 CLOUD, SAMPLES = "1,000,000 points", "1,000,000 samples"
 CELLS = {
-    "retina, 1024 x 1024": ("default", "half"),
+    "retina, 1024 x 1024": ("default", "half", "192 wide"),
     "astronaut, 512 x 512": WAYS,
     CLOUD: ("1,000 steps",),
     SAMPLES: ("default",),
