@@ -541,17 +541,16 @@ def _by_cell(task: str) -> dict[tuple[str, ...], dict[str, text.Rows]]:
 def scattered() -> str:
     """Errors of fits and of slopes to scattered samples, medians over draws."""
     lines = []
-    for (case, size, _), methods in _by_cell("scattered").items():
+    cells = sorted(_by_cell("scattered").items(), key=lambda item: int(item[0][1]))
+    for (case, size, _), methods in cells:
         if "ours" not in methods:
             continue
         for column, what in (("error", "values"), ("slope_error", "slopes")):
-            cells = []
+            line = [case, size, what, str(len(methods["ours"]))]
             for name in SCATTERED:
                 found = [float(r[column]) for r in methods.get(name, []) if r[column]]
-                cells.append(f"{median(found):.3f}" if found else "-")
-            lines.append(
-                [case, size, what, str(len(methods["ours"])), *cells, _ratio(methods, column)]
-            )
+                line.append(f"{median(found):.3f}" if found else "-")
+            lines.append([*line, _ratio(methods, column)])
     titles = ("function", "samples", "error of", "draws", *SCATTERED, "ours / Gaussian process")
     return text.table(titles, lines)
 
@@ -583,7 +582,7 @@ def seconds() -> str:
     """Processor time of fits to scattered samples, medians over functions and draws."""
     lines = []
     rows = [row for row in read(PATH) if row["task"] == "scattered"]
-    for (size,), own in text.groups(rows, "size").items():
+    for (size,), own in sorted(text.groups(rows, "size").items(), key=lambda item: int(item[0][0])):
         methods = {name: found for (name,), found in text.groups(own, "method").items()}
         cells = [
             f"{median(text.column(methods[name], 'cpu_seconds')):.3g}" if name in methods else "-"
