@@ -132,9 +132,21 @@ def slopes(function: Callable[[Array], Array], x: Array) -> Array:
     return np.stack([(function(x + h) - function(x - h)) / (2 * STEP) for h in steps], axis=-1)
 
 
+FREQUENCIES = {
+    "frequencies 1, 2": (1.0, 2.0),
+    "frequencies 2, 3": (2.0, 3.0),
+    "frequencies 4, 5": (4.0, 5.0),
+    "frequencies 8, 5": (8.0, 5.0),
+}
+"""``first_omega_0`` and ``hidden_omega_0``; by default by the length scale of the samples."""
+
+
 def ours_scattered(data: Scattered, run: Run) -> dict[str, Any]:
     options: dict[str, Any] = {"optimizer": "adam"} if run.method == "Adam" else {}
     options |= {"lr": run.lr} if run.lr else {}
+    if run.method in FREQUENCIES:
+        names = ("first_omega_0", "hidden_omega_0")
+        options["network_options"] = dict(zip(names, FREQUENCIES[run.method], strict=True))
     fit = fit_field(
         data.x, data.y, sigma=data.sigma, seed=run.seed, device="cpu", progress=False,
         reference=(data.test[:1000], data.truth[:1000]), **options,
@@ -219,23 +231,6 @@ SCATTERED = {
     "Clough-Tocher": clough_tocher,
 }
 
-FREQUENCIES = {"1, 2": (1.0, 2.0), "2, 3": (2.0, 3.0), "4, 5": (4.0, 5.0), "8, 5": (8.0, 5.0)}
-"""``first_omega_0`` and ``hidden_omega_0``; by default by the length scale of the samples."""
-
-
-def other_frequencies(data: Scattered, run: Run) -> dict[str, Any]:
-    """As ours, in another network."""
-    first, hidden = FREQUENCIES[run.method.removeprefix("frequencies ")]
-    fit = fit_field(
-        data.x, data.y, sigma=data.sigma, seed=run.seed, device="cpu", progress=False,
-        network_options={"first_omega_0": first, "hidden_omega_0": hidden},
-    )  # fmt: skip
-    return {
-        **data.scores(fit(data.test), fit.gradient(data.test)),
-        "steps": fit.training.step,
-        "misfit": fit.history[-1]["misfit"],
-    }
-
 
 def gauss_newton(data: Scattered, run: Run) -> dict[str, Any]:
     """Steps of SNRGaussNewton until it ends, with a prior as wide as the evidence says: all rows
@@ -264,7 +259,7 @@ def gauss_newton(data: Scattered, run: Run) -> dict[str, Any]:
 
 
 TRIED = {
-    **{f"frequencies {name}": other_frequencies for name in FREQUENCIES},
+    **dict.fromkeys(FREQUENCIES, ours_scattered),
     "Gauss-Newton": gauss_newton,
     "Gauss-Newton, frequencies 1, 2": gauss_newton,
 }

@@ -292,17 +292,25 @@ def table(variant: str = "default", moment: float = 1.0) -> str:
                 f"{steps:.0f}",
             ]
         )
-    if ratios:
-        mean = f"{tables.geometric_mean(ratios):.2f}"
-        lines.append(["*geometric mean*", "", "", "", "", mean, "", "", "", ""])
-    if len(ratios) > 1:
-        mean = f"{tables.geometric_mean(sorted(ratios)[1:]):.2f}"
-        lines.append(["*without its best problem*", "", "", "", "", mean, "", "", "", ""])
-        mean = f"{tables.geometric_mean(to_best):.2f}"
-        lines.append(["*over Adam's best moment*", "", "", "", "", mean, "", "", "", ""])
+    means = {**_means(ratios), "over Adam's best moment": to_best}
+    lines += _lines_of(means, 4, 4)
     titles = "problem|seeds|ours|tuned Adam|its best moment|ours over Adam's|"
     titles += "coefficients off by (Adam's)|Adam's CPU seconds|ours, of them|steps"
     return text.table(titles, lines)
+
+
+def _means(ratios: list[float]) -> dict[str, list[float]]:
+    """What a table of ratios ends with."""
+    return {"geometric mean": ratios, "without its best problem": sorted(ratios)[1:]}
+
+
+def _lines_of(means: dict[str, list[float]], before: int, after: int) -> list[list[str]]:
+    """A line for the geometric mean of each, with so many empty cells before and after it."""
+    return [
+        [f"*{name}*", *before * [""], f"{tables.geometric_mean(found):.2f}", *after * [""]]
+        for name, found in means.items()
+        if found
+    ]
 
 
 LONG, THRICE = "five times the seconds", 3.0
@@ -332,9 +340,7 @@ def hold() -> str:
         by_itself = f"{len(ended)} of {len(own)}"
         budget = f"{max(5 if row['variant'] == LONG else 1 for row in own)}"
         lines.append([problem, budget, by_itself, when, f"{ratios[-1]:.2f}", f"{max(found):.2f}"])
-    if ratios:
-        mean = f"{tables.geometric_mean(ratios):.2f}"
-        lines.append(["*geometric mean*", "", "", "", mean, ""])
+    lines += _lines_of({"geometric mean": ratios}, 3, 1)
     titles = "problem|budget, of Adam's CPU seconds|ended by itself|at|last error over its own "
     titles += "lowest, median|worst"
     return text.table(titles, lines)
@@ -355,12 +361,7 @@ def longer() -> str:
         ratios.append(median(ours) / median(theirs))
         cells = [problem, str(len(seeds)), text.spread(ours), text.spread(theirs), f"{best:.3f}"]
         lines.append([*cells, f"{ratios[-1]:.2f}"])
-    if ratios:
-        mean = f"{tables.geometric_mean(ratios):.2f}"
-        lines.append(["*geometric mean*", "", "", "", "", mean])
-    if len(ratios) > 1:
-        mean = f"{tables.geometric_mean(sorted(ratios)[1:]):.2f}"
-        lines.append(["*without its best problem*", "", "", "", "", mean])
+    lines += _lines_of(_means(ratios), 4, 0)
     titles = "problem|seeds|ours|tuned Adam|its best moment|ours over Adam's"
     return text.table(titles, lines)
 

@@ -56,9 +56,9 @@ def fit(run: Run) -> dict[str, Any]:
     """Train in this process, on one thread."""
     torch.set_num_threads(1)
     dde.config.set_default_float("float32")
-    problem = PROBLEMS[run.problem](seed=run.seed, **GOALS[run.problem][1])
     warm_up, options = prepared(run.variant)
-    problem.num_domain = options.pop("equation_points", problem.num_domain)
+    points = options.pop("equation_points", None)
+    problem = PROBLEMS[run.problem](seed=run.seed, num_domain=points, **GOALS[run.problem][1])
     dde.config.set_random_seed(run.seed)
     model = problem.model(problem.network())
     error, started = "", time.process_time()

@@ -258,12 +258,13 @@ def _without_outliers(pixels: Array) -> tuple[NDArray[np.bool_], Array]:
     outliers = (beyond > SPIKE * scale) & (beyond > high - low) & (beyond > 0)
     values, counts = np.unique(pixels[outliers], return_counts=True)
     repeated = values[counts >= max(REPEATS, outliers.sum() / 4)]
-    suspect = np.isin(pixels, repeated)
+    if repeated.size:
+        suspect = np.isin(pixels, repeated)
+        middle = np.where(suspect, _middle_of_others(pixels, suspect), middle)
     for value in repeated:
-        same, alike = pixels == value, (np.abs(pixels - value) <= SPIKE * scale).astype(int)
+        alike = (np.abs(pixels - value) <= SPIKE * scale).astype(int)
         alone = scipy.ndimage.convolve(alike, _AROUND.astype(int), mode="mirror") <= 1
-        middle = np.where(same, _middle_of_others(pixels, suspect), middle)
-        outliers |= same & alone & (np.abs(pixels - middle) > SPIKE * scale)
+        outliers |= (pixels == value) & alone & (np.abs(pixels - middle) > SPIKE * scale)
     return outliers, np.where(outliers, middle, pixels)
 
 
