@@ -29,6 +29,7 @@ from .field_fit import FieldFit, objective_of
 from .fit import FIT_GATE, check_steps, completed_gate, fitted, read_checkpoint, summary_of
 from .function import Units
 from .length_scale import length_scale
+from .misfit import report_misfit
 from .objective import Watched
 from .samples import (
     Array,
@@ -247,6 +248,7 @@ def fit_field(
             state=state,
             progress=progress,
         )
+        report_misfit(training, settings)
         fit = FieldFit(samples, units, choice, network, operator, settings, training)
         if folder is not None:
             folder.write_json(CONFIG, folder.described(config))

@@ -37,6 +37,7 @@ from .files.source import ImageSource
 from .fit import check_steps, completed_gate, fitted, read_checkpoint
 from .image_fit import ImageFit, summary
 from .image_frequency import detail_frequency
+from .misfit import SHARED, report_misfit
 from .picture import Picture, check_sigma, check_spacing, estimate_sigma, take_apart
 from .pixel_noise import (
     correlations_from_json,
@@ -44,7 +45,6 @@ from .pixel_noise import (
     correlations_to_json,
     inspected,
     report,
-    report_misfit,
     sigma_of,
     without_outliers,
 )
@@ -298,7 +298,7 @@ def fit_image(
             state=state,
             progress=progress,
         )
-        report_misfit(training, training_options.steps)
+        report_misfit(training, training_options, SHARED)
         fit = ImageFit(
             picture, choice, model, told, training_options, training, correlations, errors
         )

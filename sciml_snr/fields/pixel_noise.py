@@ -14,16 +14,11 @@ from torch import Tensor
 
 from ..image_noise import Correlation, ImageNoise, inspect_noise
 from ..sigma import SigmaEstimate
-from .fit import Training
 from .picture import Picture, at_least_rounding
 from .samples import Array
 
 OUTLIERS = 1e-3
 """Share of the pixels beyond which those that stand out of all their neighbours are left out."""
-MISFIT = 2.0
-"""Mean square of residual / sigma beyond which a fit is doubted."""
-TRIAL = 100
-"""A fit of fewer steps is a trial."""
 FEW = 20
 """So many of them are left out at least; fewer may be chance."""
 
@@ -127,23 +122,6 @@ def report(found: Sequence[ImageNoise]) -> None:
                 'constant. Counted photons: say noise="poisson" (--noise poisson).',
                 stacklevel=4,
             )
-
-
-def report_misfit(training: Training, steps: int) -> None:
-    """Warn where a whole fit has left far more than sigma says.
-
-    Args:
-        training: of the fit.
-        steps: its budget; a fit of few steps is not judged.
-    """
-    misfit = training.history[-1]["misfit"] if training.history else 0.0
-    if training.step >= max(steps, TRIAL) and misfit > MISFIT:
-        warnings.warn(
-            f"The residuals' mean square is {misfit:.3g} times sigma squared. Either sigma is too "
-            "small, as for noise that neighbouring pixels share, or the fit needs more steps "
-            "(sciml_snr.inspect_noise looks at the noise).",
-            stacklevel=4,
-        )
 
 
 def without_outliers(picture: Picture, found: Sequence[ImageNoise]) -> Picture:

@@ -25,6 +25,7 @@ from ..runs.options import FitOptions, PointsOptions
 from .archive import NetworkChoice, check_asked, open_folder
 from .files.meshes import single_step
 from .fit import check_steps, completed_gate, fitted, read_checkpoint
+from .misfit import report_misfit
 from .normals import VOTES, estimate_normals, one_sided_normals, ways_to
 from .patches import estimate_sigma_points, thinner_by_sides
 from .points import Cloud, read_cloud
@@ -226,6 +227,7 @@ def fit_sdf(
             state=state,
             progress=progress,
         )
+        report_misfit(training, training_options)
         fit = SDFFit(used, choice, model, told, weights, training_options, training)
         if folder is not None:
             folder.write_json(CONFIG, folder.described(config))
