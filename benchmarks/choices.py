@@ -82,7 +82,7 @@ def which_one() -> str:
             "its own",
             "none",
             "its own",
-            f"{_seconds(_fields('tomography'))} for 500 steps",
+            f"{_seconds(_fields('tomography'))} for {_steps('tomography')} steps",
         ],
         [
             "an image, as a function",
@@ -91,7 +91,7 @@ def which_one() -> str:
             "its own",
             "none",
             "its own",
-            _seconds([median(_column("fit_images", "cpu_seconds", method="ours"))]),
+            _seconds([median(_column("fit_images", "cpu_seconds", method="fit_image"))]),
         ],
         [
             "the same",
@@ -195,6 +195,11 @@ def _of_iterations(method: str) -> list[float]:
         ITERATIONS / 1000 * float(row["milliseconds"]) * float(row[method])
         for row in read(equal_time.COSTS)
     ]
+
+
+def _steps(task: str) -> str:
+    """Of ours, in most rows."""
+    return f"{median(_column('fields', 'steps', task=task, method='ours')):,.0f}"
 
 
 def _fields(task: str, method: str = "ours", size: str | None = None) -> list[float]:

@@ -38,7 +38,7 @@ from torch import nn
 
 from benchmarks import text
 from benchmarks.harness import RESULTS, append_missing, read
-from sciml_snr.fields import FitOptions, train
+from sciml_snr.fields import FitOptions, fit_image, train
 from sciml_snr.fields import fit as loop
 from sciml_snr.fields import image as images
 from sciml_snr.fields.networks import Siren
@@ -62,9 +62,6 @@ GAPS = 0.7
 KEYS = ("image", "noise", "gaps", "seed", "method", "lr")
 ADAM = {1e-4: None, 3e-4: 250, 3e-5: None}
 """Learning rates, and steps that are enough to see the peak; None for as many as ours."""
-CONSTANT = "ours, z = 2 throughout"
-CONSTANT_LR = 3e-4
-"""The default where all pixels are in every step; in batches it was before the gate rose."""
 FINAL_LR = 1e-4
 """Whose final value is shown."""
 
@@ -114,8 +111,22 @@ def by_contrast(noisy: np.ndarray[Any, Any], sigma: float) -> float:
     return round(min(30.0, max(8.0, 10 / math.sqrt(sigma / float(np.nanstd(noisy))))), 1)
 
 
+def as_it_comes(run: Run, clean: Any, noisy: Any) -> dict[str, Any]:
+    """The fit that users get, told nothing."""
+    fit = fit_image(noisy, device="cpu", seed=run.seed, progress=False)
+    found, seen = fit.image, np.isfinite(noisy)
+    return {
+        **scores(found, clean),
+        "best_psnr": "",
+        "best_ssim": "",
+        "best_step": "",
+        "steps": fit.training.step,
+        "memorized": memorized_share(found[seen], clean[seen], noisy[seen]),
+    }
+
+
 def network_fit(run: Run, clean: Any, noisy: Any, sigma: float) -> dict[str, Any]:
-    """Ours, or Adam with the same network and batches: final, and best on the way."""
+    """The network as it was: ours of then, or Adam with it: final, and best on the way."""
     picture = images.take_apart(noisy)
     # As the rows were made; what has changed since then is in benchmarks/smooth_images.py.
     before = {"first_omega_0": by_contrast(noisy, sigma), "output_gain": 1.0}
@@ -125,8 +136,6 @@ def network_fit(run: Run, clean: Any, noisy: Any, sigma: float) -> dict[str, Any
     default["steps"] = 6 * SIZE
     if run.method == "Adam":
         default |= {"lr": run.lr, "steps": ADAM[run.lr] or default["steps"]}
-    elif run.method == CONSTANT:
-        default |= {"lr": run.lr, "gate": {}}
     options = FitOptions(**default, seed=run.seed, device="cpu")
     loop.ROWS = 40
     known = ~picture.missing.reshape(-1)
@@ -235,7 +244,9 @@ def fit(run: Run) -> dict[str, Any]:
     noisy[rng.random(clean.shape) < run.gaps] = np.nan
     sigma = float(images.estimate_sigma(images.take_apart(noisy))[0])
     started = time.process_time()
-    if run.method in ("ours", CONSTANT, "Adam"):
+    if run.method == "fit_image":
+        found = as_it_comes(run, clean, noisy)
+    elif run.method in ("ours", "Adam"):
         found = network_fit(run, clean, noisy, sigma)
     else:
         classic = (INPAINTERS if run.gaps else DENOISERS)[run.method]
@@ -260,10 +271,8 @@ def runs(seeds: int = 5) -> list[Run]:
         cells += [(image, noise, 0.0, seed) for noise in (15, 50) for image in CORNERS]
         for cell in cells:
             found += [Run(*cell, method) for method in (INPAINTERS if cell[2] else DENOISERS)]
-            found += [Run(*cell, "ours"), Run(*cell, "Adam", FINAL_LR)]
+            found += [Run(*cell, "fit_image"), Run(*cell, "ours"), Run(*cell, "Adam", FINAL_LR)]
         others += [Run(*cell, "Adam", lr) for lr in ADAM if lr != FINAL_LR for cell in cells]
-        if seed == 0:
-            found += [Run(*cell, CONSTANT, CONSTANT_LR) for cell in cells if not cell[2]]
     return found + others
 
 
@@ -339,7 +348,7 @@ def _table(which: list[tuple[str, int, float]], classics: list[str]) -> str:
         if found := _medians(image, noise, missing, classics):
             line = [image, str(noise), f"{found['draws'][0]:.0f}", f"{found['rates'][0]:.0f}"]
             line += [text.percent(found["memorized"][0])]
-            scored = [found[name] for name in (*adam, "ours", *classics)]
+            scored = [found[name] for name in (*adam, "fit_image", *classics)]
             lines.append([*line, *(f"{psnr:.2f} / {ssim:.2f}" for psnr, ssim in scored)])
     titles = ("image", "noise", "draws", "Adam's rates", "memorized", *adam, "fit_image, final")
     return text.table((*titles, *classics), lines)
@@ -350,14 +359,14 @@ def differences() -> str:
     lines = []
     for missing, classics in ((0.0, DENOISERS), (GAPS, INPAINTERS)):
         which = [(image, noise) for image in CORNERS for noise in NOISES]
-        for name in ("Adam, oracle", "Adam, final", CONSTANT, *classics):
-            needed = [CONSTANT] if name == CONSTANT else list(classics)
-            found = [s for cell in which if (s := _medians(*cell, missing, needed))]
-            ours = [s["ours"][0] - s[name][0] for s in found]
+        for name in ("Adam, oracle", "Adam, final", "ours", *classics):
+            found = [s for cell in which if (s := _medians(*cell, missing, list(classics)))]
+            ours = [s["fit_image"][0] - s[name][0] for s in found]
             if ours and name != "noisy":
                 kind = "70 % missing: " if missing else ""
                 numbers = (sum(ours) / len(ours), min(ours), max(ours))
-                lines.append([kind + name, str(len(ours)), *(f"{x:+.2f}" for x in numbers)])
+                label = "fit_image as it was" if name == "ours" else name
+                lines.append([kind + label, str(len(ours)), *(f"{x:+.2f}" for x in numbers)])
     return text.table("fit_image, final PSNR, less|cells|mean|least|most", lines)
 
 
@@ -375,18 +384,18 @@ def _medians(
         own = [row for row in rows if row["seed"] == seed]
         by_method = {row["method"]: row for row in own}
         adam = {float(row["lr"]): row for row in own if row["method"] == "Adam"}
-        if FINAL_LR not in adam or not {"ours", *classics} <= by_method.keys():
+        if FINAL_LR not in adam or not {"fit_image", "ours", *classics} <= by_method.keys():
             continue
         best = max(adam.values(), key=lambda row: float(row["best_psnr"]))
         final = adam[FINAL_LR]
-        ours = by_method["ours"]
+        ours = by_method["fit_image"]
         draw = {
             "Adam, oracle": (float(best["best_psnr"]), float(best["best_ssim"])),
             "Adam, final": (float(final["psnr"]), float(final["ssim"])),
             "memorized": (float(ours["memorized"]),),
             "rates": (float(len(adam)),),
         }
-        for name in by_method.keys() & {"ours", CONSTANT, *classics}:
+        for name in by_method.keys() & {"fit_image", "ours", *classics}:
             draw[name] = (float(by_method[name]["psnr"]), float(by_method[name]["ssim"]))
         draws.append(draw)
     if not draws:

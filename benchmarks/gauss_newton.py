@@ -23,6 +23,7 @@ import deepxde as dde
 import torch
 
 from benchmarks import text, zoo
+from benchmarks.conditioned import Conditioned, Summed, Total
 from benchmarks.equal_time import ENDING, job, rivals
 from benchmarks.harness import RESULTS, append_missing, read
 from benchmarks.second_order import RIVALS
@@ -35,6 +36,7 @@ from sciml_snr.deepxde import jacobian as room
 from sciml_snr.deepxde.gauss_newton import NAME, UNKNOWNS_UNIT, WARM_UP_RATE, WARM_UP_STEPS
 from sciml_snr.deepxde.jacobian import EQUATION_ROWS
 from sciml_snr.gauss_newton import EXACT_ROWS, SNRGaussNewton
+from sciml_snr.tangent import Tangent
 
 PATH = RESULTS / "gauss_newton.csv"
 KEYS = ("variant", "problem", "seed")
@@ -79,6 +81,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cold": {"warm_up": 0},
     "float64": {"dtype": "float64"},
     "all eigenvectors": {"exact_rows": 10**9},
+    "no gate": {"gate": "stein", "z": 0.0},
+    "no gate, exact 1000": {"gate": "stein", "z": 0.0, "exact_weight": 1000.0},
+    "exact rows first, z 1": {**MONOTONE, "z": 1.0, "tangent": Summed},
+    "exact rows first, z 0.7": {**MONOTONE, "z": 0.7, "tangent": Summed},
+    "exact rows first, own sum": {**MONOTONE, "tangent": Conditioned},
+    "exact rows first, own sum, z 0.7": {**MONOTONE, "z": 0.7, "tangent": Conditioned},
+    "exact rows first, each direction": {"gate": "stein", "z": 1.5, "tangent": Summed},
+    "exact rows first, in all steps, z 1": {**MONOTONE, "z": 1.0, "tangent": Total},
     "five times the seconds": {"limit": 5.0},
     **{
         f"ENGD-W, {x:g}": {"rival": "ENGD-W", "damping": x}
@@ -123,6 +133,8 @@ def prepared(variant: str) -> tuple[int, dict[str, Any]]:
     """Set what is set for a whole process. Gives the steps of first order, and other options."""
     options = dict(VARIANTS[variant])
     room.EQUATION_ROWS = options.pop("equation_rows", EQUATION_ROWS)
+    Total.before = None
+    engine.Tangent = options.pop("tangent", Tangent)  # type: ignore[misc]
     engine.EXACT_ROWS = options.pop("exact_rows", EXACT_ROWS)
     return options.pop("warm_up", WARM_UP_STEPS), options
 

@@ -248,8 +248,10 @@ class SNRGaussNewton(Optimizer):
             step, back = tangent.step(mu)
             scale = self._shortened(step, group["lr"])
             add_vector(self._params(), scale * step * self._units(tangent))
-            after = float((weights * residuals.rows()).square().sum())
-            if after + self._penalty(tangent) < before + self._penalty(tangent, kept):
+            rows = weights * residuals.rows()
+            after = float(rows.square().sum())
+            merits = [self._merit(tangent, rows), self._merit(tangent, tangent.rows, kept)]
+            if merits[0] < merits[1]:
                 moved = moved_by(tangent, scale * step)
                 self._remember(residuals, tangent, mu, back, scale)
                 mu = max(mu / 3, LOWEST)
@@ -275,10 +277,15 @@ class SNRGaussNewton(Optimizer):
             spectrum = spectrum_of(system.jacobian, None if exact else LEFT_OUT_OF_NOISE)
             made: Tangent | Posterior = Posterior(system, spectrum, self._flat(self._params()))
         else:
-            system = system.weighted(weights)
-            left_out = None if exact else LEFT_OUT * self._memory["damping"]
+            system, memory = system.weighted(weights), self._memory
+            spectrum = spectrum_of(system.jacobian, None if exact else LEFT_OUT * memory["damping"])
+            if not len(spectrum.values) and spectrum.left_out:
+                # So much damping that nothing counts beside it: as much as the kernel's trace will
+                # do.
+                memory["damping"] = spectrum.left_out
+                spectrum = spectrum_of(system.jacobian, LEFT_OUT * memory["damping"])
             gate = MONOTONE if group["gate"] == AUTO else group["gate"]
-            made = Tangent(system, group["z"], gate, group["follow"], left_out)
+            made = Tangent(system, group["z"], gate, group["follow"], spectrum=spectrum)
         return made, float(system.rows.square().sum())
 
     def _keep_best(self, posterior: Posterior, kept: list[Tensor]) -> None:
@@ -299,11 +306,14 @@ class SNRGaussNewton(Optimizer):
             for p in self._params():
                 p.copy_(self.state[p]["best"])
 
-    def _penalty(self, tangent: Tangent | Posterior, at: list[Tensor] | None = None) -> float:
-        """What counts beside the rows' squares: the prior's part."""
+    def _merit(
+        self, tangent: Tangent | Posterior, rows: Tensor, at: list[Tensor] | None = None
+    ) -> float:
+        """What a step has to lower: rows' squares, less what is closed; with the prior's part."""
         if isinstance(tangent, Tangent):
-            return 0.0
-        return tangent.penalty(self._flat(self._params() if at is None else at))
+            return tangent.merit(rows)
+        penalty = tangent.penalty(self._flat(self._params() if at is None else at))
+        return float(rows.square().sum()) + penalty
 
     def check_size(self, rows: int) -> None:
         """Refuse steps on so many rows if they take more memory than there may be.

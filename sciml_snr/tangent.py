@@ -137,6 +137,10 @@ class Tangent:
             moved = moved + (1 - gate) * (exact - back * data)
         return -self.spectrum.pulled(moved / (values + damping))
 
+    def merit(self, rows: Tensor) -> float:
+        """What the step lowers, of these rows, (N,)."""
+        return float(rows.square().sum())
+
     def response(self, sensitivity: Tensor, signs: Tensor, damping: float, back: float) -> Tensor:
         """What a step adds to derivatives of the parameters by the noisy rows' errors.
 
@@ -174,5 +178,5 @@ def _falling(data: Tensor, floor: Tensor) -> Tensor:
             d, f, count = d + before[0], f + before[1], count + before[2]
         blocks.append((d, f, count))
     values = [max(0.0, 1 - f / d) if d > 0 else 0.0 for d, f, _ in blocks]
-    counts = torch.tensor([count for _, _, count in blocks])
+    counts = torch.tensor([count for _, _, count in blocks], dtype=torch.int64)
     return torch.tensor(values, dtype=torch.float64).repeat_interleave(counts)

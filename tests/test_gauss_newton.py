@@ -255,6 +255,15 @@ def test_a_step_that_lowers_nothing_is_taken_back_to_the_bit():
     assert optimizer.stats().moved == 0
 
 
+def test_damping_beside_which_nothing_counts_does_not_keep_it_from_the_data():
+    net = network(torch.float32)
+    x, y, _ = data(300, dtype=torch.float32)
+    optimizer = SNRGaussNewton(net, damping=1e11)
+    for _ in range(25):
+        optimizer.step(lambda net: rows(net, x, y))
+    assert optimizer.stats().misfit < 1.3
+
+
 @pytest.mark.parametrize("gate", ["monotone", "evidence"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_resumes_to_the_bit(dtype, gate):
