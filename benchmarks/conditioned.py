@@ -56,13 +56,7 @@ class Conditioned(Tangent):
         self.gate = self._own(self._z)
         if self._kind == "monotone" and self._z:
             self.gate = torch.maximum(self._pooled(self._z), self._own(max(2.5, self._z)))
-        share = (1 - self.gate) * self._data / self._ratios.sqrt()
-        self._closed = self.noisy * (self._basis @ (self._roots * (self._turn @ share)))
         return self.apply(*self._parts, damping, 0.0), 0.0
-
-    def merit(self, rows: Tensor) -> float:
-        """What the step lowers: the squares of the rows, without what is closed."""
-        return float((rows - self._closed).square().sum())
 
     def _turned(self, coefficients: Tensor) -> Tensor:
         roots = self._roots.view(-1, *[1] * (coefficients.ndim - 1))
@@ -76,54 +70,3 @@ class Conditioned(Tangent):
         exact, data = self._turned(exact), self._turned(data)
         moved = exact + gate * (data - ratios * exact) / (1 + ratios)
         return -self.spectrum.pulled((self._turn @ moved) / roots)
-
-
-class Summed(Conditioned):
-    """As :class:`Conditioned`; a step has to lower the squares of all rows."""
-
-    def merit(self, rows: Tensor) -> float:
-        """The squares of all rows."""
-        return float(rows.square().sum())
-
-
-class Total(Conditioned):
-    """As :class:`Conditioned`; it gates what the data have moved in all steps, not in one.
-
-    Of a direction with the coefficient c, of which t - c has been fitted before, q(t) t is to be
-    fitted: what was taken for signal, and no longer is, is taken back.
-    """
-
-    before: Tensor | None = None
-    """(noisy rows,) by how much the data's part of the steps so far has changed them."""
-
-    def step(self, damping: float) -> tuple[Tensor, float]:
-        """The step of all parameters, (P,)."""
-        super().step(damping)
-        known = (
-            Total.before
-            if Total.before is not None
-            else torch.zeros(int(self.noisy.sum())).to(self.noisy)
-        )
-        whole = torch.zeros_like(self.noisy)
-        whole[self.noisy > 0] = known
-        factor = self._basis * self._roots
-        so_far = (self._turn.T @ (factor.T @ whole)) / self._ratios.sqrt()
-        current, total = self._data, self._data - so_far
-        self._data = self.coefficients = total
-        self.gate = self._own(self._z)
-        if self._kind == "monotone" and self._z:
-            self.gate = torch.maximum(self._pooled(self._z), self._own(max(2.5, self._z)))
-        self._wanted = self.gate * total + so_far
-        share = (current - self._wanted) / self._ratios.sqrt()
-        self._closed = self.noisy * (factor @ (self._turn @ share))
-        self._data = current
-        exact = self._turned(self._parts[0])
-        roots = self._ratios.sqrt()
-        part = roots * self._wanted / (1 + self._ratios)
-        self._change = -(factor @ (self._turn @ part))[self.noisy > 0]
-        return -self.spectrum.pulled((self._turn @ (exact + part)) / self._roots), 0.0
-
-    def fitted(self, step: Tensor) -> Tensor:
-        if step.ndim == 1:  # it is taken
-            Total.before = self._change + (0.0 if Total.before is None else Total.before)
-        return super().fitted(step)

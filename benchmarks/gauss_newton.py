@@ -23,11 +23,12 @@ import deepxde as dde
 import torch
 
 from benchmarks import text, zoo
-from benchmarks.conditioned import Conditioned, Summed, Total
+from benchmarks.conditioned import Conditioned
 from benchmarks.equal_time import ENDING, job, rivals
 from benchmarks.harness import RESULTS, append_missing, read
 from benchmarks.second_order import RIVALS
 from sciml_snr import gauss_newton as engine
+from sciml_snr import set_SNR_options
 from sciml_snr.bench import tables
 from sciml_snr.bench.rows import number
 from sciml_snr.bench.smoothing import remade
@@ -35,6 +36,7 @@ from sciml_snr.bench.training import DIVERGED
 from sciml_snr.deepxde import jacobian as room
 from sciml_snr.deepxde.gauss_newton import NAME, UNKNOWNS_UNIT, WARM_UP_RATE, WARM_UP_STEPS
 from sciml_snr.deepxde.jacobian import EQUATION_ROWS
+from sciml_snr.deepxde.points import EQUATION_POINTS
 from sciml_snr.gauss_newton import EXACT_ROWS, SNRGaussNewton
 from sciml_snr.tangent import Tangent
 
@@ -75,20 +77,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "warm up 1000": {"warm_up": 1000},
     "monotone, warm up 1000": {**MONOTONE, "warm_up": 1000},
     "rows 600": {"equation_rows": 600},
-    "3200 points": {"equation_points": 3200},
-    "3200 points, rows 2400": {"equation_points": 3200, "equation_rows": 2400},
+    "own points": {"equation_points": 0},
+    "3200 drawn": {"equation_points": 3200},
+    "all of them in every step": {"equation_rows": 3600},
+    "3200 points": {"num_domain": 3200},
     "z 2": {"z": 2.0},
     "cold": {"warm_up": 0},
     "float64": {"dtype": "float64"},
     "all eigenvectors": {"exact_rows": 10**9},
     "no gate": {"gate": "stein", "z": 0.0},
     "no gate, exact 1000": {"gate": "stein", "z": 0.0, "exact_weight": 1000.0},
-    "exact rows first, z 1": {**MONOTONE, "z": 1.0, "tangent": Summed},
-    "exact rows first, z 0.7": {**MONOTONE, "z": 0.7, "tangent": Summed},
-    "exact rows first, own sum": {**MONOTONE, "tangent": Conditioned},
-    "exact rows first, own sum, z 0.7": {**MONOTONE, "z": 0.7, "tangent": Conditioned},
-    "exact rows first, each direction": {"gate": "stein", "z": 1.5, "tangent": Summed},
-    "exact rows first, in all steps, z 1": {**MONOTONE, "z": 1.0, "tangent": Total},
+    "exact rows first, z 1": {**MONOTONE, "z": 1.0, "tangent": Conditioned},
+    "exact rows first, z 0.7": {**MONOTONE, "z": 0.7, "tangent": Conditioned},
     "five times the seconds": {"limit": 5.0},
     **{
         f"ENGD-W, {x:g}": {"rival": "ENGD-W", "damping": x}
@@ -112,8 +112,22 @@ EARLIER = (
     "stein 1.5, ramp by steps",
     "monotone 1, ramp by steps",
     "monotone 1.25, ramp by steps",
+    "exact rows first, own sum",
+    "exact rows first, own sum, z 0.7",
+    "exact rows first, in all steps, z 1",
+    "no more points than rows",
+    "own points, five times the seconds",
 )
-"""Variants of earlier commits: a gate that only falls, a weight that rises by steps alone."""
+"""Variants of earlier commits: a gate that only falls, a weight that rises by steps alone; steps
+that have to lower the squares without what is closed, and gates of all steps together; of systems
+as many points as are in a step, 400 and 600."""
+
+LONG, THRICE = "five times the seconds", 3.0
+"""The variant with a larger budget, of runs that do not end by themselves before; and the moment at
+which it is compared with Adam's longer runs."""
+
+WITH_MORE = ("default", "3200 drawn", "all of them in every step", "no more points than rows", LONG)
+"""All other variants were run at the models' own points."""
 
 
 class Clock:
@@ -133,8 +147,8 @@ def prepared(variant: str) -> tuple[int, dict[str, Any]]:
     """Set what is set for a whole process. Gives the steps of first order, and other options."""
     options = dict(VARIANTS[variant])
     room.EQUATION_ROWS = options.pop("equation_rows", EQUATION_ROWS)
-    Total.before = None
     engine.Tangent = options.pop("tangent", Tangent)  # type: ignore[misc]
+    set_SNR_options(equation_points=options.pop("equation_points", EQUATION_POINTS))
     engine.EXACT_ROWS = options.pop("exact_rows", EXACT_ROWS)
     return options.pop("warm_up", WARM_UP_STEPS), options
 
@@ -149,7 +163,7 @@ def fit(run: Run) -> dict[str, Any]:
     dde.config.set_default_float("float32")
     case = zoo.plan().cases[run.problem]
 
-    points = options.pop("equation_points", None)
+    points = options.pop("num_domain", None)
 
     def model_of() -> tuple[Any, Any]:
         problem = job(run.problem, "snr_adam", {}, seed=run.seed).build()
@@ -325,11 +339,6 @@ def _lines_of(means: dict[str, list[float]], before: int, after: int) -> list[li
     ]
 
 
-LONG, THRICE = "five times the seconds", 3.0
-"""The variant with a larger budget, of runs that do not end by themselves before; and the moment at
-which it is compared with Adam's longer runs."""
-
-
 def long_rows() -> dict[str, list[dict[str, str]]]:
     """problem -> the default's rows; of a run with a larger budget, that one. A run that has ended
     by itself is the same at any budget."""
@@ -410,7 +419,7 @@ def second_order() -> str:
 
 
 def variants() -> str:
-    """Every variant on seed 0, and the default on the same problems."""
+    """Every variant on seed 0, and the default at the models' own points on the same problems."""
 
     def first(variant: str) -> dict[str, float]:
         return {
@@ -419,20 +428,20 @@ def variants() -> str:
             if any(row["seed"] == "0" for row in own)
         }
 
-    default, lines = first("default"), []
-    for variant in (*VARIANTS, *EARLIER):
+    own_points, lines = first("own points"), []
+    for variant in sorted((*VARIANTS, *EARLIER), key=lambda name: name not in WITH_MORE):
         if "rival" in VARIANTS.get(variant, {}):
             continue
         found = first(variant)
-        shared = [problem for problem in found if problem in default]
+        shared = [problem for problem in found if problem in own_points]
         if not shared:
             continue
-        means = [tables.geometric_mean([own[p] for p in shared]) for own in (found, default)]
+        means = [tables.geometric_mean([own[p] for p in shared]) for own in (found, own_points)]
         worst = max(shared, key=lambda problem: found[problem])
         where = f"{found[worst]:.2f} ({worst})"
         cells = [f"{mean:.2f}" for mean in means]
         lines.append([variant, str(len(shared)), *cells, where])
-    return text.table("variant|problems|over Adam's|the default's|worst", lines)
+    return text.table("variant|problems|over Adam's|with own points|worst", lines)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def fit(run: Run) -> dict[str, Any]:
     torch.set_num_threads(1)
     dde.config.set_default_float("float32")
     warm_up, options = prepared(run.variant)
-    points = options.pop("equation_points", None)
+    points = options.pop("num_domain", None)
     problem = PROBLEMS[run.problem](seed=run.seed, num_domain=points, **GOALS[run.problem][1])
     dde.config.set_random_seed(run.seed)
     model = problem.model(problem.network())
@@ -131,23 +131,24 @@ def table() -> str:
 
 
 def ideas() -> str:
-    """Every variant that was tried, and the default on the same seeds."""
+    """Every variant that was tried, and the default at the model's own points on the same seeds."""
     lines, every = [], [dict(row) for row in read(PATH)]
     for problem, (_, _, _, unknown, goal) in GOALS.items():
         what = f"error of {unknown}" if unknown else "mean squared error"
         here = [row for row in every if row["problem"] == problem]
         of = {name: [row for row in here if row["variant"] == name] for name in VARIANTS}
+        base = of["own points"] or of["default"]
         for variant, rows in of.items():
-            if not rows or variant == "default":
+            if not rows or rows is base:
                 continue
             seeds = {row["seed"] for row in rows}
-            same = [row for row in of["default"] if row["seed"] in seeds]
+            same = [row for row in base if row["seed"] in seeds]
             cells = [
                 text.spread([_figure(problem, row) for row in some]) if some else ""
                 for some in (rows, same)
             ]
             lines.append([problem, what, f"{goal:g}", variant, str(len(rows)), *cells])
-    return text.table("problem|what|goal|variant|seeds|median (range)|the default's", lines)
+    return text.table("problem|what|goal|variant|seeds|median (range)|with own points", lines)
 
 
 if __name__ == "__main__":

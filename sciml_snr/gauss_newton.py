@@ -248,10 +248,8 @@ class SNRGaussNewton(Optimizer):
             step, back = tangent.step(mu)
             scale = self._shortened(step, group["lr"])
             add_vector(self._params(), scale * step * self._units(tangent))
-            rows = weights * residuals.rows()
-            after = float(rows.square().sum())
-            merits = [self._merit(tangent, rows), self._merit(tangent, tangent.rows, kept)]
-            if merits[0] < merits[1]:
+            after = float((weights * residuals.rows()).square().sum())
+            if after + self._penalty(tangent) < before + self._penalty(tangent, kept):
                 moved = moved_by(tangent, scale * step)
                 self._remember(residuals, tangent, mu, back, scale)
                 mu = max(mu / 3, LOWEST)
@@ -306,14 +304,11 @@ class SNRGaussNewton(Optimizer):
             for p in self._params():
                 p.copy_(self.state[p]["best"])
 
-    def _merit(
-        self, tangent: Tangent | Posterior, rows: Tensor, at: list[Tensor] | None = None
-    ) -> float:
-        """What a step has to lower: rows' squares, less what is closed; with the prior's part."""
+    def _penalty(self, tangent: Tangent | Posterior, at: list[Tensor] | None = None) -> float:
+        """What counts beside the rows' squares: the prior's part."""
         if isinstance(tangent, Tangent):
-            return tangent.merit(rows)
-        penalty = tangent.penalty(self._flat(self._params() if at is None else at))
-        return float(rows.square().sum()) + penalty
+            return 0.0
+        return tangent.penalty(self._flat(self._params() if at is None else at))
 
     def check_size(self, rows: int) -> None:
         """Refuse steps on so many rows if they take more memory than there may be.

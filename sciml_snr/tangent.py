@@ -137,10 +137,6 @@ class Tangent:
             moved = moved + (1 - gate) * (exact - back * data)
         return -self.spectrum.pulled(moved / (values + damping))
 
-    def merit(self, rows: Tensor) -> float:
-        """What the step lowers, of these rows, (N,)."""
-        return float(rows.square().sum())
-
     def response(self, sensitivity: Tensor, signs: Tensor, damping: float, back: float) -> Tensor:
         """What a step adds to derivatives of the parameters by the noisy rows' errors.
 

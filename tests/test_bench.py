@@ -397,6 +397,7 @@ def test_the_gate_of_a_run_that_diverges_is_in_its_row() -> None:
         ("", "adam", "", 1.0),
         ("held_out", "adam", "", 1.0),
         ("dropout", "adam", "", 1.0),
+        ("resampled", "adam", "", 1.0),
         ("sure", "adam", "", 2.0),
         ("", "SOAP", "", 1.0),
         ("", "snr_adam", '{"floor": "stream"}', 1.0),
@@ -426,6 +427,18 @@ def test_the_noisy_terms_gradient_beside_an_exact_equation_is_counted(optimizer:
     course = Course(job("", optimizer, setting='{"problem": "heat"}', iterations=5))
     course.run()
     assert course.results("").evaluations == 15
+
+
+@pytest.mark.parametrize(("variant", "drawn"), [("", 1), ("resampled", 3)])
+def test_points_of_the_equation_are_drawn_anew_every_ten_iterations(variant, drawn) -> None:
+    course = Course(job(variant, setting='{"problem": "heat"}', iterations=25))
+    seen: set[bytes] = set()
+    data = course.problem.data()
+    course.problem.data = lambda: data
+    equation = data.pde
+    data.pde = lambda x, u: (seen.add(data.train_x_all.tobytes()), equation(x, u))[1]
+    course.run()
+    assert len(seen) == drawn
 
 
 def test_lbfgs_takes_over_for_what_is_left() -> None:

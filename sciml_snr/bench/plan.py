@@ -58,6 +58,7 @@ VARIANTS = {
     "smoothed": "on measurements smoothed by a Gaussian process",
     "dropout": "with dropout, the mean of 50 passes",
     "lbfgs": "then L-BFGS, for the last fifth of the gradient evaluations",
+    "resampled": "with points of the equation drawn anew every ten iterations",
 }
 """What can be done around an optimizer, one at a time."""
 

@@ -72,6 +72,10 @@ def run_job(job: Job) -> dict[str, Any]:
     return row | course.results(error)._asdict()
 
 
+RESAMPLED_EVERY = 10
+"""Iterations between two draws of the equation's points."""
+
+
 class Course(Recorder):
     """A recorder that counts gradient evaluations and knows which moment a method would choose.
 
@@ -124,8 +128,12 @@ class Course(Recorder):
         """Train."""
         model = compile_any(self.config, self.problem)
         next(iter(model.net.parameters())).register_hook(self._count)
+        around = [] if self.rule is None else [self.rule]
+        if self.job.variant == "resampled":
+            model.data.train_distribution = "pseudo"  # DeepXDE's own default is the same every time
+            around.append(dde.callbacks.PDEPointResampler(period=RESAMPLED_EVERY))
         try:
-            self.train(model, False, *([self.rule] if self.rule is not None else []))
+            self.train(model, False, *around)
         finally:
             self.gate = gate_of(model.opt)
         if self.job.variant == "lbfgs" and math.isfinite(self.rows[-1]["relative_l2"]):

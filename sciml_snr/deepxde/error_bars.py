@@ -35,7 +35,7 @@ def parts_of(
     losses = [_own(loss) for loss in losses] if isinstance(losses, (list, tuple)) else _own(losses)
     if reason := why_no_rows(model, losses):
         raise ValueError(f"There are no error bars for this model: {reason}.")
-    rows = ModelRows(model, losses)
+    rows = ModelRows(model, losses, model.sciml_snr_equation_points)
     if not rows.data_stay:
         raise ValueError(
             "There are no error bars for batches of measurements: train with batch_size=None."

@@ -121,11 +121,18 @@ def install(model: Any, losses: Any) -> None:
     Raises:
         ValueError: the model's residuals do not belong to single points.
     """
-    rows = ModelRows(model, losses)
-    inputs, targets, aux = (*model.data.train_next_batch(None), None)[:3]
-    rows.take(inputs, targets, aux)
-    rows.draw(0)
-    model.opt.check_size(len(rows.rows()))
+    batch = (*model.data.train_next_batch(None), None)[:3]
+    for points in (SNR_options["equation_points"], 0):
+        rows = ModelRows(model, losses, points)
+        rows.take(*batch)
+        rows.draw(0)
+        try:
+            model.opt.check_size(len(rows.rows()))
+            break
+        except ValueError:  # more points than fit in memory: the model's own, or none
+            if not points:
+                raise
+    model.sciml_snr_equation_points = points
     if reason := rows.why_not():
         raise _refused(reason)
 

@@ -22,6 +22,7 @@ from ..jacobian import Residuals, System, joined
 from ..measure.point_jacobian import PointCopies
 from ..noise import NoisyLoss
 from .conditions import NoisyCondition, conditions_of
+from .points import more_points
 from .rows import clear_cache, loss_weights_of
 from .split_step import never_seen
 
@@ -63,10 +64,12 @@ class ModelRows(Residuals):
     Args:
         model: a compiled model.
         losses: as given to ``compile``.
+        equation_points: points of an exact equation that there are at least: see
+            :func:`~sciml_snr.deepxde.points.more_points`. 0: the model's own alone.
     """
 
-    def __init__(self, model: Any, losses: Any) -> None:
-        self._model, self._losses = model, losses
+    def __init__(self, model: Any, losses: Any, equation_points: int = 0) -> None:
+        self._model, self._losses, self._least = model, losses, equation_points
         named = {p: name for name, p in model.net.named_parameters()}
         trained = [p for group in model.opt.param_groups for p in group["params"]]
         trained = [p for p in trained if p.requires_grad]
@@ -110,8 +113,25 @@ class ModelRows(Residuals):
             )
         if data.pde is not None and len(inputs) > ends[-1]:
             points, own = inputs[ends[-1] :], None if aux is None else aux[ends[-1] :]
+            points, own = self._with_more(points, own)
             self._all = _Part(_pde(data, data.pde, [], [], points), points, own)
             self._parts.insert(0, self._all)
+
+    def _with_more(self, points: Any, aux: Any) -> tuple[Any, Any]:
+        """The equation's points, and others that are drawn where it is exact."""
+        data, losses = self._model.data, self._losses
+        equations = losses if isinstance(losses, (list, tuple)) else [losses]
+        equations = equations[: len(equations) - len(data.bcs)] or equations[:1]
+        own = points.detach().cpu().numpy() if isinstance(points, Tensor) else np.asarray(points)
+        if any(isinstance(loss, NoisyLoss) for loss in equations):
+            return points, aux
+        drawn = more_points(data, own, self._least)
+        if not len(drawn):
+            return points, aux
+        if aux is not None:
+            aux = aux.detach().cpu().numpy() if isinstance(aux, Tensor) else np.asarray(aux)
+            aux = np.concatenate([aux, data.auxiliary_var_fn(drawn).astype(aux.dtype)])
+        return np.concatenate([own, drawn]), aux
 
     def draw(self, step: int, most: int | None = None) -> None:
         """Draw the equation's points of this step, where there are too many for all of them.
@@ -273,8 +293,14 @@ class ModelRows(Residuals):
         if self._all is None:
             terms = [term for part in self._parts for term in self._terms(part)]
         else:
-            stand_in = _pde(data, data.pde, data.bcs, data.num_bcs, self._seen)
-            terms = self._terms(_Part(stand_in, self._seen, data.train_aux_vars))
+            conditions = sum(data.num_bcs)
+            points = torch.cat([torch.as_tensor(self._seen[:conditions]), self._all.inputs])
+            aux = self._all.aux
+            if aux is not None:
+                aux = torch.cat([torch.as_tensor(data.train_aux_vars[:conditions]), aux])
+            points = never_seen(points.cpu().numpy(), data.bcs)
+            stand_in = _pde(data, data.pde, data.bcs, data.num_bcs, points)
+            terms = self._terms(_Part(stand_in, points, aux))
         if self._chosen is not None and self._equations:
             first = self._equations
             terms = [*(term[self._chosen] for term in terms[:first]), *terms[first:]]

@@ -1,5 +1,5 @@
-"""The hyper-parameters of ``"snr_adam"`` and ``"snr_soap"`` in DeepXDE; ``"snr_gn"`` takes z, and
-gate="none"."""
+"""The hyper-parameters of ``"snr_adam"`` and ``"snr_soap"`` in DeepXDE; ``"snr_gn"`` takes z,
+gate="none", and equation_points."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from ..gate import Gate, overrides
 from ..options import plain_options, validate_options
 from ..snr_adam import SNRAdam
+from .points import EQUATION_POINTS
 
 SNR_options: dict[str, Any] = {}
 """The options the next ``compile`` will use; change them by :func:`set_SNR_options`."""
@@ -48,6 +49,7 @@ def set_SNR_options(
     precondition_frequency: int = 10,
     max_precondition_dim: int = 2048,
     reduction: str = "none",
+    equation_points: int = EQUATION_POINTS,
 ) -> None:
     """Sets the hyperparameters of ``"snr_adam"`` and ``"snr_soap"``, for every ``compile`` to come.
 
@@ -102,6 +104,9 @@ def set_SNR_options(
             coordinates.
         reduction (str): "none": a gate for every entry; "per_tensor": one for every parameter
             tensor.
+        equation_points (int): Of ``"snr_gn"``: at how many points an exact equation is imposed at
+            least. Beside the model's own, points are drawn from its geometry. 0: the model's own
+            alone, as where more do not fit in memory.
 
     Raises:
         ValueError: A value is out of range; nothing is changed then.
@@ -112,6 +117,9 @@ def set_SNR_options(
     for name in _SWITCHES:
         if not isinstance(options[name], bool):
             raise ValueError(f"Invalid {name}: {options[name]!r}; it must be True or False.")
+    points = options["equation_points"]
+    if not isinstance(points, int) or isinstance(points, bool) or points < 0:
+        raise ValueError(f"Invalid equation_points: {points!r}; it must be a whole number >= 0.")
     validate_options({**_DEFAULTS, **published_options(options), **common_options(options)})
     gate_changes(options)
 
@@ -120,7 +128,7 @@ def set_SNR_options(
 
 def common_options(options: dict[str, Any]) -> dict[str, Any]:
     """The options that are an optimizer's, whatever the gate."""
-    apart = ("gate", "floor", *_SWITCHES, *_GATE_FIELDS)
+    apart = ("gate", "floor", "equation_points", *_SWITCHES, *_GATE_FIELDS)
     return {name: value for name, value in options.items() if name not in apart}
 
 

@@ -613,6 +613,7 @@ def remember_losses(model: Any, loss: Any) -> None:
         loss: as DeepXDE has got it.
     """
     model.sciml_snr_losses = dde_losses.get(loss)
+    model.sciml_snr_equation_points = 0
     model.sciml_snr_reason = None
 
 

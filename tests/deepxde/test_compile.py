@@ -20,6 +20,7 @@ import sciml_snr
 from sciml_snr import SNRSOAP, Gate, GateStats, NoisyLoss, NoisyPointSetBC, SNRAdam, noisy
 from sciml_snr.deepxde import SNR_options, noise_of, register, set_SNR_options
 from sciml_snr.deepxde.compile import HINT_AFTER, OPTIMIZERS
+from sciml_snr.deepxde.points import EQUATION_POINTS
 from sciml_snr.gate import BESIDE_EXACT, DATA_ALONE, STREAM
 from tests.cases import assert_same_bits
 from tests.deepxde.models import (
@@ -916,6 +917,7 @@ ALL_OTHER = dict(
     nonfinite="skip",
     gate_external=True,
     split_step=False,
+    equation_points=7,
     coordinates="own",
     basis="gradient",
     shampoo_beta=0.5,
@@ -928,7 +930,7 @@ ALL_OTHER = dict(
 GATE = ("gate", "alpha", "lambd", "z", "warmup_steps", "rise_steps", "discrepancy")
 """The options that change the gate; not given, they are the floor's own."""
 
-OURS = ("floor", "gate_external", "split_step")
+OURS = ("floor", "gate_external", "split_step", "equation_points")
 """The options that are not the optimizer's."""
 
 
@@ -940,7 +942,7 @@ def defaults(function):
 def test_defaults_are_those_of_the_optimizer():
     """None: what goes with the floor."""
     options = defaults(set_SNR_options)
-    assert [options.pop(name) for name in OURS] == ["auto", False, True]
+    assert [options.pop(name) for name in OURS] == ["auto", False, True, EQUATION_POINTS]
     assert {options.pop(name) for name in GATE} == {None}
     own = defaults(SNRAdam.__init__)
     assert options == {name: own[name] for name in options}
@@ -1035,6 +1037,7 @@ NONSENSE = {
     "nonfinite": ["ignore", None, True],
     "gate_external": [1, None, "yes"],
     "split_step": [1, None, "yes"],
+    "equation_points": [-1, 1.5, None, "many", True],
     "coordinates": ["both", None, 1],
     "basis": ["own", None, 1],
     "shampoo_beta": [1, -0.1, None, math.nan],
