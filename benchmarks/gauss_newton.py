@@ -232,9 +232,15 @@ def fit(run: Run) -> dict[str, Any]:
         "final_error": last,
         "best_error": min((one["relative_l2"] for one in course), default=math.inf),
         "steps": course[-1]["step"] if course else 0,
-        "course": json.dumps(course, separators=(",", ":")),
+        "course": json.dumps(thinned(course), separators=(",", ":")),
         "error": error,
     }
+
+
+def thinned(course: list[Any], most: int = 150) -> list[Any]:
+    """At most about so many looks of a course, the last one among them."""
+    every = math.ceil(len(course) / most)
+    return course[:-1][::every] + course[-1:]
 
 
 def optimizer_of(model: Any, problem: Any, options: dict[str, Any]) -> Any:

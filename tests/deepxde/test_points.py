@@ -1,4 +1,4 @@
-"""More points of an equation for compile("snr_gn"): where they come from, and where there are none."""
+"""More points of an equation for compile("snr_gn"): where from, and where there are none."""
 
 import deepxde as dde
 import numpy as np
