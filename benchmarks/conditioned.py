@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sciml_snr.jacobian import System
-from sciml_snr.tangent import Tangent
+from sciml_snr.tangent import ALONE, Tangent
 
 LEAST = 1e-12
 """Eigenvalues below this say nothing about the data."""
@@ -55,7 +55,7 @@ class Conditioned(Tangent):
         self.coefficients, self.noise = self._data, (values > LEAST).double()
         self.gate = self._own(self._z)
         if self._kind == "monotone" and self._z:
-            self.gate = torch.maximum(self._pooled(self._z), self._own(max(2.5, self._z)))
+            self.gate = torch.maximum(self._pooled(self._z), self._own(max(ALONE, self._z)))
         return self.apply(*self._parts, damping, 0.0), 0.0
 
     def _turned(self, coefficients: Tensor) -> Tensor:

@@ -335,14 +335,13 @@ def _conformal(run: Run) -> dict[str, Any]:
     parts = {name: None if part is None else part[first] for name, part in vars(observed).items()}
     problem.observations = Observations(**parts)
     model = _adam(problem, run.problem, run.seed)
-    measured = [whole.outputs.index(name) for name in whole.measured]
-    fit = model.predict(observed.points[second])[:, measured]
-    held = np.abs(fit - whole.encode(observed.values[second]))
+    fit = whole.fit_of_measured(lambda points: whole.predict(model, points))
+    held = np.abs(fit - whole.encode(observed.values))[second]
     level = min(1.0, 0.9 * (1 + 1 / len(held)))
     places = _places(whole)
     values = model.predict(places)
     widths = np.full(values.shape[1], math.inf)  # of what is not measured it says nothing
-    widths[measured] = np.quantile(held, level, axis=0)
+    widths[: len(whole.measured)] = np.quantile(held, level, axis=0)
     row = _judged(whole, values, np.broadcast_to(widths, values.shape), {})
     return row | {"fit_seconds": round(time.process_time() - started, 2)}
 

@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import scipy.interpolate
@@ -132,24 +132,31 @@ def slopes(function: Callable[[Array], Array], x: Array) -> Array:
     return np.stack([(function(x + h) - function(x - h)) / (2 * STEP) for h in steps], axis=-1)
 
 
+def frequencies(first: float, hidden: float) -> dict[str, Any]:
+    """Options of a fit whose network starts with these."""
+    return {"network_options": {"first_omega_0": first, "hidden_omega_0": hidden}}
+
+
 FREQUENCIES = {
-    "frequencies 1, 2": (1.0, 2.0),
-    "frequencies 2, 3": (2.0, 3.0),
-    "frequencies 4, 5": (4.0, 5.0),
-    "frequencies 8, 5": (8.0, 5.0),
+    "frequencies 1, 2": frequencies(1.0, 2.0),
+    "frequencies 2, 3": frequencies(2.0, 3.0),
+    "frequencies 4, 5": frequencies(4.0, 5.0),
+    "frequencies 8, 5": frequencies(8.0, 5.0),
 }
-"""``first_omega_0`` and ``hidden_omega_0``; by default by the length scale of the samples."""
+"""By default they go with the length scale of the samples."""
+
+
+def options_of(run: Run, others: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What a method gives to ``fit_field``; others: method -> options of what else was tried."""
+    options = dict(others.get(run.method, {}))
+    options |= {"optimizer": "adam"} if run.method == "Adam" else {}
+    return options | ({"lr": run.lr} if run.lr else {})
 
 
 def ours_scattered(data: Scattered, run: Run) -> dict[str, Any]:
-    options: dict[str, Any] = {"optimizer": "adam"} if run.method == "Adam" else {}
-    options |= {"lr": run.lr} if run.lr else {}
-    if run.method in FREQUENCIES:
-        names = ("first_omega_0", "hidden_omega_0")
-        options["network_options"] = dict(zip(names, FREQUENCIES[run.method], strict=True))
     fit = fit_field(
         data.x, data.y, sigma=data.sigma, seed=run.seed, device="cpu", progress=False,
-        reference=(data.test[:1000], data.truth[:1000]), **options,
+        reference=(data.test[:1000], data.truth[:1000]), **options_of(run, FREQUENCIES),
     )  # fmt: skip
     best = min(fit.history, key=lambda row: row["rmse"])
     last = fit.history[-1]
@@ -280,8 +287,6 @@ class Indirect:
     clean: Array
     y: Array
     """As the operator makes it."""
-    options: ClassVar[dict[str, Any]] = {}
-    """Of ours, beside the defaults."""
     sigma: float
     operator: Any
     points: Array
@@ -384,7 +389,7 @@ INDIRECT: dict[str, dict[str, Any]] = {
     "z 0.1": {"gate": {"z": 0.1}},
     "z 0.5": {"gate": {"z": 0.5}},
     "snr_soap": {"optimizer": "snr_soap"},
-    "frequencies 25, 15": {"network_options": {"first_omega_0": 25.0, "hidden_omega_0": 15.0}},
+    "frequencies 25, 15": frequencies(25.0, 15.0),
     "2000 steps": {"steps": 2000},
     "3000 steps": {"steps": 3000},
 }
@@ -392,12 +397,10 @@ INDIRECT: dict[str, dict[str, Any]] = {
 
 
 def ours_indirect(task: Any, run: Run) -> dict[str, Any]:
-    options = task.options | INDIRECT.get(run.method, {})
-    options |= {"optimizer": "adam"} if run.method == "Adam" else {}
-    options |= {"lr": run.lr} if run.lr else {}
     fit = fit_field(
         None, task.y, sigma=task.sigma, operator=task.operator, seed=run.seed, device="cpu",
-        progress=False, reference=(task.points, task.clean.reshape(-1)), **options,
+        progress=False, reference=(task.points, task.clean.reshape(-1)),
+        **options_of(run, INDIRECT),
     )  # fmt: skip
     last, best = fit.history[-1], min(fit.history, key=lambda row: row["rmse"])
     found = fit(task.points).reshape(task.clean.shape)

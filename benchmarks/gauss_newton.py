@@ -77,7 +77,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "warm up 1000": {"warm_up": 1000},
     "monotone, warm up 1000": {**MONOTONE, "warm_up": 1000},
     "rows 600": {"equation_rows": 600},
-    "own points": {"equation_points": 0},
+    "own points": {},
     "3200 drawn": {"equation_points": 3200},
     "all of them in every step": {"equation_rows": 3600},
     "3200 points": {"num_domain": 3200},
@@ -127,7 +127,7 @@ LONG, THRICE = "five times the seconds", 3.0
 which it is compared with Adam's longer runs."""
 
 WITH_MORE = ("default", "3200 drawn", "all of them in every step", "no more points than rows", LONG)
-"""All other variants were run at the models' own points."""
+"""All other variants are at the models' own points."""
 
 
 class Clock:
@@ -148,7 +148,8 @@ def prepared(variant: str) -> tuple[int, dict[str, Any]]:
     options = dict(VARIANTS[variant])
     room.EQUATION_ROWS = options.pop("equation_rows", EQUATION_ROWS)
     engine.Tangent = options.pop("tangent", Tangent)  # type: ignore[misc]
-    set_SNR_options(equation_points=options.pop("equation_points", EQUATION_POINTS))
+    least = EQUATION_POINTS if variant in WITH_MORE else 0
+    set_SNR_options(equation_points=options.pop("equation_points", least))
     engine.EXACT_ROWS = options.pop("exact_rows", EXACT_ROWS)
     return options.pop("warm_up", WARM_UP_STEPS), options
 
@@ -239,7 +240,7 @@ def fit(run: Run) -> dict[str, Any]:
 
 def thinned(course: list[Any], most: int = 150) -> list[Any]:
     """At most about so many looks of a course, the last one among them."""
-    every = math.ceil(len(course) / most)
+    every = max(1, math.ceil(len(course) / most))
     return course[:-1][::every] + course[-1:]
 
 

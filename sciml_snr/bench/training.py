@@ -28,6 +28,9 @@ LBFGS_SHARE = 5
 MOMENTS = 40
 """Errors are measured this many times in L-BFGS, and in runs whose prediction is a mean."""
 
+RESAMPLED_EVERY = 10
+"""Iterations between two draws of the equation's points."""
+
 DIVERGED = (
     FloatingPointError,
     np.linalg.LinAlgError,
@@ -70,10 +73,6 @@ def run_job(job: Job) -> dict[str, Any]:
     except DIVERGED as reason:
         error = f"{type(reason).__name__}: {reason}".splitlines()[0][:200]
     return row | course.results(error)._asdict()
-
-
-RESAMPLED_EVERY = 10
-"""Iterations between two draws of the equation's points."""
 
 
 class Course(Recorder):

@@ -86,6 +86,8 @@ class ModelRows(Residuals):
         self._parts: list[_Part] = []
         self._all: _Part | None = None
         """The equation at all points."""
+        self._whole: tuple[Any, Any] = (None, None)
+        """The points of conditions and equation, and their auxiliary variables, as one batch."""
         self._chosen: Tensor | None = None
         """Which of them are in this step; None: all."""
         self._equations: int | None = None
@@ -112,26 +114,23 @@ class ModelRows(Residuals):
                 _Part(_pde(data, None, [condition], [end - beg], points), points, own)
             )
         if data.pde is not None and len(inputs) > ends[-1]:
+            self._whole = inputs, aux = self._with_more(inputs, aux, ends[-1])
             points, own = inputs[ends[-1] :], None if aux is None else aux[ends[-1] :]
-            points, own = self._with_more(points, own)
             self._all = _Part(_pde(data, data.pde, [], [], points), points, own)
             self._parts.insert(0, self._all)
 
-    def _with_more(self, points: Any, aux: Any) -> tuple[Any, Any]:
-        """The equation's points, and others that are drawn where it is exact."""
+    def _with_more(self, inputs: Any, aux: Any, first: int) -> tuple[Any, Any]:
+        """A batch, and more points of the equation behind its own, the first of which is given."""
         data, losses = self._model.data, self._losses
-        equations = losses if isinstance(losses, (list, tuple)) else [losses]
-        equations = equations[: len(equations) - len(data.bcs)] or equations[:1]
-        own = points.detach().cpu().numpy() if isinstance(points, Tensor) else np.asarray(points)
-        if any(isinstance(loss, NoisyLoss) for loss in equations):
-            return points, aux
-        drawn = more_points(data, own, self._least)
+        several = isinstance(losses, (list, tuple))
+        equations = losses[: len(losses) - len(data.bcs)] if several else [losses]
+        is_noisy = any(isinstance(loss, NoisyLoss) for loss in equations)
+        drawn = more_points(data, inputs[first:], 0 if is_noisy else self._least)
         if not len(drawn):
-            return points, aux
+            return inputs, aux
         if aux is not None:
-            aux = aux.detach().cpu().numpy() if isinstance(aux, Tensor) else np.asarray(aux)
             aux = np.concatenate([aux, data.auxiliary_var_fn(drawn).astype(aux.dtype)])
-        return np.concatenate([own, drawn]), aux
+        return never_seen(np.concatenate([inputs, drawn]), data.bcs), aux
 
     def draw(self, step: int, most: int | None = None) -> None:
         """Draw the equation's points of this step, where there are too many for all of them.
@@ -293,14 +292,9 @@ class ModelRows(Residuals):
         if self._all is None:
             terms = [term for part in self._parts for term in self._terms(part)]
         else:
-            conditions = sum(data.num_bcs)
-            points = torch.cat([torch.as_tensor(self._seen[:conditions]), self._all.inputs])
-            aux = self._all.aux
-            if aux is not None:
-                aux = torch.cat([torch.as_tensor(data.train_aux_vars[:conditions]), aux])
-            points = never_seen(points.cpu().numpy(), data.bcs)
-            stand_in = _pde(data, data.pde, data.bcs, data.num_bcs, points)
-            terms = self._terms(_Part(stand_in, points, aux))
+            inputs, aux = self._whole
+            stand_in = _pde(data, data.pde, data.bcs, data.num_bcs, inputs)
+            terms = self._terms(_Part(stand_in, inputs, aux))
         if self._chosen is not None and self._equations:
             first = self._equations
             terms = [*(term[self._chosen] for term in terms[:first]), *terms[first:]]
