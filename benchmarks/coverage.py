@@ -178,7 +178,7 @@ def fitted(problem_name: str, optimizer: str, seed: int) -> tuple[Problem, Any, 
         kept = torch.load(path, weights_only=False)
         dde.config.set_random_seed(seed)
         model = problem.model(problem.network())
-        compile_with(model, problem, "adam", 1e-3, {})
+        compile_with(model, problem, config.optimizer, config.lr, {})
         model.net.load_state_dict(kept["net"])
         with torch.no_grad():
             for name, value in kept["unknowns"].items():

@@ -95,6 +95,8 @@ FUNCTIONS: dict[str, tuple[int, Callable[[Array], Array]]] = {
     "rough, 3-D": (3, rough_3),
 }
 TEST = 5_000
+NOISES = (0.1, 0.3, 1.0)
+"""At which thresholds are compared."""
 STEP = 1e-4
 """Of the differences that make the true slopes, and those of a Gaussian process."""
 FITTED_ON = 1_000
@@ -145,6 +147,11 @@ FREQUENCIES = {
 }
 """By default they go with the length scale of the samples."""
 
+THRESHOLDS = {f"z {z:g}": {"gate": {"z": z}} for z in (0.5, 1.0, 1.5, 2.0)}
+"""Of the gate."""
+
+OPTIONS: dict[str, dict[str, Any]] = FREQUENCIES | THRESHOLDS
+
 
 def options_of(run: Run, others: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What a method gives to ``fit_field``; others: method -> options of what else was tried."""
@@ -156,7 +163,7 @@ def options_of(run: Run, others: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def ours_scattered(data: Scattered, run: Run) -> dict[str, Any]:
     fit = fit_field(
         data.x, data.y, sigma=data.sigma, seed=run.seed, device="cpu", progress=False,
-        reference=(data.test[:1000], data.truth[:1000]), **options_of(run, FREQUENCIES),
+        reference=(data.test[:1000], data.truth[:1000]), **options_of(run, OPTIONS),
     )  # fmt: skip
     best = min(fit.history, key=lambda row: row["rmse"])
     last = fit.history[-1]
@@ -266,7 +273,7 @@ def gauss_newton(data: Scattered, run: Run) -> dict[str, Any]:
 
 
 TRIED = {
-    **dict.fromkeys(FREQUENCIES, ours_scattered),
+    **dict.fromkeys(OPTIONS, ours_scattered),
     "Gauss-Newton": gauss_newton,
     "Gauss-Newton, frequencies 1, 2": gauss_newton,
 }
@@ -531,6 +538,12 @@ def runs(seeds: int = 5) -> list[Run]:
                 for case in FUNCTIONS
                 for name in TRIED
             ]
+            found += [
+                Run("scattered", case, 10_000, noise, seed, name)
+                for noise in NOISES
+                for case in FUNCTIONS
+                for name in (*THRESHOLDS, "Gaussian process")
+            ]
     return found + [
         Run("scattered", case, 10_000, 0.1, seed, name)
         for seed in range(seeds)
@@ -576,6 +589,23 @@ def tried() -> str:
             spent = median(text.column(own, "cpu_seconds"))
             lines.append([name, *(f"{float(row['error']):.4f}" for row in own), f"{spent:.0f}"])
     return text.table(("method", *FUNCTIONS, "CPU seconds"), lines)
+
+
+def thresholds() -> str:
+    """Errors of values by the gate's threshold, 10,000 samples, first draw; best over final."""
+    every = [row for row in read(PATH) if row["task"] == "scattered" and row["seed"] == "0"]
+    cells = text.groups([row for row in every if row["size"] == "10000"], "noise", "case")
+    lines = []
+    for (noise, case), own in cells.items():
+        rows = {row["method"]: row for row in own}
+        if all(name in rows for name in THRESHOLDS):
+            found = [
+                f"{float(rows[name]['error']):.3f} ({float(rows[name]['best_over_final']):.2f})"
+                for name in THRESHOLDS
+            ]
+            process = f"{float(rows['Gaussian process']['error']):.3f}"
+            lines.append([f"{100 * float(noise):g} %", case, *found, process])
+    return text.table(("noise", "function", *THRESHOLDS, "Gaussian process"), lines)
 
 
 def tried_indirect() -> str:

@@ -105,6 +105,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "fields_scattered": fields.scattered,
     "fields_seconds": fields.seconds,
     "fields_tried": fields.tried,
+    "fields_thresholds": fields.thresholds,
     "fields_tried_indirect": fields.tried_indirect,
     "fields_indirect": fields.indirect,
     "fit_image_cells": fit_images.cells,

@@ -1,7 +1,7 @@
 r"""SNRGaussNewton: Gauss-Newton steps that leave alone what does not stand out of the noise.
 
-The formulas are in :mod:`sciml_snr.tangent`. Twenty to ninety steps without a learning rate take
-the place of thousands of first order; each needs the Jacobian of all residual rows, and those
+The formulas are in :mod:`sciml_snr.tangent`. Twenty to two hundred steps without a learning rate
+take the place of thousands of first order; each needs the Jacobian of all residual rows, and those
 eigenvectors of its kernel that count beside the damping (:mod:`sciml_snr.spectrum`).
 """
 
@@ -26,6 +26,7 @@ from .step_stats import (
     EVIDENCE,
     MONOTONE,
     GaussNewtonStats,
+    at_rest,
     check_options,
     described,
     found,
@@ -36,6 +37,9 @@ from .tangent import Tangent
 
 DONE = "done: no direction stands out of the noise"
 """Why an optimizer has stopped."""
+
+AT_REST = "done: the sum of squares of rows that are drawn anew is at rest"
+"""The other reason why."""
 
 LOWEST, HIGHEST = 1e-9, 1e12
 """Of the damping."""
@@ -53,7 +57,9 @@ class SNRGaussNewton(Optimizer):
     There is no learning rate. Each step makes the Jacobian of all residual rows and goes, in the
     eigenbasis of its kernel, as far as a direction stands out of the noise in the data. What is
     closed follows the exact rows along the level set of the noisy ones. Once nothing stands out
-    of the noise any more, :attr:`done` is True, and steps change nothing.
+    of the noise any more, :attr:`done` is True, and steps change nothing. Where rows are drawn anew
+    in every step, something always seems to: there it is True once the sum of their squares, before
+    each step, is at rest.
 
     Args:
         net: a network, which is then given to the function in :meth:`step`; or parameters, or
@@ -75,7 +81,8 @@ class SNRGaussNewton(Optimizer):
             rises to fourfold with every failure.
         max_trials: tries of a step, each with more damping, before it is given up.
         patience: so many steps in a row that move nothing of significance end it.
-        tolerance: what counts as none, in units of sigma per noisy row.
+        tolerance: what counts as none, in units of sigma per noisy row; where rows are drawn anew,
+            of the sum of squares per noisy row and step.
         probes: changes of the data that are followed to find the memorized share; 0: none.
         max_gigabytes: memory beyond which the first step is refused, see
             :func:`sciml_snr.step_size.estimate`.
@@ -158,6 +165,7 @@ class SNRGaussNewton(Optimizer):
             group = self.param_groups[0]
             memory |= {"steps": 0, "damping": group["damping"], "still": 0, "memorized": math.nan}
             memory |= {"ramp": 0, "before_memorized": 0.0}
+            memory |= {"drawn": [], "at_rest": False}
         return memory
 
     @property
@@ -178,7 +186,9 @@ class SNRGaussNewton(Optimizer):
     @property
     def reason(self) -> str:
         """Why it is done; empty while it is not."""
-        return DONE if self.done else ""
+        if not self.done:
+            return ""
+        return AT_REST if self._memory["at_rest"] else DONE
 
     @property
     def memorized(self) -> float:
@@ -261,6 +271,11 @@ class SNRGaussNewton(Optimizer):
         memory["steps"] += 1
         goes_on = self._ramp(tangent)
         memory["still"] = memory["still"] + 1 if moved < group["tolerance"] and not goes_on else 0
+        memory["at_rest"] = self._is_at_rest(
+            tangent, 0.0 if residuals.rows_stay or goes_on else before
+        )
+        if memory["at_rest"]:
+            memory["still"] = group["patience"]
         if isinstance(tangent, Posterior) and residuals.data_stay:
             self._keep_best(tangent, kept)
         self.last_stats = found(tangent, mu, moved, missing)
@@ -355,6 +370,19 @@ class SNRGaussNewton(Optimizer):
         after = before + 1 if explained else before - 1
         memory["ramp"] = min(max(after, 0), group["ramp_steps"])
         return bool(memory["ramp"] > before)
+
+    def _is_at_rest(self, tangent: Tangent | Posterior, unseen: float) -> bool:
+        """Whether rows that are drawn anew are at rest.
+
+        Args:
+            tangent: of this step.
+            unseen: the sum of squares before it, of rows that no step has seen; 0: there is none.
+        """
+        memory, group = self._memory, self.param_groups[0]
+        count, steps = float(tangent.noisy.sum()), 4 * group["patience"]
+        kept = [*memory["drawn"], unseen][-steps:] if unseen and count else []
+        memory["drawn"] = kept
+        return len(kept) == steps and at_rest(kept, count * group["tolerance"])
 
     def _residuals(self, closure: Callable[..., Any] | Residuals) -> Residuals:
         if isinstance(closure, Residuals):

@@ -74,6 +74,9 @@ class Residuals(ABC):
     data_stay = True
     """Whether the noisy rows are the same data in every step."""
 
+    rows_stay = True
+    """Whether all rows are the same ones in every step; what a function makes counts as that."""
+
     @abstractmethod
     def rows(self) -> Tensor:
         """The rows alone, (N,), float64."""

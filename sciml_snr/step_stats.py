@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from statistics import fmean, variance
 from typing import Any, NamedTuple
 
 import torch
@@ -87,6 +89,23 @@ def moved_by(tangent: Any, step: Tensor) -> float:
     if not count:
         return float(change.norm() / tangent.rows.norm().clamp_min(1e-300))
     return math.sqrt(float((change.square() * tangent.noisy).sum()) / count)
+
+
+def at_rest(sums: Sequence[float], tolerance: float) -> bool:
+    """Whether sums of squares, of rows drawn anew in every step, neither fall nor rise.
+
+    The mean over the later half is that over the earlier one: their difference, and one standard
+    error of it, are no more per step than the tolerance. Sums that scatter too widely to tell are
+    not at rest.
+
+    Args:
+        sums: of an even number of steps in a row, 4 or more.
+        tolerance: of a step.
+    """
+    half = len(sums) // 2
+    earlier, later = sums[:half], sums[half:]
+    error = math.sqrt((variance(earlier) + variance(later)) / half)
+    return (abs(fmean(earlier) - fmean(later)) + error) / half < tolerance
 
 
 def random_signs(rows: int, probes: int) -> Tensor:

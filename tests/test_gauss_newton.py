@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from statistics import fmean
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 import sciml_snr
 from sciml_snr import NoisyRows, SNRGaussNewton
-from sciml_snr.gauss_newton import DONE
+from sciml_snr.gauss_newton import AT_REST, DONE
 from sciml_snr.jacobian import ClosureRows, System
 from sciml_snr.tangent import Tangent
 from tests.cases import assert_plain, assert_same_bits, network, through_a_file
@@ -192,6 +193,67 @@ def test_signal_is_fitted_and_then_it_stops():
     kept = [p.detach().clone() for p in net.parameters()]
     optimizer.step(lambda net: rows(net, x, y, equation=False))
     assert_same_bits([p.detach() for p in net.parameters()], kept)
+
+
+class Drawn(ClosureRows):
+    """Measurements, and an equation at points that are drawn anew in every step."""
+
+    rows_stay = False
+
+    def __init__(self, net, x, y):
+        self.step, self.net = 0, net
+        super().__init__(
+            lambda: [NoisyRows(net(x) - y, SIGMA), 0.3 * slopes(net, seed=self.step)],
+            list(net.parameters()),
+        )
+
+    def system(self):
+        self.step += 1
+        return super().system()
+
+
+def steps_until_it_ends(optimizer, drawn, at_most=200):
+    """How many it took, and the sum of squares before each."""
+    squares = []
+    while not optimizer.done and len(squares) < at_most:
+        squares.append(float(drawn.rows().square().sum()))
+        optimizer.step(drawn)
+    return squares
+
+
+def test_steps_on_rows_that_are_drawn_anew_end_when_their_squares_are_at_rest():
+    """Where every step moves something, which the other rule waits for in vain."""
+    net = network(torch.float64)
+    x, y, clean = data()
+    optimizer = SNRGaussNewton(net, tolerance=1e-2, ramp_steps=4, z=0.5, patience=3)
+    drawn = Drawn(net, x, y)
+    squares = steps_until_it_ends(optimizer, drawn)
+    assert 12 <= len(squares) < 200 and optimizer.reason == AT_REST
+    assert optimizer.stats().moved > 1e-2
+    assert float((net(x).detach() - clean).square().mean().sqrt()) < SIGMA
+    other = SNRGaussNewton(network(torch.float64))
+    other.load_state_dict(through_a_file(optimizer.state_dict()))
+    assert other.reason == AT_REST
+    optimizer.param_groups[0]["patience"] = 1000  # to go on gains little per row and step
+    further = steps_until_it_ends(optimizer, drawn, at_most=40)
+    assert (fmean(squares[-6:]) - fmean(further[-6:])) / (40 * 40) < 5e-3
+
+
+def test_other_rows_do_not_end_so():
+    """Those that stay; and those whose squares scatter too widely to tell."""
+
+    def reason(stay, tolerance):
+        net = network(torch.float64)
+        x, y, _ = data()
+        optimizer = SNRGaussNewton(net, tolerance=tolerance, ramp_steps=4, z=0.5, patience=3)
+        drawn = Drawn(net, x, y)
+        drawn.rows_stay = stay
+        steps_until_it_ends(optimizer, drawn, at_most=60)
+        return optimizer.reason
+
+    assert reason(False, 1e-2) == AT_REST
+    assert reason(True, 1e-2) != AT_REST
+    assert reason(False, 1e-6) == ""
 
 
 def test_memorized_share_is_exact_where_the_model_is_linear():

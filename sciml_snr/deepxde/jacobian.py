@@ -94,6 +94,7 @@ class ModelRows(Residuals):
         conditions = conditions_of(model.data)
         self._conditions_stay = all(getattr(c, "batch_size", None) is None for c in conditions)
         self.data_stay = self._conditions_stay
+        self.rows_stay = True
 
     def take(self, inputs: Any, targets: Any, aux: Any) -> None:
         """Take over a batch, as DeepXDE gives it to a train step."""
@@ -218,6 +219,7 @@ class ModelRows(Residuals):
         is_drawn = self._changed or self._chosen is not None
         equations = (self._equations or 0) if isinstance(self._model.data, PDE) else len(noisy)
         drawn = noisy[:equations] if is_drawn else []
+        self.rows_stay = not is_drawn
         self.data_stay = self._conditions_stay and not any(bool(flag.any()) for flag in drawn)
         return System(torch.cat(rows), flags, whole)
 

@@ -36,9 +36,9 @@ _DEVICE = "cpu, cuda, ... [default: a GPU where there is one]."
 _BUDGET = 10**9
 
 
-STAGES = (400, 60)
+STAGES = (400, 200)
 """Of ``snr_gn``: iterations of ``snr_adam`` from the random network, at :data:`FIRST_LR`, and
-Gauss-Newton steps, which end by themselves, too."""
+Gauss-Newton steps at most: they end by themselves, most of them after 30 to 150."""
 
 FIRST_LR = 3e-3
 

@@ -18,6 +18,7 @@ from sciml_snr import (
 )
 from sciml_snr.deepxde import jacobian as room
 from sciml_snr.deepxde.jacobian import ModelRows
+from sciml_snr.gauss_newton import AT_REST
 from tests.cases import assert_same_bits, through_a_file
 from tests.deepxde.models import LINE, X, Y, ends, exact, measured, model, supervised
 
@@ -372,6 +373,17 @@ def test_where_an_equation_has_many_points_some_are_drawn_in_every_step(monkeypa
         seen.append(rows.rows())
     assert_same_bits(seen[0], seen[2])
     assert not torch.equal(seen[0], seen[1])
+
+
+def test_a_model_whose_points_are_drawn_ends_by_itself(monkeypatch):
+    """It never did: each step moves the fit towards its own points."""
+    monkeypatch.setattr(room, "EQUATION_ROWS", 100)
+    x = np.linspace(-1, 1, 200)[:, None]
+    noise = 0.3 * np.random.default_rng(0).normal(size=x.shape)
+    m = compiled(model(measured(0.3, x, np.sin(np.pi * x) + noise), domain=200))
+    m.train(300, display_every=1000, verbose=0)
+    assert m.opt.reason == AT_REST and m.opt.steps < 150
+    assert m.stop_training
 
 
 def test_errors_of_an_equation_whose_points_are_drawn_are_other_data_in_every_step(monkeypatch):
