@@ -155,7 +155,8 @@ def fit_field(
 
     What a gate does not say is as in :data:`sciml_snr.fields.fit.FIT_GATE`; but where all samples
     are in every step, and sigma is given, residuals that are larger than that open it
-    (``discrepancy``), and for an operator's measurements z is 0.25, and the optimizer ``snr_adam``.
+    (``discrepancy``); in batches of ``"snr_soap"`` z is 1.5, and rises with the steps; for an
+    operator's measurements z is 0.25, and the optimizer ``snr_adam``.
 
     Args:
         x: (n, d) positions of the samples, d = 1 to 4; (n,) for d = 1. With an operator the corners

@@ -229,7 +229,8 @@ def test_batches_of_many_samples_need_little_memory() -> None:
     assert max(seen) == 4096
     fit(x)
     assert max(seen) == 65_536
-    assert fit.options.gate["rise_steps"] == 300 and not fit.options.gate["discrepancy"]
+    gate = fit.options.gate
+    assert (gate["rise_steps"], gate["z"], gate["discrepancy"]) == (300, 1.5, False)
     assert default_training("siren", 8192, "snr_soap")["batch_size"] is None
 
 
