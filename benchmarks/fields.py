@@ -147,10 +147,14 @@ FREQUENCIES = {
 }
 """By default they go with the length scale of the samples."""
 
-THRESHOLDS = {f"z {z:g}": {"gate": {"z": z}} for z in (0.5, 1.0, 1.5, 2.0)}
-"""Of the gate."""
 
-OPTIONS: dict[str, dict[str, Any]] = FREQUENCIES | THRESHOLDS
+def thresholds_at(*values: float) -> dict[str, dict[str, Any]]:
+    """Name -> options of a fit whose gate has this threshold."""
+    return {f"z {z:g}": {"gate": {"z": z}} for z in values}
+
+
+THRESHOLDS = thresholds_at(0.5, 1.0, 1.5, 2.0)
+OPTIONS = FREQUENCIES | THRESHOLDS
 
 
 def options_of(run: Run, others: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -393,8 +397,7 @@ ADAM_RATES = (1e-3, 3e-3)
 
 
 INDIRECT: dict[str, dict[str, Any]] = {
-    "z 0.1": {"gate": {"z": 0.1}},
-    "z 0.5": {"gate": {"z": 0.5}},
+    **thresholds_at(0.1, 0.5),
     "snr_soap": {"optimizer": "snr_soap"},
     "frequencies 25, 15": frequencies(25.0, 15.0),
     "2000 steps": {"steps": 2000},

@@ -164,8 +164,7 @@ class SNRGaussNewton(Optimizer):
         if "steps" not in memory:
             group = self.param_groups[0]
             memory |= {"steps": 0, "damping": group["damping"], "still": 0, "memorized": math.nan}
-            memory |= {"ramp": 0, "before_memorized": 0.0}
-            memory |= {"drawn": [], "at_rest": False}
+            memory |= {"ramp": 0, "before_memorized": 0.0, "unseen": []}
         return memory
 
     @property
@@ -181,14 +180,21 @@ class SNRGaussNewton(Optimizer):
     @property
     def done(self) -> bool:
         """Whether nothing significant is left; steps then change nothing."""
-        return bool(self._memory["still"] >= self.param_groups[0]["patience"])
+        still = self._memory["still"] >= self.param_groups[0]["patience"]
+        return bool(still or self._is_at_rest)
+
+    @property
+    def _is_at_rest(self) -> bool:
+        """Whether rows that are drawn anew are at rest, over four times ``patience`` steps."""
+        unseen, group = self._memory["unseen"], self.param_groups[0]
+        return len(unseen) == 4 * group["patience"] and at_rest(unseen, group["tolerance"])
 
     @property
     def reason(self) -> str:
         """Why it is done; empty while it is not."""
         if not self.done:
             return ""
-        return AT_REST if self._memory["at_rest"] else DONE
+        return AT_REST if self._is_at_rest else DONE
 
     @property
     def memorized(self) -> float:
@@ -271,11 +277,11 @@ class SNRGaussNewton(Optimizer):
         memory["steps"] += 1
         goes_on = self._ramp(tangent)
         memory["still"] = memory["still"] + 1 if moved < group["tolerance"] and not goes_on else 0
-        memory["at_rest"] = self._is_at_rest(
-            tangent, 0.0 if residuals.rows_stay or goes_on else before
-        )
-        if memory["at_rest"]:
-            memory["still"] = group["patience"]
+        # The squares before a step on rows drawn anew, per noisy row: no step has seen these rows.
+        if (count := float(tangent.noisy.sum())) and not residuals.rows_stay and not goes_on:
+            memory["unseen"] = [*memory["unseen"], before / count][-4 * group["patience"] :]
+        else:
+            memory["unseen"] = []
         if isinstance(tangent, Posterior) and residuals.data_stay:
             self._keep_best(tangent, kept)
         self.last_stats = found(tangent, mu, moved, missing)
@@ -370,19 +376,6 @@ class SNRGaussNewton(Optimizer):
         after = before + 1 if explained else before - 1
         memory["ramp"] = min(max(after, 0), group["ramp_steps"])
         return bool(memory["ramp"] > before)
-
-    def _is_at_rest(self, tangent: Tangent | Posterior, unseen: float) -> bool:
-        """Whether rows that are drawn anew are at rest.
-
-        Args:
-            tangent: of this step.
-            unseen: the sum of squares before it, of rows that no step has seen; 0: there is none.
-        """
-        memory, group = self._memory, self.param_groups[0]
-        count, steps = float(tangent.noisy.sum()), 4 * group["patience"]
-        kept = [*memory["drawn"], unseen][-steps:] if unseen and count else []
-        memory["drawn"] = kept
-        return len(kept) == steps and at_rest(kept, count * group["tolerance"])
 
     def _residuals(self, closure: Callable[..., Any] | Residuals) -> Residuals:
         if isinstance(closure, Residuals):

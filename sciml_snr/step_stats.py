@@ -99,7 +99,7 @@ def at_rest(sums: Sequence[float], tolerance: float) -> bool:
     not at rest.
 
     Args:
-        sums: of an even number of steps in a row, 4 or more.
+        sums: of an even number of steps in a row, 4 or more, per noisy row.
         tolerance: of a step.
     """
     half = len(sums) // 2

@@ -248,6 +248,7 @@ def test_only_what_is_missing_is_run_and_an_interruption_leaves_whole_rows(tmp_p
         append_missing(path, jobs, KEYS, lambda one: run(one, 3), jobs=1)
     assert [row["seed"] for row in read(path)] == ["0", "1", "2"]
     assert [one.seed for one in missing(path, jobs, KEYS)] == [3, 4]
+    assert [one.seed for one in missing(path, [*jobs, *jobs], KEYS)] == [3, 4]
     append_missing(path, jobs, KEYS, lambda one: run(one, -1), jobs=1)
     append_missing(path, [*jobs, job(seed=9, lr=0.5)], KEYS, lambda one: run(one, -1), jobs=1)
     assert seen == [0, 1, 2, 3, 4, 9]

@@ -79,9 +79,12 @@ def append_missing(
 
 
 def missing(path: Path, configs: Iterable[Any], keys: Sequence[str]) -> list[Any]:
-    """The configs that have no row in the file yet."""
+    """The configs that have no row in the file yet, each once."""
     done = by_key(read(path), keys)
-    return [config for config in configs if key_of(config, keys) not in done]
+    wanted: dict[Any, Any] = {}
+    for config in configs:
+        wanted.setdefault(key_of(config, keys), config)
+    return [config for key, config in wanted.items() if key not in done]
 
 
 def check_file(path: Path, keys: Sequence[str], numbers: Sequence[str] = ()) -> None:

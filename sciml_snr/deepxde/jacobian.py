@@ -94,7 +94,6 @@ class ModelRows(Residuals):
         conditions = conditions_of(model.data)
         self._conditions_stay = all(getattr(c, "batch_size", None) is None for c in conditions)
         self.data_stay = self._conditions_stay
-        self.rows_stay = True
 
     def take(self, inputs: Any, targets: Any, aux: Any) -> None:
         """Take over a batch, as DeepXDE gives it to a train step."""
