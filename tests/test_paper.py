@@ -136,10 +136,30 @@ def test_grokking_tables_take_the_longest_run_of_every_seed(monkeypatch) -> None
     )
 
 
-def test_grokking_plans_name_no_run_twice() -> None:
-    runs = [run for plan in grokking.plans().values() for run in plan]
-    assert len(set(runs)) == len(runs)
-    assert {run.method for run in runs} == set(grokking.METHODS)
+def test_grokking_plans_name_every_method_and_no_run_twice() -> None:
+    plans = grokking.plans()
+    for plan in plans.values():
+        assert len(set(plan)) == len(plan)
+    assert {run.method for plan in plans.values() for run in plan} == set(grokking.METHODS)
+
+
+def test_grokking_phase_diagram_shows_methods_that_have_all_of_it(monkeypatch) -> None:
+    rows = [
+        finished([[50, 1.0, 0.96, 9.0, 1.0]], goal=str(round(100 / lr)), method=method, seed=seed)
+        | {"task": grokking.ADDITION, "fraction": "0.4", "lr": str(lr), "weight_decay": str(decay)}
+        for method in ("AdamW", "snr")
+        for seed in range(2)
+        for lr, decay in grokking.GRID[: 16 if method == "AdamW" else 15]
+    ]
+    rows[0] |= finished([[50, 1.0, 0.01, 9.0, 1.0]], method="AdamW") | {
+        name: rows[0][name] for name in ("task", "fraction", "lr", "weight_decay")
+    }
+    monkeypatch.setattr(grokking_report, "read", lambda _: rows)
+    (line,) = grokking_report.tuned().split("\n")[2:]
+    assert line == "| AdamW | 15 of 16 | 0.03 | 0.1 | 2 | 3333 | 10.0 | **3333** (2 of 2) |"
+    (panel,) = [ax for ax in grokking_report.phases().axes if ax.get_visible()]
+    words = [text.get_text() for text in panel.texts]
+    assert len(words) == 16 and words.count("m") == 1 and words.count("3333") == 4
 
 
 def test_grokking_gated_decay_shrinks_an_entry_by_its_own_gate() -> None:
@@ -155,6 +175,21 @@ def test_grokking_gated_decay_shrinks_an_entry_by_its_own_gate() -> None:
     after = weight.detach()
     torch.testing.assert_close(after[:2], (before[:2] - 0.1) * (1 - 0.1), atol=1e-5, rtol=0)
     assert torch.equal(after[2:], before[2:])
+
+
+def test_grokking_even_steps_are_as_long_as_the_gates_are_open() -> None:
+    """Two entries of a tensor with an open gate and two with a shut one: twice the step."""
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.ones(4))
+    optimizer = grokking.EvenSteps([weight], weight_decay=1.0, lr=0.1, gate="hard", alpha=1.0)
+    signal = torch.tensor([1.0, 1.0, 0.0, 0.0])
+    for step in range(40):
+        weight.grad = signal + (1 - signal) * (-1) ** step
+        before = weight.detach().clone()
+        optimizer.step()
+    after, decayed = weight.detach(), before * (1 - 0.1)
+    torch.testing.assert_close(after[:2], decayed[:2] - 2 * 0.1, atol=1e-5, rtol=0)
+    torch.testing.assert_close(after[2:], decayed[2:], atol=0, rtol=0)
 
 
 def test_pinn_minibatches_rows_and_table(tmp_path, monkeypatch) -> None:
@@ -174,13 +209,19 @@ def test_pinn_minibatches_rows_and_table(tmp_path, monkeypatch) -> None:
 def test_pixels_rows_and_table(tmp_path, monkeypatch) -> None:
     path = tmp_path / "pixels.csv"
     monkeypatch.setattr(pixels, "PATH", path)
-    monkeypatch.setattr(pixels, "EVERY", 2)
+    for name, value in {"EVERY": 2, "STEPS": 4, "LONG": 6}.items():
+        monkeypatch.setattr(pixels, name, value)
     runs = [pixels.Run("camera", method, 1e-3, steps=4) for method in pixels.METHODS]
+    long = [pixels.Run("camera", m, lr, steps=6) for m, lr in pixels.LONG_RUNS.items()]
     append_missing(path, runs, pixels.KEYS, pixels.fit, jobs=1)
     assert [row["best_step"] in ("2", "4") for row in read(path)] == [True] * len(runs)
     assert pixels.table().count("\n") == 1  # not on all images
     monkeypatch.setattr(pixels, "CORNERS", {"camera": (96, 224)})
     assert pixels.table().count("\n") == 1 + len(runs)
+    assert pixels.long_table().count("\n") == 1  # none of the longer runs yet
+    append_missing(path, long, pixels.KEYS, pixels.fit, jobs=1)
+    assert pixels.table().count("\n") == 1 + len(runs)
+    assert pixels.long_table().count("\n") == 1 + 1  # of Adam alone: the others' rate is another
 
 
 def test_phenomena_end_at_least_squares() -> None:

@@ -34,8 +34,9 @@ from torch.optim import AdamW, Optimizer
 
 from benchmarks.harness import RESULTS, append_missing
 from benchmarks.paper.arithmetic import TASKS
+from benchmarks.paper.own_variants import EvenSteps, GatedDecay
 from benchmarks.paper.rivals import casmo
-from sciml_snr import SNRAdam, rule
+from sciml_snr import SNRAdam
 from sciml_snr.bench.rivals import CautiousAdamW
 from sciml_snr.runs.folder import write_state
 
@@ -67,32 +68,6 @@ class Run:
     """Pairs in a step, or "full"."""
     seed: int
     steps: int
-
-
-class GatedDecay(SNRAdam):
-    """The published rule with a decay that is gated like the step: ours, an experiment.
-
-    Args:
-        mean: every entry decays by its parameter tensor's mean gate, not by its own.
-    """
-
-    def __init__(
-        self, params: Any, weight_decay: float, *, mean: bool = False, **options: Any
-    ) -> None:
-        super().__init__(params, weight_decay=0.0, **options)
-        self.decay, self.mean = weight_decay, mean
-
-    @torch.no_grad()
-    def step(self, closure: Any = None, floor: Any = None) -> Any:
-        """The rule's step; then the decay, by the gate of that step."""
-        loss = super().step(closure, floor)
-        for group in self.param_groups:
-            for p in group["params"]:
-                q = rule.openness(self.moments(p))  # type: ignore[arg-type]
-                if q is not None:
-                    share = q.mean() if self.mean else q.view_as(p)
-                    p.mul_(1 - group["lr"] * self.decay * share)
-        return loss
 
 
 def _snr(kind: type[SNRAdam] = SNRAdam, **fixed: Any) -> Callable[..., Optimizer]:
@@ -131,12 +106,17 @@ METHODS: dict[str, Callable[..., Optimizer]] = {
     "snr, gated decay": _snr(GatedDecay, gate="snr"),
     "snr, decay by the mean gate": _snr(GatedDecay, gate="snr", mean=True),
     "soft, finite alpha, gated decay": _snr(GatedDecay, gate="soft", alpha="finite"),
+    "snr, even steps": _snr(EvenSteps, gate="snr"),
+    "snr, softness 0.1, even steps": _snr(EvenSteps, gate="snr", softness=0.1),
+    "soft, lambda 0, finite alpha, even steps": _snr(
+        EvenSteps, gate="soft", lambd=0.0, alpha="finite"
+    ),
     "Grokfast AdamW": _grokfast,
     "Cautious AdamW": _plain(CautiousAdamW),
     "CASMO": _plain(casmo),
 }
 """With ``lambda 0`` the soft gate is the hard one. Decays are AdamW's, not gated, but where the
-name says so. CASMO and Grokfast need the extra "bench"."""
+name says so; gated decay and even steps are ours. CASMO and Grokfast need the extra "bench"."""
 
 
 class Training:
@@ -314,6 +294,10 @@ def addition(method: str, lr: float, weight_decay: float, seed: int = 0, **chang
 RULES = [name for name in METHODS if name.startswith(("snr", "soft"))]
 RIVALS = ("Grokfast AdamW", "Cautious AdamW", "CASMO")
 MAIN = ("snr", "soft", "soft, finite alpha", "soft, lambda 0", "soft, lambda 0, finite alpha")
+GRID = [(lr, decay) for lr in (1e-3, 3e-3, 1e-2, 3e-2) for decay in (0.1, 0.3, 1.0, 3.0)]
+"""The perceptron's phase diagram: all rates with all decays."""
+FAST = ((3e-3, 1.0), (1e-2, 1.0), (3e-2, 0.3))
+"""Cells in which AdamW is quicker than in those above."""
 NEARLY_OPEN = ("snr, softness 0.01", "snr, softness 0.1", "soft, lambda 0, finite alpha")
 """Gates that leave the table learned on the smaller task."""
 
@@ -321,11 +305,29 @@ NEARLY_OPEN = ("snr, softness 0.01", "snr, softness 0.1", "soft, lambda 0, finit
 def plans() -> dict[str, list[Run]]:
     """Lists of runs by name, the most telling first."""
     every = ["AdamW", *RULES, *RIVALS]
+    grid = [
+        *("AdamW", "snr", *NEARLY_OPEN[1:]),
+        *(name for name in RULES if name.endswith("even steps")),
+        *RIVALS,
+    ]
     few = ["AdamW", *MAIN]
     return {
         "addition": [addition(m, *cell) for cell in CELLS for m in every],
+        "addition grid": [addition(m, *cell) for m in grid for cell in GRID],
+        "addition grid seeds": [
+            addition(m, *cell, seed)
+            for seed in SEEDS[1:]
+            for m in grid
+            for cell in (CELLS[0], *FAST)
+        ],
         "adamw": [division("AdamW", d, s, LONG) for s in SEEDS for d in (1.0, 0.3, 3.0, 0.1)],
         "division open": [division(m, 1.0, steps=LONG) for m in NEARLY_OPEN],
+        "division seeds": [
+            division(m, 1.0, s, LONG) for s in SEEDS[1:] for m in ("AdamW", NEARLY_OPEN[0])
+        ],
+        "division even": [
+            division(m, 1.0, steps=LONG) for m in reversed(RULES) if m.endswith("even steps")
+        ],
         "division": [division(m, decay) for decay in (1.0, 0.3, 0.1) for m in MAIN],
         "addition seeds": [
             addition(m, *cell, seed) for cell in CELLS for seed in SEEDS[1:] for m in every

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from statistics import fmean, median
 
+import matplotlib
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from benchmarks import text
@@ -13,9 +15,11 @@ from benchmarks.harness import read
 from benchmarks.paper import grokking
 from sciml_snr.figures import COLORS
 
-FIGURE = Path(__file__).parents[2] / "docs/figures/grokking.png"
+FIGURES = Path(__file__).parents[2] / "docs/figures"
 ORDER = list(grokking.METHODS)
 DRAWN = ("AdamW", "snr, softness 0.1", "snr", "soft, finite alpha")
+LETTERS = {"on the way": "w", "memorizes": "m", "loses the table": "l", "learns nothing": "n"}
+"""Outcomes in the phase diagram."""
 
 
 def division() -> str:
@@ -33,14 +37,55 @@ def division() -> str:
 def addition() -> str:
     """The perceptron: outcomes of every method at every rate and decay."""
     cells = _cells(grokking.ADDITION, "0.4", "512")
-    at = list(dict.fromkeys((lr, decay) for _, lr, decay in cells))
+    at = [(str(lr), str(decay)) for lr, decay in grokking.CELLS]
     lines = []
     for method in ORDER:
         own = [cells.get((method, *cell)) for cell in at]
         if any(own):
             lines.append([method, *(_short(rows) if rows else "" for rows in own)])
-    titles = ["method", *(f"lr {float(lr):g}, decay {float(decay):g}" for lr, decay in at)]
+    titles = ["method", *(f"lr {lr:g}, decay {decay:g}" for lr, decay in grokking.CELLS)]
     return text.table(titles, lines)
+
+
+def tuned() -> str:
+    """The perceptron, each method at the fastest of 16 pairs of rate and decay, on seed 0."""
+    lines = []
+    for method, cells in _grid().items():
+        key = min(cells, key=lambda cell: _rank(cells[cell][:1]))
+        own = cells[key]
+        equal = cells.get(_best("AdamW"), [])
+        seconds = [float(r["cpu_milliseconds"]) * float(r["steps_taken"]) / 1000 for r in own]
+        generalizes = sum(bool(rows[0]["steps_to_goal"]) for rows in cells.values())
+        cells_of = f"{generalizes} of {len(cells)}"
+        line = [method, cells_of, f"{float(key[0]):g}", f"{float(key[1]):g}", str(len(own))]
+        line += [_steps(own, "steps_to_goal"), f"{median(seconds):.1f}"]
+        lines.append([*line, _short(equal) if equal else ""])
+    return text.table(
+        "method|cells that generalize|best lr|decay|seeds|steps to 95 % held out|CPU seconds|"
+        "at AdamW's best cell",
+        lines,
+    )
+
+
+def _grid() -> dict[str, dict[tuple[str, str], text.Rows]]:
+    """Method -> (lr, decay) -> rows, of the methods that have the whole phase diagram."""
+    cells = _cells(grokking.ADDITION, "0.4", "512")
+    found: dict[str, dict[tuple[str, str], text.Rows]] = {}
+    for method in ORDER:
+        own = {
+            (str(lr), str(decay)): cells[method, str(lr), str(decay)]
+            for lr, decay in grokking.GRID
+            if (method, str(lr), str(decay)) in cells
+        }
+        if len(own) == len(grokking.GRID):
+            found[method] = own
+    return found
+
+
+def _best(method: str) -> tuple[str, str]:
+    """Rate and decay of a method's fastest run of seed 0."""
+    cells = _grid()[method]
+    return min(cells, key=lambda cell: _rank(cells[cell][:1]))
 
 
 def variations() -> str:
@@ -158,8 +203,15 @@ def _short(rows: text.Rows) -> str:
     return f"{name}, {share}" if name == "on the way" else name
 
 
-def figure(path: Path = FIGURE) -> None:
-    """Accuracies, norms of the weights, and effective decay over steps, of the perceptron."""
+def figures(folder: Path = FIGURES) -> None:
+    """docs/figures/grokking.png and grokking_phases.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    courses().savefig(folder / "grokking.png", dpi=130)
+    phases().savefig(folder / "grokking_phases.png", dpi=130)
+
+
+def courses() -> Figure:
+    """Accuracies, norms of the weights, and mean gates over steps, of the perceptron."""
     drawn = Figure(figsize=(10, 3.2), layout="constrained")
     axes = drawn.subplots(1, 3)
     cells = _cells(grokking.ADDITION, "0.4", "512")
@@ -180,9 +232,39 @@ def figure(path: Path = FIGURE) -> None:
         ax.set_xlabel("step")
         ax.spines[["top", "right"]].set_visible(False)
     drawn.legend(frameon=False, loc="outside upper center", ncols=len(DRAWN))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawn.savefig(path, dpi=130)
+    return drawn
+
+
+def phases() -> Figure:
+    """The perceptron's phase diagram: a panel a method, learning rate by decay."""
+    grid = _grid()
+    columns = 5
+    rows = -(-len(grid) // columns)
+    drawn = Figure(figsize=(2.2 * columns, 2.3 * rows + 0.4), layout="constrained")
+    axes = list(drawn.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
+    rates = sorted({lr for lr, _ in grokking.GRID})
+    decays = sorted({decay for _, decay in grokking.GRID})
+    norm, colors = LogNorm(400, grokking.QUICK), matplotlib.colormaps["viridis_r"]
+    for ax, (method, cells) in zip(axes, grid.items(), strict=False):
+        for (lr, decay), runs in cells.items():
+            x, y = rates.index(float(lr)), decays.index(float(decay))
+            goal = runs[0]["steps_to_goal"]
+            face = colors(norm(float(goal))) if goal else "0.93"
+            dark = bool(goal) and norm(float(goal)) > 0.45
+            ax.add_patch(matplotlib.patches.Rectangle((x - 0.5, y - 0.5), 1, 1, color=face))
+            words = goal or LETTERS[outcome(runs[0])]
+            ax.text(x, y, words, ha="center", va="center", fontsize=8, color="w" if dark else "k")
+        ax.set_title(method.replace(", even", ",\neven"), fontsize=8)
+        ax.set(xlim=(-0.5, len(rates) - 0.5), ylim=(-0.5, len(decays) - 0.5), aspect="equal")
+        ax.set_xticks(range(len(rates)), [f"{lr:g}" for lr in rates], fontsize=7)
+        ax.set_yticks(range(len(decays)), [f"{decay:g}" for decay in decays], fontsize=7)
+        ax.tick_params(length=0)
+    for ax in axes[len(grid) :]:
+        ax.set_visible(False)
+    drawn.supxlabel("learning rate", fontsize=9)
+    drawn.supylabel("weight decay", fontsize=9)
+    return drawn
 
 
 if __name__ == "__main__":
-    figure()
+    figures()
