@@ -30,7 +30,7 @@ import skimage.data
 import torch
 
 from benchmarks import text
-from benchmarks.fields import FUNCTIONS
+from benchmarks.field_scattered import FUNCTIONS
 from benchmarks.fit_images import scores
 from benchmarks.harness import RESULTS, append_missing, read
 from sciml_snr.fields import fit_field, fit_image, fit_sdf
