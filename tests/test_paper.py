@@ -131,8 +131,8 @@ def test_grokking_tables_take_the_longest_run_of_every_seed(monkeypatch) -> None
     assert adamw == f"| {expected} |"
     assert "learns nothing" in snr
     assert grokking_report.claim() == (
-        "AdamW, best of 1 settings: 5000 steps (lr 0.001, decay 1, seeds: 2); the gates at 1 "
-        "settings: none generalizes"
+        "division: AdamW, best of 1 settings, 5000 steps (seeds: 2), the rule, best of 1, "
+        "not in 10000 (snr; seeds: 1)"
     )
 
 
