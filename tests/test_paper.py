@@ -154,7 +154,11 @@ def test_grokking_phase_diagram_shows_methods_that_have_all_of_it(monkeypatch) -
     rows[0] |= finished([[50, 1.0, 0.01, 9.0, 1.0]], method="AdamW") | {
         name: rows[0][name] for name in ("task", "fraction", "lr", "weight_decay")
     }
-    monkeypatch.setattr(grokking_report, "read", lambda _: rows)
+    for module in (grokking, grokking_report):
+        monkeypatch.setattr(module, "read", lambda _: rows)
+    assert grokking.fastest(["AdamW", "snr"])["AdamW"] == (3e-2, 0.1)
+    best = [run for run in grokking.plans()["addition best"] if run.method == "AdamW"]
+    assert [(r.lr, r.weight_decay, r.seed) for r in best] == [(3e-2, 0.1, 1), (3e-2, 0.1, 2)]
     (line,) = grokking_report.tuned().split("\n")[2:]
     assert line == "| AdamW | 15 of 16 | 0.03 | 0.1 | 2 | 3333 | 10.0 | **3333** (2 of 2) |"
     (panel,) = [ax for ax in grokking_report.phases().axes if ax.get_visible()]
