@@ -160,7 +160,10 @@ def test_grokking_phase_diagram_shows_methods_that_have_all_of_it(monkeypatch) -
     best = [run for run in grokking.plans()["addition best"] if run.method == "AdamW"]
     assert [(r.lr, r.weight_decay, r.seed) for r in best] == [(3e-2, 0.1, 1), (3e-2, 0.1, 2)]
     (line,) = grokking_report.tuned().split("\n")[2:]
-    assert line == "| AdamW | 15 of 16 | 0.03 | 0.1 | 2 | 3333 | 10.0 | **3333** (2 of 2) |"
+    assert line == (
+        "| AdamW | 15 of 16 | 0.03 | 0.1 | 2 | 3333 | 3.3 | **3333** (2 of 2) | "
+        "1.00 (1.00 to 1.00), 15 |"
+    )
     (panel,) = [ax for ax in grokking_report.phases().axes if ax.get_visible()]
     words = [text.get_text() for text in panel.texts]
     assert len(words) == 16 and words.count("m") == 1 and words.count("3333") == 4

@@ -9,6 +9,7 @@ from statistics import fmean, median
 import matplotlib
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from benchmarks import text
 from benchmarks.harness import read
@@ -17,7 +18,7 @@ from sciml_snr.figures import COLORS
 
 FIGURES = Path(__file__).parents[2] / "docs/figures"
 ORDER = list(grokking.METHODS)
-DRAWN = ("AdamW", "snr, softness 0.1", "snr", "soft, finite alpha")
+DRAWN = ("AdamW", "snr, softness 0.1", "snr", "soft, lambda 0, finite alpha, even steps")
 LETTERS = {"on the way": "w", "memorizes": "m", "loses the table": "l", "learns nothing": "n"}
 """Outcomes in the phase diagram."""
 
@@ -53,15 +54,19 @@ def tuned() -> str:
     for method, cells in _grid().items():
         key, own = _best(method), _at_best(method)
         equal = cells[_best("AdamW")]
-        seconds = [float(r["cpu_milliseconds"]) * float(r["steps_taken"]) / 1000 for r in own]
+        seconds = [
+            float(row["cpu_milliseconds"]) * float(row["steps_to_goal"] or "inf") / 1000
+            for row in own
+        ]
         generalizes = sum(bool(rows[0]["steps_to_goal"]) for rows in cells.values())
         cells_of = f"{generalizes} of {len(cells)}"
         line = [method, cells_of, f"{float(key[0]):g}", f"{float(key[1]):g}", str(len(own))]
         line += [_steps(own, "steps_to_goal"), f"{median(seconds):.1f}"]
-        lines.append([*line, _short(equal)])
+        lines.append([*line, _short(equal), _times(method)])
     return text.table(
-        "method|cells that generalize|best lr|decay|seeds|steps to 95 % held out|CPU seconds|"
-        "at AdamW's best cell",
+        "method|cells that generalize|best lr|decay|seeds|steps to 95 % held out|"
+        "CPU seconds to there|at AdamW's best cell|"
+        "AdamW's / its in the same cell: median (range), cells",
         lines,
     )
 
@@ -89,6 +94,19 @@ def _best(method: str) -> tuple[str, str]:
         return (*text.steps(cells[cell][:1], "steps_to_goal"), *map(float, cell))
 
     return min(cells, key=rank)
+
+
+def _times(method: str) -> str:
+    """AdamW's steps over the method's, in the cells in which both generalize, seed 0."""
+    grid = _grid()
+    goals = [
+        [float(rows[0]["steps_to_goal"] or "inf") for rows in (adamw, grid[method][cell])]
+        for cell, adamw in grid["AdamW"].items()
+    ]
+    found = [adamw / own for adamw, own in goals if max(adamw, own) < float("inf")]
+    if not found:
+        return "-"
+    return f"{median(found):.2f} ({min(found):.2f} to {max(found):.2f}), {len(found)}"
 
 
 def _at_best(method: str) -> text.Rows:
@@ -216,10 +234,11 @@ def _steps(rows: text.Rows, name: str) -> str:
 
 def _short(rows: text.Rows) -> str:
     """The outcome, with the steps that it took."""
-    reached = [int(row["steps_to_goal"]) for row in rows if row["steps_to_goal"]]
-    of = f" ({len(reached)} of {len(rows)})" if len(rows) > 1 else ""
-    if reached and 2 * len(reached) >= len(rows):
-        return f"**{median(reached):.0f}**{of}"
+    steps = text.steps(rows, "steps_to_goal")
+    if median(steps) < float("inf"):
+        reached = sum(step < float("inf") for step in steps)
+        of = f" ({reached} of {len(rows)})" if len(rows) > 1 else ""
+        return f"**{median(steps):.0f}**{of}"
     share = text.percent(median(text.column(rows, "held_out_accuracy")))
     name = _outcomes(rows)
     return f"{name}, {share}" if name == "on the way" else name
@@ -262,7 +281,7 @@ def phases() -> Figure:
     grid = _grid()
     columns = 5
     rows = -(-len(grid) // columns)
-    drawn = Figure(figsize=(2.2 * columns, 2.3 * rows + 0.4), layout="constrained")
+    drawn = Figure(figsize=(2.3 * columns, 2.2 * rows + 0.5), layout="constrained")
     axes = list(drawn.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
     rates = sorted({lr for lr, _ in grokking.GRID})
     decays = sorted({decay for _, decay in grokking.GRID})
@@ -273,11 +292,12 @@ def phases() -> Figure:
             goal = runs[0]["steps_to_goal"]
             face = colors(norm(float(goal))) if goal else "0.93"
             dark = bool(goal) and norm(float(goal)) > 0.45
-            ax.add_patch(matplotlib.patches.Rectangle((x - 0.5, y - 0.5), 1, 1, color=face))
+            ax.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=face, edgecolor="w"))
             words = goal or LETTERS[outcome(runs[0])]
             ax.text(x, y, words, ha="center", va="center", fontsize=8, color="w" if dark else "k")
-        ax.set_title(method.replace(", even", ",\neven"), fontsize=8)
-        ax.set(xlim=(-0.5, len(rates) - 0.5), ylim=(-0.5, len(decays) - 0.5), aspect="equal")
+        title = method.replace(", even", ",\neven") if len(method) > 30 else method
+        ax.set_title(title, fontsize=8)
+        ax.set(xlim=(-0.5, len(rates) - 0.5), ylim=(-0.5, len(decays) - 0.5))
         ax.set_xticks(range(len(rates)), [f"{lr:g}" for lr in rates], fontsize=7)
         ax.set_yticks(range(len(decays)), [f"{decay:g}" for decay in decays], fontsize=7)
         ax.tick_params(length=0)
