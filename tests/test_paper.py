@@ -143,6 +143,11 @@ def test_grokking_plans_name_every_method_and_no_run_twice() -> None:
     assert {run.method for plan in plans.values() for run in plan} == set(grokking.METHODS)
 
 
+def test_grokking_without_such_a_plan_says_which_there_are() -> None:
+    with pytest.raises(ValueError, match="no plan named adition: take of addition, "):
+        grokking.main(1, ["adition"])
+
+
 def test_grokking_phase_diagram_shows_methods_that_have_all_of_it(monkeypatch) -> None:
     rows = [
         finished([[50, 1.0, 0.96, 9.0, 1.0]], goal=str(round(100 / lr)), method=method, seed=seed)

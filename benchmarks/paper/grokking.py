@@ -365,7 +365,15 @@ def plans() -> dict[str, list[Run]]:
 
 
 def main(jobs: int | None = None, names: Sequence[str] = ()) -> None:
-    """Measure what is missing of the plans named, or of all."""
+    """Measure what is missing of the plans named, or of all.
+
+    Raises:
+        ValueError: there is no plan of that name.
+    """
+    if unknown := set(names) - plans().keys():
+        raise ValueError(
+            f"no plan named {', '.join(sorted(unknown))}: take of {', '.join(plans())}"
+        )
     for name in names or plans():
         append_missing(PATH, plans()[name], KEYS, train, jobs)
 
