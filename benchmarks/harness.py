@@ -16,9 +16,10 @@ from sciml_snr.bench.rows import key_of
 from sciml_snr.runs.options import PROBLEM_OPTIMIZERS, ProblemConfig
 from sciml_snr.runs.run import Recorder
 
-__all__ = ["RESULTS", "append_missing", "read", "resolved", "run_all", "run_one"]
+__all__ = ["FIGURES", "RESULTS", "append_missing", "read", "resolved", "run_all", "run_one"]
 
 RESULTS = Path(__file__).parent / "results"
+FIGURES = Path(__file__).parents[1] / "docs/figures"
 THRESHOLDS = (0.4, 0.3, 0.2)
 KEPT = (
     *("final_error", "best_error", "best_iteration", "memorized", "mean_q", "open_fraction"),

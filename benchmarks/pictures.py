@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import sciml_snr
+from benchmarks.harness import FIGURES
 from sciml_snr.figures import COLORS
 from sciml_snr.gate import Gate
 
-FIGURES = Path(__file__).parents[1] / "docs/figures"
 POINTS, SIGMA, STEPS, LR, EVERY = 64, 0.3, 8000, 1e-3, 20
 METHODS = ("Adam", "published rule", "label floor")
 STYLE = {

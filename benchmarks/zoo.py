@@ -23,14 +23,13 @@ from sciml_snr.problems.burgers_inverse import BurgersInverse
 from scipy.optimize import least_squares
 
 from benchmarks import text
-from benchmarks.harness import RESULTS, read
+from benchmarks.harness import FIGURES, RESULTS, read
 from sciml_snr.bench import Job, Plan, read_plan, tables
 from sciml_snr.bench.plan import VARIANTS
 from sciml_snr.bench.rows import Row, number
 
 PLAN = Path(__file__).parent / "zoo.toml"
 PATH = RESULTS / "zoo.csv"
-FIGURES = Path(__file__).parents[1] / "docs/figures"
 
 
 @cache

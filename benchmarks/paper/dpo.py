@@ -47,7 +47,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import text
-from benchmarks.harness import RESULTS, append_missing, read
+from benchmarks.harness import FIGURES, RESULTS, append_missing, read
 from benchmarks.paper.grammar import WORDS, Pair, letter_values, prompts, reward, sentence, swap
 from benchmarks.paper.rivals import casmo
 from sciml_snr import SNRAdam
@@ -55,7 +55,7 @@ from sciml_snr.figures import COLORS
 
 PATH = RESULTS / "dpo.csv"
 ROOT = Path(__file__).parents[2]
-FIGURE = ROOT / "docs/figures/dpo.png"
+FIGURE = FIGURES / "dpo.png"
 BETA = 0.1
 SWAPPED = 0.3
 WEIGHT_DECAY = 0.01

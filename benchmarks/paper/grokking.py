@@ -301,14 +301,13 @@ NEARLY_OPEN = ("snr, softness 0.01", "snr, softness 0.1", "soft, lambda 0, finit
 
 
 def fastest(methods: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """Learning rate and decay of each method's fastest run of the phase diagram, seed 0; of those
-    that have generalized in it."""
+    """Learning rate and decay of each method's fastest run of the phase diagram, seed 0."""
     found: dict[str, tuple[float, tuple[float, float]]] = {}
     for row in read(PATH):
         run = (row["task"], row["fraction"], row["batch"], row["seed"])
         cell = (float(row["lr"]), float(row["weight_decay"]))
-        if run == (ADDITION, "0.4", "512", "0") and cell in GRID and row["steps_to_goal"]:
-            steps = (float(row["steps_to_goal"]), cell)
+        if run == (ADDITION, "0.4", "512", "0") and cell in GRID:
+            steps = (float(row["steps_to_goal"] or "inf"), cell)
             found[row["method"]] = min(found.get(row["method"], steps), steps)
     return {method: found[method][1] for method in methods if method in found}
 
@@ -317,11 +316,7 @@ def plans() -> dict[str, list[Run]]:
     """Lists of runs by name, the most telling first."""
     every = ["AdamW", *RULES, *RIVALS]
     even = [name for name in reversed(RULES) if name.endswith("even steps")]
-    grid = [
-        *("AdamW", "snr", *NEARLY_OPEN[1:]),
-        *even,
-        *RIVALS,
-    ]
+    grid = ["AdamW", "snr", *NEARLY_OPEN[1:], *even, *RIVALS]
     few = ["AdamW", *MAIN]
     return {
         "addition": [addition(m, *cell) for cell in CELLS for m in every],
@@ -370,11 +365,11 @@ def main(jobs: int | None = None, names: Sequence[str] = ()) -> None:
     Raises:
         ValueError: there is no plan of that name.
     """
-    if unknown := set(names) - plans().keys():
-        raise ValueError(
-            f"no plan named {', '.join(sorted(unknown))}: take of {', '.join(plans())}"
-        )
-    for name in names or plans():
+    known = list(plans())
+    if unknown := set(names) - set(known):
+        raise ValueError(f"no plan named {', '.join(sorted(unknown))}: take of {', '.join(known)}")
+    for name in names or known:
+        # Made anew each time: one plan follows from the rows of another.
         append_missing(PATH, plans()[name], KEYS, train, jobs)
 
 

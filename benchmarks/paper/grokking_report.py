@@ -12,15 +12,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from benchmarks import text
-from benchmarks.harness import read
+from benchmarks.harness import FIGURES, read
 from benchmarks.paper import grokking
 from sciml_snr.figures import COLORS
 
-FIGURES = Path(__file__).parents[2] / "docs/figures"
 ORDER = list(grokking.METHODS)
 DRAWN = ("AdamW", "snr, softness 0.1", "snr", "soft, lambda 0, finite alpha, even steps")
 LETTERS = {"on the way": "w", "memorizes": "m", "loses the table": "l", "learns nothing": "n"}
 """Outcomes in the phase diagram."""
+Cells = dict[tuple[float, float], text.Rows]
+"""(learning rate, decay) -> rows, of one method."""
 
 
 def division() -> str:
@@ -51,18 +52,18 @@ def addition() -> str:
 def tuned() -> str:
     """The perceptron, each method at the fastest of 16 pairs of rate and decay, on seed 0."""
     lines = []
-    for method, cells in _grid().items():
-        key, own = _best(method), _at_best(method)
-        equal = cells[_best("AdamW")]
+    grid = _grid()
+    best = grokking.fastest(list(grid))
+    for method, cells in grid.items():
+        own, equal = cells[best[method]], cells[best["AdamW"]]
         seconds = [
-            float(row["cpu_milliseconds"]) * float(row["steps_to_goal"] or "inf") / 1000
-            for row in own
+            float(row["cpu_milliseconds"]) * steps / 1000
+            for row, steps in zip(own, text.steps(own, "steps_to_goal"), strict=True)
         ]
         generalizes = sum(bool(rows[0]["steps_to_goal"]) for rows in cells.values())
-        cells_of = f"{generalizes} of {len(cells)}"
-        line = [method, cells_of, f"{float(key[0]):g}", f"{float(key[1]):g}", str(len(own))]
-        line += [_steps(own, "steps_to_goal"), f"{median(seconds):.1f}"]
-        lines.append([*line, _short(equal), _times(method)])
+        line = [method, f"{generalizes} of {len(cells)}", *(f"{x:g}" for x in best[method])]
+        line += [str(len(own)), _steps(own, "steps_to_goal"), f"{median(seconds):.1f}"]
+        lines.append([*line, _short(equal), _times(grid["AdamW"], cells)])
     return text.table(
         "method|cells that generalize|best lr|decay|seeds|steps to 95 % held out|"
         "CPU seconds to there|at AdamW's best cell|"
@@ -71,47 +72,25 @@ def tuned() -> str:
     )
 
 
-def _grid() -> dict[str, dict[tuple[str, str], text.Rows]]:
-    """Method -> (lr, decay) -> rows, of the methods that have the whole phase diagram."""
+def _grid() -> dict[str, Cells]:
+    """Method -> the cells of its phase diagram, of the methods that have all of it."""
     cells = _cells(grokking.ADDITION, "0.4", "512")
-    found: dict[str, dict[tuple[str, str], text.Rows]] = {}
+    found: dict[str, Cells] = {}
     for method in ORDER:
-        own = {
-            (str(lr), str(decay)): cells[method, str(lr), str(decay)]
-            for lr, decay in grokking.GRID
-            if (method, str(lr), str(decay)) in cells
-        }
-        if len(own) == len(grokking.GRID):
-            found[method] = own
+        own = {(lr, decay): cells.get((method, str(lr), str(decay))) for lr, decay in grokking.GRID}
+        whole = {cell: rows for cell, rows in own.items() if rows}
+        if len(whole) == len(own):
+            found[method] = whole
     return found
 
 
-def _best(method: str) -> tuple[str, str]:
-    """Rate and decay of a method's fastest run of seed 0, as :func:`grokking.fastest`."""
-    cells = _grid()[method]
-
-    def rank(cell: tuple[str, str]) -> tuple[float, ...]:
-        return (*text.steps(cells[cell][:1], "steps_to_goal"), *map(float, cell))
-
-    return min(cells, key=rank)
-
-
-def _times(method: str) -> str:
-    """AdamW's steps over the method's, in the cells in which both generalize, seed 0."""
-    grid = _grid()
-    goals = [
-        [float(rows[0]["steps_to_goal"] or "inf") for rows in (adamw, grid[method][cell])]
-        for cell, adamw in grid["AdamW"].items()
-    ]
-    found = [adamw / own for adamw, own in goals if max(adamw, own) < float("inf")]
+def _times(adamw: Cells, cells: Cells) -> str:
+    """AdamW's steps over a method's, in the cells in which both generalize, seed 0."""
+    goals = [text.steps([rows[0], cells[cell][0]], "steps_to_goal") for cell, rows in adamw.items()]
+    found = [base / own for base, own in goals if max(base, own) < float("inf")]
     if not found:
         return "-"
     return f"{median(found):.2f} ({min(found):.2f} to {max(found):.2f}), {len(found)}"
-
-
-def _at_best(method: str) -> text.Rows:
-    """The runs of all seeds there."""
-    return _grid()[method][_best(method)]
 
 
 def variations() -> str:
@@ -143,10 +122,10 @@ def claim() -> str:
     found = f"division: AdamW, best of {len(adamw)} settings, {_steps(base, 'steps_to_goal')} steps"
     found += f" (seeds: {len(base)}), the rule, best of {len(rule)}, "
     found += f"{_steps(best, 'steps_to_goal')} ({best[0]['method']}; seeds: {len(best)})"
-    grid = {method: runs for method, runs in _grid().items() if is_published(method)}
-    if grid:
-        first = {m: _at_best(m) for m in ("AdamW", *grid)}
-        quickest = min(grid, key=lambda m: _rank(first[m]))
+    grid = _grid()
+    first = {m: grid[m][cell] for m, cell in grokking.fastest(list(grid)).items()}
+    if published := [method for method in first if is_published(method)]:
+        quickest = min(published, key=lambda m: _rank(first[m]))
         found += f"; addition, best of {len(grokking.GRID)} each: AdamW "
         found += f"{_steps(first['AdamW'], 'steps_to_goal')}, the rule "
         found += f"{_steps(first[quickest], 'steps_to_goal')} ({quickest})"
@@ -288,7 +267,7 @@ def phases() -> Figure:
     norm, colors = LogNorm(400, grokking.QUICK), matplotlib.colormaps["viridis_r"]
     for ax, (method, cells) in zip(axes, grid.items(), strict=False):
         for (lr, decay), runs in cells.items():
-            x, y = rates.index(float(lr)), decays.index(float(decay))
+            x, y = rates.index(lr), decays.index(decay)
             goal = runs[0]["steps_to_goal"]
             face = colors(norm(float(goal))) if goal else "0.93"
             dark = bool(goal) and norm(float(goal)) > 0.45

@@ -7,7 +7,7 @@ weight decay stays what it was. :class:`GatedDecay` makes the decay as short as 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,15 +23,14 @@ class Variant(SNRAdam):
         super().__init__(params, weight_decay=0.0, **options)
         self.decay = weight_decay
 
-    def gates(self) -> dict[Tensor, Tensor | None]:
-        """q of every parameter in the last step, of its shape; None where no gate acted."""
-        found: dict[Tensor, Tensor | None] = {}
+    def gates(self) -> Iterator[tuple[Tensor, float, Tensor | None]]:
+        """Every parameter, its learning rate, and its q in the last step, of its shape; None where
+        no gate acted."""
         for group in self.param_groups:
             for p in group["params"]:
                 moments = self.moments(p)
                 q = None if moments is None else rule.openness(moments)
-                found[p] = None if q is None else q.view_as(p)
-        return found
+                yield p, group["lr"], None if q is None else q.view_as(p)
 
 
 class GatedDecay(Variant):
@@ -51,12 +50,9 @@ class GatedDecay(Variant):
     def step(self, closure: Callable[[], Any] | None = None, floor: Any = None) -> Any:
         """The rule's step; then the decay, by the gate of that step."""
         loss = super().step(closure, floor)
-        gates = self.gates()
-        for group in self.param_groups:
-            for p in group["params"]:
-                q = gates[p]
-                if q is not None:
-                    p.mul_(1 - group["lr"] * self.decay * (q.mean() if self.mean else q))
+        for p, lr, q in self.gates():
+            if q is not None:
+                p.mul_(1 - lr * self.decay * (q.mean() if self.mean else q))
         return loss
 
 
@@ -74,10 +70,8 @@ class EvenSteps(Variant):
         """The rule's step, made longer; the decay is that of the weights before it."""
         before = {p: p.clone() for group in self.param_groups for p in group["params"]}
         loss = super().step(closure, floor)
-        gates = self.gates()
-        for group in self.param_groups:
-            for p in group["params"]:
-                q, old = gates[p], before[p]
-                length = 1.0 if q is None else 1 / max(float(q.mean()), 1 / self.LONGEST)
-                p.copy_(old.mul(1 - group["lr"] * self.decay).add_(p - old, alpha=length))
+        for p, lr, q in self.gates():
+            length = 1.0 if q is None else 1 / max(float(q.mean()), 1 / self.LONGEST)
+            step = p - before[p]
+            p.copy_(before[p].mul_(1 - lr * self.decay).add_(step, alpha=length))
         return loss

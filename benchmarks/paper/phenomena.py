@@ -33,12 +33,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from benchmarks.harness import RESULTS, append_missing, read
+from benchmarks.harness import FIGURES, RESULTS, append_missing, read
 from sciml_snr.figures import COLORS
 from sciml_snr.measure.channel import Trajectory, spectrum, tangent_kernel
 
 PATH = RESULTS / "phenomena.csv"
-FIGURES = Path(__file__).parents[2] / "docs/figures"
 KEYS = ("phenomenon", "width", "seed")
 SEEDS = range(5)
 WIDTHS = {

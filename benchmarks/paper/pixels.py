@@ -104,56 +104,52 @@ def fit(run: Run) -> dict[str, Any]:
     }
 
 
+def _means(steps: int) -> dict[tuple[str, str], tuple[float, float, float]]:
+    """(method, lr) -> final PSNR, best PSNR and memorized share after so many steps: means over
+    the images, of those that were fitted to all of them."""
+    rows = [row for row in read(PATH) if row["steps"] == str(steps)]
+    columns = ("final_psnr", "best_psnr", "memorized")
+    found = {}
+    for (method, lr), own in text.groups(rows, "method", "lr").items():
+        if len(own) == len(CORNERS):
+            final, best, share = (mean(text.column(own, name)) for name in columns)
+            found[method, lr] = (final, best, share)
+    return found
+
+
 def table() -> str:
-    """Every method and rate: final and best PSNR and memorized share, means over the images."""
+    """Every method and rate: final and best PSNR and memorized share."""
     lines = []
-    rows = _rows(STEPS)
+    means = _means(STEPS)
     for method in METHODS:
         for lr in RATES:
-            own = [row for row in rows if (row["method"], row["lr"]) == (method, str(lr))]
-            if len(own) < len(CORNERS):
-                continue
-            lines.append([method, f"{lr:g}", *_cells(own)])
+            if (method, str(lr)) in means:
+                final, best, share = means[method, str(lr)]
+                cells = [f"{final:.2f}", f"{best:.2f}", text.percent(share)]
+                lines.append([method, f"{lr:g}", *cells])
     titles = f"method|lr|PSNR after {STEPS:,} steps|best on the way|noise memorized"
     return text.table(titles, lines)
 
 
 def long_table() -> str:
-    """The longer runs beside those of 4,000 steps: means over the images."""
+    """The longer runs beside those of 4,000 steps."""
     lines = []
-    short, long = _rows(STEPS), _rows(LONG)
+    short, long = _means(STEPS), _means(LONG)
     for method, lr in LONG_RUNS.items():
-        runs = [
-            [row for row in rows if (row["method"], row["lr"]) == (method, str(lr))]
-            for rows in (short, long)
-        ]
-        if min(map(len, runs)) == len(CORNERS):
-            (begun, _, share), (final, _, last) = map(_cells, runs)
-            lines.append([method, f"{lr:g}", begun, final, share, last])
+        key = (method, str(lr))
+        if key in short and key in long:
+            psnrs = [f"{means[key][0]:.2f}" for means in (short, long)]
+            shares = [text.percent(means[key][2]) for means in (short, long)]
+            lines.append([method, f"{lr:g}", *psnrs, *shares])
     titles = f"method|lr|PSNR after {STEPS:,} steps|after {LONG:,}|noise memorized, {STEPS:,}|"
     return text.table(titles + f"{LONG:,}", lines)
 
 
-def _rows(steps: int) -> text.Rows:
-    return [row for row in read(PATH) if row["steps"] == str(steps)]
-
-
-def _cells(rows: text.Rows) -> list[str]:
-    """Final and best PSNR and the memorized share, means over the images."""
-    final, best, share = (
-        mean(text.column(rows, name)) for name in ("final_psnr", "best_psnr", "memorized")
-    )
-    return [f"{final:.2f}", f"{best:.2f}", text.percent(share)]
-
-
 def claim() -> str:
     """Adam, the rule and the label floor, each at the rate of the best end."""
-    rows = _rows(STEPS)
     found: dict[str, tuple[float, float]] = {}
-    for (method, _), own in text.groups(rows, "method", "lr").items():
-        if len(own) == len(CORNERS):
-            psnr, share = (mean(text.column(own, name)) for name in ("final_psnr", "memorized"))
-            found[method] = max(found.get(method, (-math.inf, 0.0)), (psnr, share))
+    for (method, _), (psnr, _, share) in _means(STEPS).items():
+        found[method] = max(found.get(method, (-math.inf, 0.0)), (psnr, share))
     if len(found) < len(METHODS):
         return "not yet run"
     rule = max((m for m in found if m.startswith("published")), key=lambda m: found[m])
